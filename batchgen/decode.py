@@ -1,0 +1,64 @@
+"""The decode stage: latents become pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from batchgen.denoise import filled
+from batchgen.records import ImageBatch, LatentBatch
+
+
+class Decoder:
+    """The decoding half of the VAE, always run at one fixed batch size.
+
+    Float to 8 bit is done on the device, by the arithmetic of diffusers' ``numpy_to_pil``: only
+    bytes cross to the host, and they equal the plain pipeline's. As in that pipeline, a float16 VAE
+    is not raised to float32, whatever its ``force_upcast``; overflow shows in ``finite``.
+
+    Args:
+        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionImg2ImgPipeline`` that holds the
+            VAE only, in ``eval()``.
+        batch_size: samples a call of the VAE.
+    """
+
+    def __init__(self, pipeline: Any, batch_size: int) -> None:
+        self.pipeline = pipeline
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def __call__(self, batch: LatentBatch) -> ImageBatch:
+        """Decode one micro-batch to uint8 RGB (n, height, width, 3) on the host.
+
+        Pixels that are not a number become black, and ``finite`` is False for their sample.
+
+        Raises:
+            ValueError: more samples than the batch size.
+            torch.OutOfMemoryError: the batch size is too large for the device.
+        """
+        vae = self.pipeline.vae
+        count = len(batch.latents)
+        latents = batch.latents[filled(count, self.batch_size)].to(vae.device)  # (B, C, H/f, W/f)
+        decoded = vae.decode(unscaled(latents, vae.config), return_dict=False)[0]  # (B, 3, H, W)
+        decoded = decoded[:count]
+        unit = self.pipeline.image_processor.postprocess(decoded, output_type="pt")  # in [0, 1]
+        finite = torch.isfinite(decoded).flatten(1).all(dim=1)
+        return ImageBatch(
+            pixels=to_bytes(unit).cpu().numpy(),
+            finite=tuple(finite.tolist()),
+            truncated=batch.truncated,
+        )
+
+
+def unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
+    """Latents as the VAE sees them: without its scaling factor and, if it has one, with its shift."""
+    plain: torch.Tensor = latents / config.scaling_factor
+    shift = getattr(config, "shift_factor", None)
+    return plain if shift is None else plain + shift
+
+
+def to_bytes(unit: torch.Tensor) -> torch.Tensor:
+    """(n, 3, H, W) in [0, 1] of any float type to (n, H, W, 3) uint8, halves to even."""
+    levels = (unit.float() * 255).round().nan_to_num(nan=0.0)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,117 @@
+"""The tree of errors: reject a row, retry a shard, stop the job.
+
+    BatchgenError
+    ├── RejectRow          this row cannot be made into samples; the others go on
+    ├── RetryShard         this shard may succeed if tried again (network, a lost worker)
+    └── StopJob            no shard can succeed until somebody acts
+        ├── UsageError     wrong before any work: spec, input, model, changed plan   (exit 1)
+        │   ├── SpecError      one field of the spec: the field, what was given, what is allowed
+        │   ├── InputError     a file, a column or the dataset as a whole
+        │   ├── ModelError     a model folder, component or scheduler
+        │   ├── PlanChanged    the output was planned from something else
+        │   └── OutputBusy     another run holds the output's lease
+        ├── LimitExceeded  more failed or rejected than the policy allows          (exit 2)
+        ├── Interrupted    stopped from outside or by its surroundings; resumable  (exit 3)
+        │   └── StorageFailed  the store refuses: credentials, full disk, vanished bucket
+        └── VerifyFailed   what is in storage does not add up                      (exit 4)
+
+Deliberately not in the tree, and never caught by name: programming errors. Inside an actor they fail
+the shard (with their traceback in its failed marker); in the driver they end the program.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BatchgenError(Exception):
+    """Base of every error that batchgen raises on purpose."""
+
+
+class RejectRow(BatchgenError):
+    """A row that cannot be made into samples.
+
+    Args:
+        reason: a short fixed word such as ``empty-prompt``; counted in markers and reports.
+        message: what was found and what is allowed.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class RetryShard(BatchgenError):
+    """A fault that may pass: the shard is tried again, at most ``policy.shard_retries`` times."""
+
+
+class StopJob(BatchgenError):
+    """A fault that no other shard can escape. ``exit_code`` is the program's exit code."""
+
+    exit_code = 1
+
+
+class UsageError(StopJob):
+    """Something to correct before work can start."""
+
+
+class SpecError(UsageError):
+    """One field of the spec is wrong.
+
+    Args:
+        field: dotted name, for example ``sampling.guidance_scale``.
+        given: the value found; shown with ``repr``.
+        allowed: a phrase that says what would be right.
+    """
+
+    def __init__(self, field: str, given: object, allowed: str) -> None:
+        super().__init__(f"{field}: got {given!r}; allowed: {allowed}")
+        self.field = field
+        self.given = given
+        self.allowed = allowed
+
+
+class InputError(UsageError):
+    """The input dataset cannot be used."""
+
+
+class ModelError(UsageError):
+    """The model cannot be used for this task."""
+
+
+class PlanChanged(UsageError):
+    """The output holds a plan made from other inputs, settings or weights."""
+
+
+class OutputBusy(UsageError):
+    """Another run is at work on this output."""
+
+
+class LimitExceeded(StopJob):
+    """More samples failed or were rejected than the policy allows."""
+
+    exit_code = 2
+
+
+class Interrupted(StopJob):
+    """Stopped before the end; everything committed stays, ``resume`` goes on."""
+
+    exit_code = 3
+
+
+class StorageFailed(Interrupted):
+    """The store cannot be used: credentials, permissions, full disk, vanished bucket."""
+
+
+class VerifyFailed(StopJob):
+    """Storage does not hold what the plan promises."""
+
+    exit_code = 4
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

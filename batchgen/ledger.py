@@ -1,0 +1,339 @@
+"""What has been done, from storage alone: the plan, the shards' markers, failures, and who holds the lease."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from batchgen.errors import BatchgenError, InputError, OutputBusy
+from batchgen.plan import Plan, read_plan
+from batchgen.spec import Spec, build
+from batchgen.storage import Store
+
+PLAN = "_batchgen/plan.json"
+JOB = "_batchgen/job.yaml"
+SHARDS = "_batchgen/shards"
+FAILED = "_batchgen/failed"
+REJECTS = "_batchgen/rejects"
+LEASES = "_batchgen/lease"
+DATA = "data"
+
+LEASE_SECONDS = 60.0
+HEARTBEAT_SECONDS = 10.0
+_THREADS = 8
+_NUMBERED = re.compile(r"^(\d+)\.json$")
+
+
+@dataclass(frozen=True)
+class Written:
+    """One committed file: name below the output, size in bytes, SHA-256 of its bytes, rows."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How the planned samples of a shard ended: ``planned = accepted + rejected + failed``."""
+
+    planned: int
+    accepted: int
+    rejected: int
+    failed: int
+
+    def add_up(self) -> bool:
+        return self.planned == self.accepted + self.rejected + self.failed
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The object whose existence makes a shard committed; written after everything it names."""
+
+    shard: int
+    counts: Counts
+    files: tuple[Written, ...]
+    reasons: dict[str, int]
+    truncated_prompts: int
+    timings_s: dict[str, float]
+    read_bytes: int
+    batch_size: int
+    micro_batches: int
+    adaptations: tuple[str, ...]
+    parameter_counts: dict[str, dict[str, int]]
+    attempt: int
+    environment: dict[str, str]
+    spec_fingerprint: str
+    finished_at: float
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class FailedMarker:
+    """Why a shard could not be made. A later commit of the shard removes it."""
+
+    shard: int
+    planned: int
+    error: str
+    message: str
+    traceback: str
+    attempts: int
+    host: str
+    failed_at: float
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class States:
+    """Shard numbers by state, from one listing."""
+
+    shards: int
+    committed: frozenset[int]
+    failed: frozenset[int]
+
+    @property
+    def pending(self) -> list[int]:
+        """Shards to make, failed ones again included."""
+        return [shard for shard in range(self.shards) if shard not in self.committed]
+
+
+def data_name(shard: int, shards: int) -> str:
+    return f"{DATA}/train-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def rejects_name(shard: int) -> str:
+    return f"{REJECTS}/{shard:05d}.parquet"
+
+
+def _marker_name(shard: int) -> str:
+    return f"{SHARDS}/{shard:05d}.json"
+
+
+def _failed_name(shard: int) -> str:
+    return f"{FAILED}/{shard:05d}.json"
+
+
+def parse_marker(data: bytes) -> Marker:
+    """A marker from its JSON. Raises ValueError, KeyError or TypeError when it is not one."""
+    tree: dict[str, Any] = json.loads(data)
+    tree["counts"] = Counts(**tree["counts"])
+    tree["files"] = tuple(Written(**one) for one in tree["files"])
+    tree["adaptations"] = tuple(tree["adaptations"])
+    return Marker(**tree)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The records under ``_batchgen/`` of one output."""
+
+    store: Store
+
+    def plan(self) -> Plan | None:
+        """The frozen plan, or None when no run has started here."""
+        try:
+            return read_plan(self.store.read(PLAN))
+        except FileNotFoundError:
+            return None
+
+    def require_plan(self) -> Plan:
+        plan = self.plan()
+        if plan is None:
+            raise InputError(f"output {self.store.url}: no {PLAN} there; nothing was run into it")
+        return plan
+
+    def freeze(self, plan: Plan, job: Spec) -> None:
+        """Write what was asked (``job.yaml``) and the plan, once."""
+        self.store.put(JOB, job.to_yaml().encode())
+        self.store.put_new(PLAN, plan.to_json().encode())
+
+    def job(self) -> Spec:
+        """The spec as the user gave it to the first run."""
+        import yaml
+
+        try:
+            return build(yaml.safe_load(self.store.read(JOB)))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"output {self.store.url}: no {JOB} there; nothing was run into it"
+            ) from error
+
+    def states(self, plan: Plan) -> States:
+        committed = self._numbers(SHARDS)
+        return States(
+            plan.shards, frozenset(committed), frozenset(self._numbers(FAILED) - committed)
+        )
+
+    def marker(self, shard: int) -> Marker | None:
+        try:
+            return parse_marker(self.store.read(_marker_name(shard)))
+        except FileNotFoundError:
+            return None
+
+    def markers(self, shards: Iterable[int]) -> Iterator[Marker]:
+        """The markers of committed shards, in order of number."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for marker in pool.map(self.marker, sorted(shards)):
+                if marker is not None:
+                    yield marker
+
+    def commit(self, marker: Marker) -> Marker:
+        """Make the shard committed. Another attempt's marker over the same files counts as ours."""
+        if not self.store.put_new(_marker_name(marker.shard), marker.to_json()):
+            other = self.marker(marker.shard)
+            if other is not None and other.files == marker.files:
+                return other
+            self.store.put(_marker_name(marker.shard), marker.to_json())
+        self.store.delete(_failed_name(marker.shard))
+        return marker
+
+    def fail(self, failed: FailedMarker) -> None:
+        self.store.put(_failed_name(failed.shard), failed.to_json())
+
+    def failure(self, shard: int) -> FailedMarker:
+        return FailedMarker(**json.loads(self.store.read(_failed_name(shard))))
+
+    def _numbers(self, folder: str) -> set[int]:
+        matches = (_NUMBERED.match(name) for name in self.store.list(folder))
+        return {int(match.group(1)) for match in matches if match}
+
+
+@dataclass
+class Lease:
+    """The right of one run to write an output, kept alive by a heartbeat.
+
+    Leases are numbered and each is created only if its number is free, so of any number of runs
+    that reach for the next one exactly one gets it; the highest number holds. The old ones stay as
+    a history of runs.
+    """
+
+    store: Store
+    number: int
+    owner: str
+    lost: threading.Event = field(default_factory=threading.Event)
+    _end: threading.Event = field(default_factory=threading.Event)
+
+    def beat(self, released: bool = False) -> None:
+        self.store.put(_lease_name(self.number), _lease_text(self.owner, released))
+
+    def still_held(self) -> bool:
+        return _highest_lease(self.store) == self.number
+
+    def keep(self, on_lost: Callable[[str], None]) -> None:
+        """Renew until released; call ``on_lost`` once if another run has taken over."""
+        failures_since = time.time()
+        while not self._end.wait(HEARTBEAT_SECONDS):
+            try:
+                if not self.still_held():
+                    self.lost.set()
+                    on_lost("another run has taken over this output's lease")
+                    return
+                self.beat()
+                failures_since = time.time()
+            except (BatchgenError, OSError) as error:
+                if time.time() - failures_since > LEASE_SECONDS:
+                    self.lost.set()
+                    on_lost(f"the lease could not be renewed for {LEASE_SECONDS:.0f} s: {error}")
+                    return
+
+    def release(self) -> None:
+        self._end.set()
+        if not self.lost.is_set():
+            with contextlib.suppress(BatchgenError, OSError):
+                self.beat(released=True)
+
+
+@contextmanager
+def hold_lease(store: Store, on_lost: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold the output's lease while the block runs.
+
+    Raises:
+        OutputBusy: another run holds it; names the holder and how long to wait.
+    """
+    lease = acquire_lease(store)
+    thread = threading.Thread(target=lease.keep, args=(on_lost,), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease.release()
+        thread.join(timeout=5)
+
+
+def acquire_lease(store: Store) -> Lease:
+    """Take the next lease if the last one is released, expired or its process is gone."""
+    highest = _highest_lease(store)
+    if highest:
+        _refuse_if_held(store, highest)
+    lease = Lease(store, highest + 1, f"{_process_identity()} {uuid.uuid4().hex[:8]}")
+    created = store.put_new(_lease_name(lease.number), _lease_text(lease.owner, released=False))
+    if not created or not lease.still_held():
+        _refuse_if_held(store, _highest_lease(store))
+        raise OutputBusy(f"output {store.url}: another run took its lease at the same moment")
+    return lease
+
+
+def _refuse_if_held(store: Store, number: int) -> None:
+    try:
+        tree = json.loads(store.read(_lease_name(number)))
+    except (FileNotFoundError, ValueError):
+        return
+    left = tree["renewed_at"] + LEASE_SECONDS - time.time()
+    if tree["released"] or left <= 0 or _is_dead_neighbour(tree["owner"]):
+        return
+    raise OutputBusy(
+        f"output {store.url} is held by another run ({tree['owner']}); wait for it to end, or if "
+        f"that run is dead try again in {left:.0f} s"
+    )
+
+
+def _highest_lease(store: Store) -> int:
+    matches = (_NUMBERED.match(name) for name in store.list(LEASES))
+    return max((int(match.group(1)) for match in matches if match), default=0)
+
+
+def _lease_name(number: int) -> str:
+    return f"{LEASES}/{number:05d}.json"
+
+
+def _lease_text(owner: str, released: bool) -> bytes:
+    return json.dumps({"owner": owner, "renewed_at": time.time(), "released": released}).encode()
+
+
+def _process_identity() -> str:
+    """``host pid start`` where start tells this process from a later one with its pid."""
+    return f"{socket.gethostname()} {os.getpid()} {_process_start(os.getpid())}"
+
+
+def _is_dead_neighbour(owner: str) -> bool:
+    """The owner ran on this machine and its process is no more."""
+    host, pid, start, *_ = [*owner.split(" "), "", ""]
+    if host != socket.gethostname() or not pid.isdigit() or start in ("", "unknown"):
+        return False
+    return _process_start(int(pid)) != start
+
+
+def _process_start(pid: int) -> str:
+    """Start time of a process since boot, with the boot's id; ``unknown`` where /proc is not."""
+    if not os.path.exists("/proc/self/stat"):
+        return "unknown"
+    try:
+        with open(f"/proc/{pid}/stat") as stat, open("/proc/sys/kernel/random/boot_id") as boot:
+            return f"{boot.read().strip()[:8]}-{stat.read().rpartition(')')[2].split()[19]}"
+    except OSError:
+        return "gone"

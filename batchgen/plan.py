@@ -1,0 +1,349 @@
+"""The written mapping from inputs and spec to shards: made from Parquet footers, frozen when a run starts.
+
+Nothing is enumerated. The files' row counts put every row in one line; with V variants, sample g is
+variant ``g % V`` of row ``g // V``; with S samples a shard, shard k is samples ``k*S`` to ``(k+1)*S - 1``.
+So a plan of a billion rows is as small as its list of files, and anyone can check it by arithmetic.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import posixpath
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen import __version__
+from batchgen.errors import InputError, PlanChanged, nearest
+from batchgen.replicas import ModelInfo
+from batchgen.spec import Sampling, Spec, canonical_json
+from batchgen.storage import Stat, find_files, open_input
+
+VERSION = 1
+_FOOTER_THREADS = 16
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_MAX_KEY = 100
+
+_TEXT = ("prompt", "negative_prompt")
+_WHOLE = ("seed", "num_inference_steps", "width", "height")
+_REAL = ("guidance_scale", "strength")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file: ``name`` is its path below the input folder, ``row_groups`` their row counts."""
+
+    path: str
+    name: str
+    size: int
+    etag: str
+    row_groups: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides which samples exist, and fingerprints of what they are made from."""
+
+    spec: Spec
+    model: ModelInfo
+    files: tuple[SourceFile, ...]
+    columns: tuple[tuple[str, str], ...]
+    rows: int
+
+    @property
+    def samples(self) -> int:
+        return self.rows * self.spec.variants
+
+    @property
+    def shards(self) -> int:
+        return -(-self.samples // self.spec.output.samples_per_shard)
+
+    def sample_range(self, shard: int) -> tuple[int, int]:
+        """First sample of the shard, and one past its last."""
+        size = self.spec.output.samples_per_shard
+        return shard * size, min((shard + 1) * size, self.samples)
+
+    def row_range(self, shard: int) -> tuple[int, int]:
+        """First row that the shard needs, and one past its last."""
+        first, stop = self.sample_range(shard)
+        return first // self.spec.variants, -(-stop // self.spec.variants)
+
+    def locate(self, row: int) -> tuple[SourceFile, int]:
+        """The file of a row, and the row's number in it."""
+        index = bisect.bisect_right(self._first_rows, row) - 1
+        return self.files[index], row - self._first_rows[index]
+
+    @cached_property
+    def _first_rows(self) -> list[int]:
+        """The dataset's number of each file's first row."""
+        return list(itertools.accumulate((file.rows for file in self.files), initial=0))
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "version": VERSION,
+                "batchgen_version": __version__,
+                "spec_fingerprint": self.spec.fingerprint,
+                "input_fingerprint": self.input_fingerprint,
+                "rows": self.rows,
+                "variants": self.spec.variants,
+                "samples": self.samples,
+                "samples_per_shard": self.spec.output.samples_per_shard,
+                "shards": self.shards,
+                "batch_size": self.spec.resources.batch_size,
+                "model": asdict(self.model),
+                "columns": [list(column) for column in self.columns],
+                "files": [asdict(file) for file in self.files],
+                "spec": self.spec.model_dump(mode="json"),
+            },
+            indent=1,
+        )
+
+    @property
+    def input_fingerprint(self) -> str:
+        """SHA-256 over path, size, etag or mtime, row groups and schema of every file."""
+        facts = [[asdict(file) for file in self.files], self.columns]
+        return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+
+
+def read_plan(text: str | bytes) -> Plan:
+    """A plan from its JSON.
+
+    Raises:
+        PlanChanged: it was written by another layout of the file.
+    """
+    tree = json.loads(text)
+    if tree.get("version") != VERSION:
+        raise PlanChanged(f"plan version {tree.get('version')}: this batchgen reads {VERSION}")
+    files = tuple(
+        SourceFile(**{**file, "row_groups": tuple(file["row_groups"])}) for file in tree["files"]
+    )
+    return Plan(
+        spec=Spec.model_validate(tree["spec"]),
+        model=ModelInfo(**tree["model"]),
+        files=files,
+        columns=tuple((name, kind) for name, kind in tree["columns"]),
+        rows=tree["rows"],
+    )
+
+
+def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
+    """Plan from footers; the key column alone is read as data, to see that it is unique.
+
+    Raises:
+        InputError: no file, not Parquet, schemas that differ, a missing or ill-typed column, an
+            empty dataset, a key that stands twice.
+    """
+    base, stats = find_files(spec.input.path)
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        footers = list(pool.map(lambda stat: _footer(stat, base, spec.input.path), stats))
+    schema = footers[0][1]
+    check_columns(spec, schema, footers[0][0].path)
+    for file, other in footers[1:]:
+        _same_schema(schema, other, footers[0][0].path, file.path)
+    rows = sum(file.rows for file, _ in footers)
+    if rows == 0:
+        raise InputError(f"input {spec.input.path}: the dataset has no rows")
+    plan = Plan(
+        spec=settle(spec, model),
+        model=model,
+        files=tuple(file for file, _ in footers),
+        columns=tuple((field.name, str(field.type)) for field in schema),
+        rows=min(rows, spec.input.limit or rows),
+    )
+    if check_keys and spec.input.check_keys and spec.input.columns.key:
+        refuse_duplicate_keys(plan)
+    return plan
+
+
+def settle(spec: Spec, model: ModelInfo) -> Spec:
+    """The spec with the sampling defaults that the model recommends filled in."""
+    given = {name: value for name, value in spec.sampling.model_dump().items() if value is not None}
+    filled = {
+        "num_inference_steps": model.num_inference_steps,
+        "guidance_scale": model.guidance_scale,
+        "width": model.width,
+        "height": model.height,
+        **given,
+    }
+    return spec.model_copy(update={"sampling": Sampling(**filled)})
+
+
+def compare(saved: Plan, now: Plan) -> None:
+    """Refuse to go on with an output that was planned from something else.
+
+    Raises:
+        PlanChanged: the first field that differs, with both values.
+    """
+    before, after = saved.spec.result_fields(), now.spec.result_fields()
+    for field in sorted(before.keys() | after.keys()):
+        _refuse_if_changed(field, before.get(field), after.get(field))
+    _refuse_if_changed("model weights", saved.model.manifest_sha256, now.model.manifest_sha256)
+    old, new = ({file.path: file for file in plan.files} for plan in (saved, now))
+    for path in sorted(old.keys() | new.keys()):
+        there, here = (files.get(path) for files in (old, new))
+        if there is None or here is None:
+            _refuse_if_changed(f"input file {path}", there and "present", here and "present")
+            continue
+        for fact in ("size", "row_groups", "etag"):
+            _refuse_if_changed(
+                f"input file {path}: {fact}", getattr(there, fact), getattr(here, fact)
+            )
+    _refuse_if_changed("input columns", saved.columns, now.columns)
+
+
+def _refuse_if_changed(field: str, before: object, after: object) -> None:
+    if before != after:
+        raise PlanChanged(
+            f"{field} has changed: the output was planned with {before!r}, now it is {after!r}; "
+            "put it back, or write to a new output"
+        )
+
+
+def _footer(stat: Stat, base: str, url: str) -> tuple[SourceFile, pa.Schema]:
+    try:
+        with open_input(stat.path, url) as file:
+            metadata = pq.read_metadata(file)
+            schema = metadata.schema.to_arrow_schema()
+    except FileNotFoundError as error:
+        raise InputError(f"input file {stat.path} vanished while planning") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"input file {stat.path} is not a whole Parquet file ({stat.size} bytes): {error}"
+        ) from error
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    name = posixpath.relpath(stat.path, base) if base else stat.path
+    return SourceFile(stat.path, name, stat.size, stat.etag, groups), schema
+
+
+def _same_schema(schema: pa.Schema, other: pa.Schema, path: str, other_path: str) -> None:
+    for name in dict.fromkeys([*schema.names, *other.names]):
+        kinds = [
+            str(one.field(name).type) if name in one.names else "missing" for one in (schema, other)
+        ]
+        if kinds[0] != kinds[1]:
+            raise InputError(
+                f"input files differ in column {name!r}: {kinds[0]} in {path}, "
+                f"{kinds[1]} in {other_path}; all files of a dataset need the same columns"
+            )
+
+
+def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
+    """Every mapped or kept column is there and has a type that can play its part."""
+    wanted = {f"input.columns.{part}": name for part, name in spec.input.columns.mapped().items()}
+    for name in spec.input.keep_columns or ():
+        wanted[f"input.keep_columns {name}"] = name
+    for field, name in wanted.items():
+        if name not in schema.names:
+            raise InputError(
+                f"{field}: no column {name!r} in {path}; it has {', '.join(schema.names)}"
+                f"{nearest(name, schema.names)}"
+            )
+        if schema.names.count(name) > 1:
+            raise InputError(f"{field}: column {name!r} stands twice in {path}")
+        part = field.removeprefix("input.columns.")
+        _check_type(part, name, schema.field(name).type, path)
+
+
+def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
+    types = pa.types
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+    whole = types.is_integer(value)
+    allowed = {
+        **dict.fromkeys(_TEXT, (text or types.is_null(value), "text")),
+        "key": (text or whole, "text or integers"),
+        **dict.fromkeys(_WHOLE, (whole, "integers")),
+        **dict.fromkeys(_REAL, (whole or types.is_floating(value), "numbers")),
+        "image": (_holds_image(value), "image bytes or an image struct with bytes"),
+    }.get(part)
+    if allowed is not None and not allowed[0]:
+        raise InputError(
+            f"input.columns.{part}: column {name!r} in {path} holds {kind}; needed: {allowed[1]}"
+        )
+
+
+def _holds_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+
+def safe_key(value: str) -> str:
+    """A key that can be a file name: letters, digits, ``_`` and ``-``.
+
+    A value that has to be changed gets 12 hexadecimal digits of its SHA-256, so two values never
+    meet in one key.
+    """
+    cleaned = _UNSAFE.sub("-", value).strip("-")[:_MAX_KEY]
+    if cleaned == value and value:
+        return value
+    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{cleaned}-{digest}" if cleaned else digest
+
+
+def row_key(file_name: str, row: int) -> str:
+    """The key of a row that has none of its own: from its file and its place in it."""
+    return f"{safe_key(file_name.removesuffix('.parquet'))}-{row:08d}"
+
+
+def refuse_duplicate_keys(plan: Plan) -> None:
+    """Stream the key column and refuse a value that stands twice.
+
+    Holds 16 bytes a row whatever the keys' length. Nulls are left to the run, which rejects them.
+
+    Raises:
+        InputError: the value and both places.
+    """
+    column = plan.spec.input.columns.key
+    assert column is not None
+    digests = b"".join(_key_digests(plan, column))
+    halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (rows, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1) & halves[order[1:]].any(axis=1)
+    if same.any():
+        at = int(np.flatnonzero(same)[0])
+        places = sorted((int(order[at]), int(order[at + 1])))
+        (one, row), (two, other) = (plan.locate(place) for place in places)
+        raise InputError(
+            f"input.columns.key: {column!r} holds the same key twice: {one.path} row {row} and "
+            f"{two.path} row {other}; keys must be unique"
+        )
+
+
+def _key_digests(plan: Plan, column: str) -> Iterator[bytes]:
+    """16-byte digests of the keys in row order; zeros for a null."""
+    left = plan.rows
+    for file in plan.files:
+        if left <= 0:
+            return
+        with open_input(file.path, plan.spec.input.path) as handle:
+            parquet = pq.ParquetFile(handle, pre_buffer=False)
+            for batch in parquet.iter_batches(batch_size=65_536, columns=[column]):
+                values = batch.column(0).to_pylist()[:left]
+                left -= len(values)
+                yield b"".join(
+                    bytes(16)
+                    if value is None
+                    else hashlib.blake2b(str(value).encode(), digest_size=16).digest()
+                    for value in values
+                )

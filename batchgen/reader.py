@@ -1,0 +1,241 @@
+"""Reads the input: each span of row groups is streamed once and cut into the shards that are pending.
+
+A span is what one light reading task does. It begins and ends at row groups, so that a file of one
+million rows in one row group is decoded once, and a span whose shards are all committed is not read.
+Only the shard that lies across the border of two spans reads a little of the next one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import InputError
+from batchgen.plan import Plan, SourceFile, row_key
+from batchgen.records import ShardRows
+from batchgen.spec import Spec
+from batchgen.storage import open_input
+
+MAX_SPANS = 256
+_BATCH_ROWS = 1024
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row group: ``first_row`` is the dataset's number of its first row, ``file_row`` the file's."""
+
+    path: str
+    name: str
+    size: int
+    index: int
+    first_row: int
+    file_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What one shard needs: rows ``first_row`` to ``stop_row - 1`` for its samples."""
+
+    shard: int
+    first_row: int
+    stop_row: int
+    first_sample: int
+    stop_sample: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Row groups in row order and the pending shards that begin in them."""
+
+    groups: tuple[Group, ...]
+    slices: tuple[Slice, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def span_from_json(text: str) -> Span:
+    tree = json.loads(text)
+    return Span(
+        tuple(Group(**group) for group in tree["groups"]),
+        tuple(Slice(**part) for part in tree["slices"]),
+    )
+
+
+def make_spans(plan: Plan, pending: Iterable[int], max_spans: int = MAX_SPANS) -> list[Span]:
+    """Spans that cover the pending shards, in row order; at most ``max_spans``."""
+    groups = _row_groups(plan.files)
+    slices = deque(_slice(plan, shard) for shard in sorted(pending))
+    rows_per_span = max(1, -(-plan.rows // max_spans))
+    spans: list[Span] = []
+    position = 0
+    while slices and position < len(groups):
+        start = position
+        while position < len(groups) and (
+            position == start
+            or groups[position].first_row - groups[start].first_row < rows_per_span
+        ):
+            position += 1
+        border = groups[position].first_row if position < len(groups) else plan.rows
+        mine = []
+        while slices and slices[0].first_row < border:
+            mine.append(slices.popleft())
+        if mine:
+            needed = [group for group in groups[start:] if _is_needed(group, mine)]
+            spans.append(Span(tuple(needed), tuple(mine)))
+    return spans
+
+
+def _is_needed(group: Group, slices: list[Slice]) -> bool:
+    if (
+        group.first_row >= slices[-1].stop_row
+        or group.first_row + group.rows <= slices[0].first_row
+    ):
+        return False
+    return any(
+        part.first_row < group.first_row + group.rows and group.first_row < part.stop_row
+        for part in slices
+    )
+
+
+def _row_groups(files: Iterable[SourceFile]) -> list[Group]:
+    groups, first_row = [], 0
+    for file in files:
+        file_row = 0
+        for index, rows in enumerate(file.row_groups):
+            if rows:
+                groups.append(
+                    Group(file.path, file.name, file.size, index, first_row, file_row, rows)
+                )
+            first_row += rows
+            file_row += rows
+    return groups
+
+
+def _slice(plan: Plan, shard: int) -> Slice:
+    return Slice(shard, *plan.row_range(shard), *plan.sample_range(shard))
+
+
+def read_columns(spec: Spec, names: Iterable[str]) -> list[str]:
+    """The source columns a run needs, in the file's order: the mapped ones and those it keeps."""
+    mapped = set(spec.input.columns.mapped().values())
+    keep = spec.input.keep_columns
+    return [name for name in names if keep is None or name in keep or name in mapped]
+
+
+def read_span(span: Span, spec: Spec, columns: list[str]) -> Iterator[ShardRows]:
+    """Stream a span's row groups once and yield each of its shards with its rows.
+
+    Raises:
+        InputError: a file vanished, changed its size, or cannot be decoded.
+    """
+    waiting = deque(span.slices)
+    window = _Window()
+    for group in span.groups:
+        position = group.first_row
+        for table, read_bytes in _stream(group, spec, columns):
+            window.add(position, table, group, read_bytes)
+            position += table.num_rows
+            while waiting and waiting[0].stop_row <= position:
+                yield window.cut(waiting.popleft())
+            if not waiting:
+                return
+            window.forget_before(waiting[0].first_row)
+            if waiting[0].first_row >= group.first_row + group.rows:
+                break
+    raise InputError(f"the input ended before shard {waiting[0].shard} had its rows")
+
+
+def _stream(group: Group, spec: Spec, columns: list[str]) -> Iterator[tuple[pa.Table, int]]:
+    try:
+        with open_input(group.path, spec.input.path) as raw:
+            counted = CountingFile(raw)
+            parquet = pq.ParquetFile(
+                pa.PythonFile(counted, mode="r"), pre_buffer=False, buffer_size=_BUFFER_BYTES
+            )
+            for batch in parquet.iter_batches(
+                _BATCH_ROWS, row_groups=[group.index], columns=columns
+            ):
+                yield pa.Table.from_batches([batch]).select(columns), counted.take()
+    except FileNotFoundError as error:
+        raise InputError(f"input file {group.path} has vanished") from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, IndexError) as error:
+        raise InputError(
+            f"input file {group.path}, row group {group.index}, cannot be decoded: {error}"
+        ) from error
+
+
+@dataclass
+class _Window:
+    """The batches in hand, each with the dataset's number of its first row, and the bytes read."""
+
+    pieces: list[tuple[int, pa.Table, Group]] = field(default_factory=list)
+    read_bytes: int = 0
+
+    def add(self, first_row: int, table: pa.Table, group: Group, read_bytes: int) -> None:
+        self.pieces.append((first_row, table, group))
+        self.read_bytes += read_bytes
+
+    def forget_before(self, row: int) -> None:
+        self.pieces = [piece for piece in self.pieces if piece[0] + piece[1].num_rows > row]
+
+    def cut(self, part: Slice) -> ShardRows:
+        tables, ids, keys = [], [], []
+        for start, table, group in self.pieces:
+            low, high = max(part.first_row, start), min(part.stop_row, start + table.num_rows)
+            if low >= high:
+                continue
+            tables.append(table.slice(low - start, high - low))
+            shift = group.file_row - group.first_row
+            ids += [f"{group.name}#{row + shift}" for row in range(low, high)]
+            keys += [row_key(group.name, row + shift) for row in range(low, high)]
+        read_bytes, self.read_bytes = self.read_bytes, 0
+        return ShardRows(
+            part.shard,
+            part.first_sample,
+            part.stop_sample,
+            pa.concat_tables(tables).combine_chunks(),
+            tuple(ids),
+            tuple(keys),
+            read_bytes,
+        )
+
+
+class CountingFile(io.RawIOBase):
+    """A seekable binary file that counts the bytes read through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._count = 0
+
+    def take(self) -> int:
+        """Bytes read since the last call."""
+        count, self._count = self._count, 0
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._count += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True

@@ -1,0 +1,160 @@
+"""The values on the arrows of the stream: what each stage is given and what it hands on.
+
+    ShardRows -> ConditionBatch -> EncodedBatch -> LatentBatch -> ImageBatch -> files and a marker
+                 (one micro-batch each; n real samples, n <= batch size)
+
+Tensors and arrays hold the n real samples only; a stage pads to the fixed batch size itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+GENERATOR_STATE_BYTES = 5056  # torch's CPU generator (mt19937)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Settings that are one value for a whole library call; a micro-batch shares them.
+
+    ``strength`` is None for tasks without a source image. Sizes are in pixels.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    strength: float | None
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to make: (row, variant).
+
+    ``row`` is the position in the shard's table. ``seed`` (63 bit) comes from the run seed and the
+    key, or from the row's own seed column; never from the place in a batch.
+    """
+
+    key: str
+    source_id: str
+    row: int
+    variant: int
+    seed: int
+    prompt: str
+    negative_prompt: str
+    call: Call
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A planned sample that is not in ``data/``: ``outcome`` is ``rejected`` or ``failed``."""
+
+    key: str
+    source_id: str
+    variant: int
+    outcome: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of one pending shard, as read.
+
+    The shard is the samples ``first_sample`` to ``stop_sample - 1`` of the dataset, where sample g
+    is variant ``g % variants`` of row ``g // variants`` (files in plan order, end to end).
+    ``table`` holds those rows' source columns, and ``source_ids`` and ``row_keys`` name them.
+    """
+
+    shard: int
+    first_sample: int
+    stop_sample: int
+    table: pa.Table
+    source_ids: tuple[str, ...]
+    row_keys: tuple[str, ...]
+    read_bytes: int
+
+
+@dataclass(frozen=True)
+class ConditionBatch:
+    """What the encoder is given: samples of one call and, for image tasks, their images.
+
+    ``images``: one uint8 RGB array (height, width, 3) a sample, already at the call's size.
+    """
+
+    samples: tuple[Sample, ...]
+    images: tuple[np.ndarray[Any, Any], ...] | None
+
+    @property
+    def call(self) -> Call:
+        return self.samples[0].call
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Conditions as the denoiser takes them, each unique prompt once.
+
+    Attributes:
+        embeds: (U, T, D) embeddings of the unique prompts and negative prompts.
+        prompt_index: n positions in ``embeds``.
+        negative_index: n positions in ``embeds``; None when the call runs without guidance.
+        image_latents: (n, C, H/f, W/f) scaled latents of the source images, or None.
+        generator_states: (n, 5056) uint8, the CPU generators' state after this stage.
+        truncated: for each sample, the prompt was longer than the text encoder reads.
+    """
+
+    call: Call
+    embeds: torch.Tensor
+    prompt_index: tuple[int, ...]
+    negative_index: tuple[int, ...] | None
+    image_latents: torch.Tensor | None
+    generator_states: torch.Tensor
+    truncated: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Denoised latents (n, C, H/f, W/f), still scaled as the U-Net sees them."""
+
+    call: Call
+    latents: torch.Tensor
+    truncated: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Decoded pixels, uint8 RGB (n, height, width, 3), and whether each was finite before rounding."""
+
+    pixels: np.ndarray[Any, Any]
+    finite: tuple[bool, ...]
+    truncated: tuple[bool, ...]
+
+
+def micro_batches(samples: Iterable[Sample], batch_size: int) -> list[tuple[Sample, ...]]:
+    """Cut a shard's samples into micro-batches of one call each, in order.
+
+    Groups keep the order of their first sample and each group the samples' order, so the result
+    depends on the samples alone.
+    """
+    groups: dict[Call, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.call, []).append(sample)
+    return [
+        tuple(group[start : start + batch_size])
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
+    ]
+
+
+def derive_seed(run_seed: int, key: str) -> int:
+    """The 63-bit seed of a sample: BLAKE2b of the run seed and the sample's key."""
+    digest = hashlib.blake2b(f"{run_seed}\x1f{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,25 @@
+"""From the spec's model to ready stages: the only home of finding, checking and loading models."""
+
+from batchgen.replicas.families import FAMILIES, REFUSED_SCHEDULERS, SCHEDULERS, check_scheduler
+from batchgen.replicas.find import shipped_names
+from batchgen.replicas.inspection import ModelInfo, inspect
+from batchgen.replicas.load import (
+    load_decoder,
+    load_denoiser,
+    load_encoder,
+    parameter_counts,
+)
+
+__all__ = [
+    "FAMILIES",
+    "REFUSED_SCHEDULERS",
+    "SCHEDULERS",
+    "ModelInfo",
+    "check_scheduler",
+    "inspect",
+    "load_decoder",
+    "load_denoiser",
+    "load_encoder",
+    "parameter_counts",
+    "shipped_names",
+]

@@ -1,0 +1,172 @@
+"""What a person looks at afterwards: the dataset card, the report page and a contact sheet."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from batchgen import __version__
+from batchgen.images import contact_sheet, thumbnail
+from batchgen.ledger import FailedMarker, Ledger, data_name
+from batchgen.plan import Plan
+from batchgen.progress import Tally
+
+CARD = "README.md"
+PAGE = "_batchgen/report.html"
+SHEET = "_batchgen/contact-sheet.png"
+SHOWN_IMAGES = 64
+SHOWN_SHARDS = 8
+SHOWN_FAILURES = 20
+THUMBNAIL_PX = 128
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image on the page."""
+
+    key: str
+    prompt: str
+    data: bytes
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.data).decode()
+
+
+@dataclass
+class Digest:
+    """Sums over all markers."""
+
+    timings_s: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    environments: Counter[str] = field(default_factory=Counter)
+    adaptations: list[str] = field(default_factory=list)
+    parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    truncated_prompts: int = 0
+    retried_shards: int = 0
+    bytes: int = 0
+    read_bytes: int = 0
+
+
+def write(plan: Plan, ledger: Ledger, tally: Tally) -> None:
+    """Put the card, the page and the sheet of an output; they replace what an earlier run put."""
+    states = ledger.states(plan)
+    digest = digest_of(ledger, states.committed)
+    failures = [ledger.failure(shard) for shard in sorted(states.failed)[:SHOWN_FAILURES]]
+    shown = list(_shown(plan, ledger, sorted(states.committed)))
+    pages = Environment(
+        loader=PackageLoader("batchgen", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    facts: dict[str, Any] = {
+        "plan": plan,
+        "spec": plan.spec,
+        "tally": tally,
+        "digest": digest,
+        "failures": failures,
+        "shown": shown,
+        "pending": plan.shards - tally.committed - tally.failed_shards,
+        "version": __version__,
+        "settings": sorted(plan.spec.result_fields().items()),
+    }
+    ledger.store.put(CARD, _card(plan, tally, digest).encode())
+    ledger.store.put(PAGE, pages.get_template("report.html").render(facts).encode())
+    if shown:
+        sheet = contact_sheet([one.data for one in shown], [one.prompt for one in shown])
+        ledger.store.put(SHEET, sheet)
+
+
+def digest_of(ledger: Ledger, committed: frozenset[int]) -> Digest:
+    digest = Digest()
+    for marker in ledger.markers(committed):
+        for stage, seconds in marker.timings_s.items():
+            digest.timings_s[stage] += seconds  # type: ignore[assignment]
+        digest.reasons.update(marker.reasons)
+        digest.environments[", ".join(f"{k} {v}" for k, v in marker.environment.items())] += 1
+        digest.adaptations += [f"shard {marker.shard}: {text}" for text in marker.adaptations]
+        digest.parameter_counts |= marker.parameter_counts
+        digest.truncated_prompts += marker.truncated_prompts
+        digest.retried_shards += marker.attempt > 1
+        digest.bytes += sum(file.bytes for file in marker.files)
+        digest.read_bytes += marker.read_bytes
+    return digest
+
+
+def _shown(plan: Plan, ledger: Ledger, committed: list[int]) -> Iterator[Shown]:
+    """Images from shards spread over the output, read no further than needed."""
+    if not committed:
+        return
+    step = max(1, len(committed) // SHOWN_SHARDS)
+    shards = committed[::step][:SHOWN_SHARDS]
+    per_shard = -(-SHOWN_IMAGES // len(shards))
+    for shard in shards:
+        with ledger.store.open(data_name(shard, plan.shards)) as file:
+            batches = pq.ParquetFile(file).iter_batches(
+                per_shard, columns=["key", "prompt", "image"]
+            )
+            for row in next(batches, None).to_pylist() if plan.samples else []:
+                yield Shown(
+                    row["key"], row["prompt"], thumbnail(row["image"]["bytes"], THUMBNAIL_PX)
+                )
+
+
+def _card(plan: Plan, tally: Tally, digest: Digest) -> str:
+    spec = plan.spec
+    front = {
+        "license": spec.output.license,
+        "task_categories": [spec.task],
+        "tags": ["synthetic", "batchgen"],
+        "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
+    }
+    import yaml
+
+    reasons = "".join(f"| rejected: {name} | {count} |\n" for name, count in digest.reasons.items())
+    settings = json.dumps(spec.sampling.model_dump(), indent=1)
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+
+# Synthetic images made with batchgen {__version__}
+
+| | |
+| --- | ---: |
+| planned samples | {plan.samples} |
+| accepted | {tally.accepted} |
+| rejected | {tally.rejected} |
+| failed | {tally.failed} |
+{reasons}
+Task `{spec.task}`, model `{plan.model.model_id}` (revision `{plan.model.revision}`), scheduler
+`{plan.model.scheduler}`, {spec.variants} variants a row, run seed {spec.seed}. These images were made
+by a generative model; they are not photographs or records of anything.
+
+```json
+{settings}
+```
+
+Load it:
+
+```python
+from datasets import load_dataset
+
+images = load_dataset("{ledger_url(spec.output.url)}", split="train")
+images[0]["image"], images[0]["prompt"]
+```
+
+`_batchgen/plan.json` says what was planned and from what, `_batchgen/shards/` what became of each
+shard, `_batchgen/rejects/` which samples are not here and why. `batchgen verify` proves the counts.
+"""
+
+
+def ledger_url(url: str) -> str:
+    """The output's URL as the card shows it: without credentials, should a URL carry some."""
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else url
+
+
+def failure_line(failure: FailedMarker) -> str:
+    return f"shard {failure.shard}: {failure.error}: {failure.message}"

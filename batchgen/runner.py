@@ -1,0 +1,219 @@
+"""The main job: plan, find what is pending, stream it, finalize. Read this page first."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from batchgen import report
+from batchgen.errors import Interrupted, LimitExceeded
+from batchgen.ledger import FailedMarker, Ledger, Marker, States, hold_lease
+from batchgen.plan import Plan, compare, make_plan
+from batchgen.progress import Progress, Tally
+from batchgen.replicas import inspect
+from batchgen.spec import Spec
+from batchgen.storage import open_store
+
+MIN_BAD_SHARDS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, in numbers that ``verify`` can prove."""
+
+    output: str
+    shards: int
+    planned: int
+    committed: int
+    failed_shards: int
+    pending: int
+    accepted: int
+    rejected: int
+    failed: int
+    images_per_second: float
+    exit_code: int
+    message: str
+
+
+def plan_job(spec: Spec) -> Plan:
+    """What a run of this spec would make; writes nothing."""
+    return make_plan(spec, inspect(spec.model, spec.task))
+
+
+def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
+    """Make everything that is planned and not yet committed, on local Ray or the cluster at ``address``.
+
+    An output that holds a plan already is continued if the plan is still the same.
+
+    Raises:
+        StopJob: usage errors (exit 1), the failure limit (2), an interruption (3).
+    """
+    ledger = Ledger(open_store(spec.output.url))
+    saved = ledger.plan()
+    plan = make_plan(spec, inspect(spec.model, spec.task), check_keys=saved is None)
+    if saved is not None:
+        compare(saved, plan)
+    with interruptible() as interrupt, hold_lease(ledger.store, interrupt):
+        if saved is None:
+            ledger.freeze(plan, spec)
+        ledger.store.clear_temporary()
+        states = ledger.states(plan)
+        tally = tally_of(plan, ledger, states)
+        with Progress(tally, quiet) as progress:
+            progress.say(_opening(plan, states))
+            if states.pending:
+                _stream(plan, ledger, states, progress, address)
+        return finalize(plan, ledger, tally)
+
+
+def resume(url: str, address: str | None = None, quiet: bool = False) -> Outcome:
+    """Go on with the job that an output holds; its failed shards are tried again."""
+    return run(Ledger(open_store(url)).job(), address, quiet)
+
+
+def _stream(
+    plan: Plan, ledger: Ledger, states: States, progress: Progress, address: str | None
+) -> None:
+    from batchgen import engine
+
+    tally = progress.tally
+    tally.failed -= sum(ledger.failure(shard).planned for shard in states.failed)
+    tally.failed_shards = 0
+    with engine.cluster(address):
+        progress.show()
+        for event in engine.generate(plan, ledger, states.pending):
+            _count(tally, event, made=True)
+            if isinstance(event, FailedMarker):
+                progress.say(f"shard {event.shard} failed: {event.error}: {event.message}")
+            progress.show()
+            _stop_when_hopeless(plan, tally)
+
+
+def _stop_when_hopeless(plan: Plan, tally: Tally) -> None:
+    limit = plan.spec.policy.failed_limit
+    if tally.failures_now >= MIN_BAD_SHARDS and tally.failed > limit * tally.finished_samples:
+        raise LimitExceeded(
+            f"{tally.failed} of the first {tally.finished_samples} samples failed, above "
+            f"policy.failed_limit ({limit:g}); the reasons stand in {plan.spec.output.url}/_batchgen/failed; "
+            f"mend the cause, then `batchgen resume {plan.spec.output.url}`"
+        )
+
+
+def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
+    """The counts so far, from markers."""
+    tally = Tally(plan.shards, plan.samples)
+    for marker in ledger.markers(states.committed):
+        _count(tally, marker)
+    for shard in states.failed:
+        _count(tally, ledger.failure(shard))
+    return tally
+
+
+def _count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> None:
+    if isinstance(event, FailedMarker):
+        planned = event.planned
+        bad = True
+        tally.failed_shards += 1
+        tally.failed += planned
+    else:
+        planned = event.counts.planned
+        tally.committed += 1
+        bad = event.counts.failed > 0
+        tally.flawed_shards += bad
+        tally.accepted += event.counts.accepted
+        tally.rejected += event.counts.rejected
+        tally.failed += event.counts.failed
+    if made:
+        tally.failures_now += bad
+        tally.add_made(planned)
+
+
+def finalize(plan: Plan, ledger: Ledger, tally: Tally) -> Outcome:
+    """Count from storage once more, write the card and the report, and say how it ended."""
+    states = ledger.states(plan)
+    counted = tally_of(plan, ledger, states)
+    report.write(plan, ledger, counted)
+    exit_code, message = verdict(plan, counted)
+    return Outcome(
+        output=ledger.store.url,
+        shards=plan.shards,
+        planned=plan.samples,
+        committed=counted.committed,
+        failed_shards=counted.failed_shards,
+        pending=plan.shards - counted.committed - counted.failed_shards,
+        accepted=counted.accepted,
+        rejected=counted.rejected,
+        failed=counted.failed,
+        images_per_second=round(tally.overall_rate, 3),
+        exit_code=exit_code,
+        message=message,
+    )
+
+
+def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
+    """The exit code and a sentence: 0 only when nothing is pending or failed."""
+    url = plan.spec.output.url
+    pending = plan.shards - tally.committed - tally.failed_shards
+    if pending:
+        return (
+            3,
+            f"{pending} of {plan.shards} shards are pending; go on with `batchgen resume {url}`",
+        )
+    if tally.failed:
+        return 2, (
+            f"{tally.failed} of {plan.samples} samples failed (in {tally.failed_shards} failed shards and "
+            f"{tally.flawed_shards} others); see {url}/_batchgen, then `batchgen resume {url}`"
+        )
+    if tally.rejected > plan.spec.policy.rejected_limit * plan.samples:
+        return 2, (
+            f"{tally.rejected} of {plan.samples} samples were rejected, above policy.rejected_limit "
+            f"({plan.spec.policy.rejected_limit:g}); the reasons stand in {url}/_batchgen/rejects"
+        )
+    return (
+        0,
+        f"{tally.accepted} images in {url}/data, {tally.rejected} samples rejected, none failed",
+    )
+
+
+def _opening(plan: Plan, states: States) -> str:
+    made = f", {len(states.committed)} of them committed already" if states.committed else ""
+    again = f", {len(states.failed)} failed ones tried again" if states.failed else ""
+    spec = plan.spec
+    return (
+        f"{plan.samples} samples in {plan.shards} shards{made}{again}: {spec.task} with "
+        f"{plan.model.model_id}, {plan.model.scheduler}, {spec.sampling.num_inference_steps} steps, "
+        f"batch {spec.resources.batch_size}, {spec.resources.layout}"
+    )
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[str], None]]:
+    """Inside, Ctrl-C, SIGTERM and the yielded function end the run as ``Interrupted``."""
+    why = ["interrupted"]
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(why[0])
+
+    def interrupt(reason: str) -> None:
+        why[0] = reason
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, on_signal)
+    except ValueError:
+        pass  # not in the main thread: the caller owns the signals
+    try:
+        yield interrupt
+    except KeyboardInterrupt as error:
+        raise Interrupted(why[0]) from error
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

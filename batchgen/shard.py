@@ -1,0 +1,281 @@
+"""One shard, from its rows to its committed marker: the stages composed, with or without Ray."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from batchgen.images import encode_image
+from batchgen.ledger import Counts, Ledger, Marker
+from batchgen.plan import Plan
+from batchgen.prepare import Prepared, prepare
+from batchgen.records import (
+    ConditionBatch,
+    Dropped,
+    EncodedBatch,
+    ImageBatch,
+    LatentBatch,
+    Sample,
+    ShardRows,
+    micro_batches,
+)
+from batchgen.replicas import parameter_counts
+from batchgen.score import score
+from batchgen.writer import Finished, write_shard
+
+if TYPE_CHECKING:
+    from batchgen.decode import Decoder
+    from batchgen.denoise import Denoiser
+    from batchgen.encode import Encoder
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+ENCODE_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is written down about a shard on its way: seconds by stage and what was out of the plan."""
+
+    timings_s: dict[str, float] = field(default_factory=dict)
+    adaptations: list[str] = field(default_factory=list)
+    parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.timings_s[stage] = round(self.timings_s.get(stage, 0.0) + elapsed, 6)
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """A shard between stages: its rows, what its samples are, and what was noted so far."""
+
+    rows: ShardRows
+    samples: tuple[Sample, ...]
+    dropped: tuple[Dropped, ...]
+    notes: Notes
+
+
+def start_work(rows: ShardRows, plan: Plan) -> tuple[ShardWork, Prepared]:
+    """Rows into samples and rejects; the conditioning images go no further than the encoder."""
+    notes = Notes()
+    with notes.timed("prepare"):
+        prepared = prepare(rows, plan.spec)
+    image = plan.spec.input.columns.image
+    if image is not None and image not in (plan.spec.input.keep_columns or ()):
+        rows = replace(rows, table=rows.table.drop_columns([image]))
+    return ShardWork(rows, prepared.samples, prepared.dropped, notes), prepared
+
+
+def condition_batches(prepared: Prepared, batch_size: int) -> list[ConditionBatch]:
+    """The shard's micro-batches as the encoder takes them."""
+    return [
+        ConditionBatch(
+            samples=group,
+            images=tuple(prepared.images[sample.row] for sample in group)
+            if prepared.images
+            else None,
+        )
+        for group in micro_batches(prepared.samples, batch_size)
+    ]
+
+
+def run_stage(stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
+    """One stage on one micro-batch, timed."""
+    with notes.timed(name):
+        return stage(batch)
+
+
+class FusedStages:
+    """All stages in one process; image encoding overlaps the next micro-batch.
+
+    ``lock`` is held only while the device works, so that another thread may prepare, encode images
+    and upload its own shard meanwhile.
+    """
+
+    def __init__(self, encoder: Encoder, denoiser: Denoiser, decoder: Decoder) -> None:
+        self.encoder = encoder
+        self.denoiser = denoiser
+        self.decoder = decoder
+        self.parameter_counts = {
+            "encoder": parameter_counts(encoder),
+            "denoiser": parameter_counts(denoiser),
+            "decoder": parameter_counts(decoder),
+        }
+        self.lock = threading.Lock()
+
+    def __call__(self, rows: ShardRows, plan: Plan, ledger: Ledger, attempt: int) -> Marker:
+        work, prepared = start_work(rows, plan)
+        work.notes.parameter_counts.update(self.parameter_counts)
+        batches = condition_batches(prepared, plan.spec.resources.batch_size)
+        with ImagePool(plan, work) as images:
+            waiting = time.perf_counter()
+            with self.lock:
+                work.notes.timings_s["wait"] = round(time.perf_counter() - waiting, 6)
+                for batch in batches:
+                    encoded = run_stage(self.encoder, batch, "encode", work.notes)
+                    latents = run_stage(self.denoiser, encoded, "denoise", work.notes)
+                    decoded = run_stage(self.decoder, latents, "decode", work.notes)
+                    images.add(batch.samples, decoded)
+            return commit(work, images, plan, ledger, attempt)
+
+
+def encode_shard(
+    encoder: Encoder, rows: ShardRows, plan: Plan
+) -> tuple[ShardWork, list[EncodedBatch]]:
+    """First stage of the staged layout."""
+    work, prepared = start_work(rows, plan)
+    work.notes.parameter_counts["encoder"] = parameter_counts(encoder)
+    batches = condition_batches(prepared, plan.spec.resources.batch_size)
+    return work, [run_stage(encoder, batch, "encode", work.notes) for batch in batches]
+
+
+def denoise_shard(
+    denoiser: Denoiser, work: ShardWork, batches: Sequence[EncodedBatch]
+) -> list[LatentBatch]:
+    """Second stage of the staged layout."""
+    work.notes.parameter_counts["denoiser"] = parameter_counts(denoiser)
+    return [run_stage(denoiser, batch, "denoise", work.notes) for batch in batches]
+
+
+def decode_shard(
+    decoder: Decoder,
+    lock: threading.Lock,
+    work: ShardWork,
+    batches: Sequence[LatentBatch],
+    plan: Plan,
+    ledger: Ledger,
+    attempt: int,
+) -> Marker:
+    """Last stage of the staged layout: decode, score, write, commit."""
+    work.notes.parameter_counts["decoder"] = parameter_counts(decoder)
+    groups = micro_batches(work.samples, plan.spec.resources.batch_size)
+    with ImagePool(plan, work) as images:
+        with lock:
+            for group, batch in zip(groups, batches, strict=True):
+                images.add(group, run_stage(decoder, batch, "decode", work.notes))
+        return commit(work, images, plan, ledger, attempt)
+
+
+class ImagePool:
+    """Scores and encodes decoded micro-batches in threads while the device goes on."""
+
+    def __init__(self, plan: Plan, work: ShardWork) -> None:
+        self._spec = plan.spec
+        self._pool = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="image")
+        self._notes = work.notes
+        self._finished: list[Future[Finished]] = []
+        self.dropped: list[Dropped] = []
+        self.micro_batches = 0
+
+    def __enter__(self) -> ImagePool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, samples: Sequence[Sample], batch: ImageBatch) -> None:
+        """Take one decoded micro-batch, in the order of ``samples``."""
+        self.micro_batches += 1
+        scores = score(batch.pixels)
+        for index, sample in enumerate(samples):
+            if not batch.finite[index]:
+                self._drop(sample, "failed", "non-finite", "the model gave NaN or infinite pixels")
+            elif self._spec.policy.reject_flat and scores["is_flat"][index]:
+                self._drop(sample, "rejected", "flat-image", "every pixel has the same colour")
+            else:
+                self._finished.append(
+                    self._pool.submit(
+                        self._encode,
+                        sample,
+                        batch,
+                        index,
+                        float(scores["pixel_mean"][index]),
+                        float(scores["pixel_std"][index]),
+                    )
+                )
+
+    def finished(self) -> list[Finished]:
+        """Wait for the last image."""
+        with self._notes.timed("image_wait"):
+            return [future.result() for future in self._finished]
+
+    def _encode(
+        self, sample: Sample, batch: ImageBatch, index: int, mean: float, std: float
+    ) -> Finished:
+        output = self._spec.output
+        image = encode_image(batch.pixels[index], output.image_format, output.image_quality)
+        return Finished(sample, image, batch.truncated[index], mean, std)
+
+    def _drop(self, sample: Sample, outcome: str, reason: str, message: str) -> None:
+        self.dropped.append(
+            Dropped(sample.key, sample.source_id, sample.variant, outcome, reason, message)
+        )
+
+
+def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attempt: int) -> Marker:
+    """Write data, rejects, and the marker last; every planned sample is in one of the two files."""
+    finished = images.finished()
+    dropped = [*work.dropped, *images.dropped]
+    counts = Counts(
+        planned=work.rows.stop_sample - work.rows.first_sample,
+        accepted=len(finished),
+        rejected=sum(one.outcome == "rejected" for one in dropped),
+        failed=sum(one.outcome == "failed" for one in dropped),
+    )
+    if not counts.add_up():
+        raise AssertionError(f"shard {work.rows.shard} does not add up: {counts}")
+    with work.notes.timed("write"):
+        files = write_shard(ledger.store, plan, work.rows, finished, dropped)
+    reasons: dict[str, int] = {}
+    for one in dropped:
+        reasons[one.reason] = reasons.get(one.reason, 0) + 1
+    return ledger.commit(
+        Marker(
+            shard=work.rows.shard,
+            counts=counts,
+            files=files,
+            reasons=reasons,
+            truncated_prompts=sum(one.truncated for one in finished),
+            timings_s=dict(work.notes.timings_s),
+            read_bytes=work.rows.read_bytes,
+            batch_size=plan.spec.resources.batch_size,
+            micro_batches=images.micro_batches,
+            adaptations=tuple(work.notes.adaptations),
+            parameter_counts=dict(work.notes.parameter_counts),
+            attempt=attempt,
+            environment=environment(),
+            spec_fingerprint=plan.spec.fingerprint,
+            finished_at=time.time(),
+        )
+    )
+
+
+def environment() -> dict[str, str]:
+    """Host, device and versions: bytes are promised to be equal where these are."""
+    import platform
+    import socket
+    from importlib.metadata import version
+
+    import torch
+
+    names = ("batchgen", "torch", "diffusers", "transformers", "ray")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            found[name] = "not installed"
+    return {"host": socket.gethostname(), "device": device, **found}

@@ -1,0 +1,304 @@
+"""What the user asked for: YAML, flags or both become one frozen, validated spec with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from batchgen.errors import InputError, SpecError, nearest
+
+MAX_SIZE = 4096
+Task = Literal["text-to-image", "image-to-image"]
+
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
+Strength = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+Size = Annotated[int, Field(ge=8, le=MAX_SIZE, multiple_of=8)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the spec that knows its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+
+
+class Columns(Section):
+    """Which input column plays which part. A null part is not read from the data."""
+
+    prompt: str | None = "prompt"
+    negative_prompt: str | None = None
+    image: str | None = None
+    key: str | None = None
+    label: str | None = None
+    seed: str | None = None
+    num_inference_steps: str | None = None
+    guidance_scale: str | None = None
+    strength: str | None = None
+    width: str | None = None
+    height: str | None = None
+
+    def mapped(self) -> dict[str, str]:
+        """Part -> column for the parts that are read from the data."""
+        return {part: column for part, column in self.model_dump().items() if column is not None}
+
+
+class Input(Section):
+    """Where the rows come from: a Parquet file, a folder of them or a glob, on any fsspec URL."""
+
+    path: str
+    columns: Columns = Columns()
+    keep_columns: tuple[str, ...] | None = Field(
+        default=None,
+        description="source columns copied to the output; null: all but the conditioning image",
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="only the first rows of the dataset"
+    )
+    check_keys: bool = Field(
+        default=True, description="read the key column while planning and refuse duplicates"
+    )
+
+
+class Model(Section):
+    """A diffusers model: the shipped one by name, a folder, or a hub id with its revision."""
+
+    path: str = "digits-shapes"
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    scheduler: str | None = Field(
+        default=None, description="a diffusers scheduler class; null: the model's own"
+    )
+
+
+class Sampling(Section):
+    """Defaults for every sample; a mapped column overrides them row by row.
+
+    Nulls are filled from the model when the plan is made (its recommended settings and native size).
+    """
+
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    strength: Strength = 0.6
+    width: Size | None = None
+    height: Size | None = None
+    negative_prompt: str = ""
+
+
+class Output(Section):
+    """Where the images go and in which form."""
+
+    url: str
+    samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
+    image_format: Literal["png", "jpeg", "webp"] = "png"
+    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    license: str = "unknown"
+
+
+class Pool(Section):
+    """The replicas of one stage. Null shares are chosen from what the cluster has."""
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] | None = None
+    num_cpus: Annotated[float, Field(gt=0)] | None = None
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pool:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas below min_replicas ({self.min_replicas})")
+        return self
+
+
+class Resources(Section):
+    """How the stages are laid out over actors.
+
+    ``batch_size`` and ``torch_threads`` are part of the fingerprint: a sample's bytes are promised
+    for a fixed batch shape and thread count.
+    """
+
+    layout: Literal["fused", "staged"] = "fused"
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    torch_threads: Annotated[int, Field(ge=1, le=256)] = 1
+    shards_in_flight: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=2, description="shards one actor holds at a time, to overlap device and upload"
+    )
+    generate: Pool = Pool()
+    encode: Pool = Pool()
+    denoise: Pool = Pool()
+    decode: Pool = Pool()
+
+
+class Policy(Section):
+    """When to go on and when to stop."""
+
+    failed_limit: Share = Field(default=0.01, description="share of planned samples that may fail")
+    rejected_limit: Share = Field(
+        default=0.5, description="share of planned samples that may be rejected"
+    )
+    shard_retries: Annotated[int, Field(ge=0, le=100)] = 2
+    reject_flat: bool = Field(default=True, description="reject images of one single colour")
+
+
+class Spec(Section):
+    """The whole order. Two specs with equal fingerprints give the same images."""
+
+    input: Input
+    task: Task = "text-to-image"
+    model: Model = Model()
+    sampling: Sampling = Sampling()
+    variants: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    seed: Seed = 0
+    output: Output
+    resources: Resources = Resources()
+    policy: Policy = Policy()
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_name(cls, value: object) -> object:
+        return value.replace("_", "-") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _columns_fit_the_task(self) -> Spec:
+        columns = self.input.columns
+        if self.task == "image-to-image" and columns.image is None:
+            raise ValueError("input.columns.image is needed for image-to-image")
+        if self.task == "text-to-image":
+            for part in ("image", "strength"):
+                if getattr(columns, part) is not None:
+                    raise ValueError(f"input.columns.{part} has no meaning for text-to-image")
+            if columns.prompt is None:
+                raise ValueError("input.columns.prompt is needed for text-to-image")
+        return self
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that change the images, dotted; everything else may differ on resume."""
+        whole = self.model_dump(mode="json")
+        kept: dict[str, Any] = {
+            "input": {"columns": whole["input"]["columns"], "limit": whole["input"]["limit"]},
+            "task": whole["task"],
+            "model": whole["model"],
+            "sampling": whole["sampling"],
+            "variants": whole["variants"],
+            "seed": whole["seed"],
+            "output": {
+                key: whole["output"][key]
+                for key in ("samples_per_shard", "image_format", "image_quality")
+            },
+            "resources": {key: whole["resources"][key] for key in ("batch_size", "torch_threads")},
+            "policy": {"reject_flat": whole["policy"]["reject_flat"]},
+        }
+        kept["input"]["path"] = whole["input"]["path"]
+        kept["input"]["keep_columns"] = whole["input"]["keep_columns"]
+        return flatten(kept)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ``result_fields``."""
+        return hashlib.sha256(canonical_json(self.result_fields()).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A spec file as nested dictionaries.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or does not hold a mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = yaml.safe_load(file)
+    except OSError as error:
+        raise InputError(f"spec file {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"spec file {path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"spec file {path}: expected sections such as input: and output:")
+    return tree
+
+
+def merge(base: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``base`` with every dotted path set to its value; the later wins."""
+    merged: dict[str, Any] = json.loads(json.dumps(base, default=str))
+    for path, value in dotted.items():
+        *sections, field = path.split(".")
+        place = merged
+        for section in sections:
+            inner = place.get(section)
+            if inner is None:
+                inner = place[section] = {}
+            if not isinstance(inner, dict):
+                raise SpecError(section, inner, f"a section that holds {path!r}")
+            place = inner
+        place[field] = value
+    return merged
+
+
+def build(tree: dict[str, Any]) -> Spec:
+    """Validate a nested dictionary into a spec.
+
+    Raises:
+        SpecError: for the first field that is wrong: its dotted name, value and what is allowed.
+    """
+    try:
+        return Spec.model_validate(tree)
+    except ValidationError as error:
+        raise _first_error(error) from error
+
+
+def _first_error(error: ValidationError) -> SpecError:
+    detail = error.errors()[0]
+    path = [str(part) for part in detail["loc"]]
+    field = ".".join(path) or "spec"
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(path[:-1])
+        return SpecError(field, detail["input"], f"{', '.join(known)}{nearest(path[-1], known)}")
+    if detail["type"] == "missing":
+        return SpecError(field, None, "a value is required" + _flag_hint(field))
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    context = detail.get("ctx") or {}
+    if detail["type"] == "literal_error":
+        return SpecError(field, detail["input"], str(context["expected"]))
+    given = "the given sections" if isinstance(detail["input"], dict) else detail["input"]
+    return SpecError(field, given, message)
+
+
+def _flag_hint(field: str) -> str:
+    section = field.split(".", 1)[0]
+    flag = {"input": "--input", "output": "--output"}.get(section)
+    return f" (flag {flag})" if flag else ""
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Spec
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,241 @@
+"""Object stores and folders behind a handful of verbs; the only home of fsspec."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from batchgen.errors import InputError, RetryShard, StorageFailed
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+TEMPORARY = "_batchgen/tmp"
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """One object: its full path in the filesystem, size in bytes, and etag or mtime as text."""
+
+    path: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on some filesystem. Every name is relative to it, with forward slashes.
+
+    Writes are whole objects: a reader sees the old object, the new one, or none, never a part.
+    """
+
+    fs: AbstractFileSystem
+    root: str
+    url: str
+    local: bool
+
+    def path(self, name: str) -> str:
+        return posixpath.join(self.root, name) if name else self.root
+
+    def read(self, name: str) -> bytes:
+        """The whole object. Raises FileNotFoundError when there is none."""
+        with storage_errors(f"read {self.url}/{name}"):
+            data: bytes = self.fs.cat_file(self.path(name))
+            return data
+
+    def exists(self, name: str) -> bool:
+        with storage_errors(f"look up {self.url}/{name}"):
+            return bool(self.fs.exists(self.path(name)))
+
+    def open(self, name: str) -> BinaryIO:
+        with storage_errors(f"open {self.url}/{name}"):
+            file: BinaryIO = self.fs.open(self.path(name), "rb")
+            return file
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write or replace one object atomically; on a local disk it is also flushed to the disk."""
+        with storage_errors(f"write {self.url}/{name}"):
+            if not self.local:
+                self.fs.pipe_file(self.path(name), data)
+                return
+            with self._temporary(name, data) as temporary:
+                os.replace(temporary, self.path(name))
+            _flush_folder(os.path.dirname(self.path(name)))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write one object only if there is none of that name; False when there is.
+
+        An object with the same content counts as ours: a lost reply to an earlier try looks so.
+        """
+        with storage_errors(f"create {self.url}/{name}"):
+            if not self.local:
+                return self._put_new_remote(name, data)
+            with self._temporary(name, data) as temporary:
+                try:
+                    os.link(temporary, self.path(name))
+                except FileExistsError:
+                    return self.read(name) == data
+            _flush_folder(os.path.dirname(self.path(name)))
+            return True
+
+    def delete(self, name: str) -> None:
+        """Remove one object; none being there is fine."""
+        with storage_errors(f"delete {self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
+
+    def list(self, folder: str) -> dict[str, int]:
+        """File name -> size in bytes for the files directly in ``folder``; empty if there is none."""
+        with storage_errors(f"list {self.url}/{folder}"):
+            self.fs.invalidate_cache(self.path(folder))
+            try:
+                entries = self.fs.ls(self.path(folder), detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                posixpath.basename(entry["name"]): int(entry["size"])
+                for entry in entries
+                if entry["type"] == "file"
+            }
+
+    def clear_temporary(self) -> None:
+        """Remove what a killed run left half written (local disks only; stores never show it)."""
+        if self.local:
+            for name in self.list(TEMPORARY):
+                self.delete(f"{TEMPORARY}/{name}")
+
+    @contextmanager
+    def _temporary(self, name: str, data: bytes) -> Iterator[str]:
+        os.makedirs(self.path(TEMPORARY), exist_ok=True)
+        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        temporary = self.path(f"{TEMPORARY}/{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _put_new_remote(self, name: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            return self.read(name) == data
+        except OSError as error:
+            if not _precondition_failed(error):
+                raise
+            return self.read(name) == data
+        return True
+
+
+def open_store(url: str) -> Store:
+    """The store at ``url``: a local folder or any fsspec URL. Nothing is created yet."""
+    fs, root = _filesystem(url)
+    return Store(fs, root.rstrip("/") or "/", url.rstrip("/") or "/", _is_local(fs))
+
+
+def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
+    """The files of a dataset, sorted by path, and the folder that their names are relative to.
+
+    ``path`` is one file, a folder (searched deeply for ``suffix``; names that begin with ``_`` or
+    ``.`` are left out) or a glob.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    fs, root = _filesystem(path)
+    with storage_errors(f"read {path}"):
+        if _GLOB.search(root):
+            found = fs.glob(root, detail=True)
+            base = posixpath.dirname(root[: _GLOB.search(root).start()])  # type: ignore[union-attr]
+        elif not fs.exists(root):
+            raise InputError(f"input {path}: no such file or folder")
+        elif fs.isdir(root):
+            base = root.rstrip("/")
+            found = fs.find(root, detail=True)
+            found = {name: info for name, info in found.items() if _is_data(name, base, suffix)}
+        else:
+            base = posixpath.dirname(root)
+            found = {root: fs.info(root)}
+    files = [_stat(name, info) for name, info in found.items() if info["type"] == "file"]
+    if not files:
+        raise InputError(f"input {path}: no {suffix} file there")
+    return base, sorted(files, key=lambda stat: stat.path)
+
+
+def open_input(path: str, url: str) -> BinaryIO:
+    """Open a file that ``find_files`` found, on the filesystem of the URL it was asked with."""
+    fs, _ = _filesystem(url)
+    with storage_errors(f"open {path}"):
+        file: BinaryIO = fs.open(path, "rb")
+        return file
+
+
+@contextmanager
+def storage_errors(doing: str) -> Iterator[None]:
+    """Sort a store's exceptions: FileNotFoundError passes, refusals stop the job, the rest retries."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, InputError, RetryShard, StorageFailed):
+        raise
+    except PermissionError as error:
+        raise StorageFailed(
+            f"cannot {doing}: permission denied; check the credentials and rights ({error})"
+        ) from error
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise StorageFailed(
+                f"cannot {doing}: {os.strerror(error.errno or 0)}; free some space, then resume"
+            ) from error
+        raise RetryShard(f"cannot {doing}: {type(error).__name__}: {error}") from error
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    try:
+        fs, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: {error}") from error
+    return fs, str(root)
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+    return "file" in protocols
+
+
+def _is_data(name: str, base: str, suffix: str) -> bool:
+    parts = posixpath.relpath(name, base).split("/")
+    return name.endswith(suffix) and not any(part.startswith(("_", ".")) for part in parts)
+
+
+def _stat(path: str, info: dict[str, Any]) -> Stat:
+    tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+    return Stat(path, int(info["size"]), str(tag or "").strip('"'))
+
+
+def _precondition_failed(error: BaseException) -> bool:
+    cause = error.__cause__
+    response = getattr(cause, "response", None) or {}
+    return response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+
+
+def _flush_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,242 @@
+"""Proves from storage alone that every planned sample is there once, or stands among the rejects."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import BatchgenError
+from batchgen.ledger import DATA, REJECTS, Ledger, Marker, States, Written, data_name, rejects_name
+from batchgen.plan import Plan
+
+MAX_PROBLEMS = 100
+_THREADS = 4
+
+
+@dataclass
+class Findings:
+    """What verification saw. ``problems`` is empty exactly when everything adds up."""
+
+    shards: int
+    planned: int
+    committed: int = 0
+    pending: int = 0
+    failed_shards: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+    more_problems: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def problem(self, text: str) -> None:
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(text)
+        else:
+            self.more_problems += 1
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """One committed shard as read back: what is wrong with it, and its samples' key digests."""
+
+    problems: tuple[str, ...]
+    digests: bytes
+
+
+def verify(ledger: Ledger, quick: bool = False) -> Findings:
+    """Check an output against its plan.
+
+    Every shard has a marker; each file it names is there with its size and SHA-256; counts add up
+    to the plan; the shard's samples are exactly the planned ones; every image has the bytes that
+    its ``sha256`` column says; no key stands twice in the whole output; nothing else lies in
+    ``data/``. ``quick`` compares only listings and markers.
+    """
+    plan = ledger.require_plan()
+    states = ledger.states(plan)
+    findings = Findings(plan.shards, plan.samples)
+    _check_states(plan, states, findings)
+    _check_strays(ledger, plan, states, findings)
+    digests: list[bytes] = []
+    check: Callable[[Ledger, Plan, Marker], ShardFacts] = _full_check
+    if quick:
+        sizes = {
+            f"{folder}/{name}": size
+            for folder in (DATA, REJECTS)
+            for name, size in ledger.store.list(folder).items()
+        }
+        check = partial(_quick_check, sizes)
+    for marker, facts in _each_shard(ledger, plan, sorted(states.committed), check):
+        for problem in facts.problems:
+            findings.problem(problem)
+        digests.append(facts.digests)
+        if marker is not None:
+            _add(findings, marker)
+    _check_unique(b"".join(digests), findings)
+    total = findings.accepted + findings.rejected + findings.failed
+    if total != plan.samples:
+        findings.problem(
+            f"planned {plan.samples} samples, accounted for {total} "
+            f"(accepted {findings.accepted}, rejected {findings.rejected}, failed {findings.failed})"
+        )
+    return findings
+
+
+def _check_states(plan: Plan, states: States, findings: Findings) -> None:
+    findings.committed = len(states.committed & frozenset(range(plan.shards)))
+    findings.failed_shards = len(states.failed)
+    findings.pending = plan.shards - findings.committed - findings.failed_shards
+    for shard in sorted(states.failed):
+        findings.problem(f"shard {shard} failed; `batchgen resume` tries it again")
+    if findings.pending:
+        first = next(s for s in states.pending if s not in states.failed)
+        findings.problem(
+            f"{findings.pending} shards are pending (the first is {first}); "
+            "`batchgen resume` makes them"
+        )
+    for shard in sorted(states.committed - frozenset(range(plan.shards))):
+        findings.problem(f"marker of shard {shard}, but the plan has {plan.shards} shards")
+
+
+def _check_strays(ledger: Ledger, plan: Plan, states: States, findings: Findings) -> None:
+    """Files that no marker can vouch for would be read as data."""
+    for folder, name_of in ((DATA, lambda s: data_name(s, plan.shards)), (REJECTS, rejects_name)):
+        expected = {name_of(shard).rpartition("/")[2] for shard in states.committed}
+        for name in sorted(set(ledger.store.list(folder)) - expected):
+            findings.problem(f"{folder}/{name} belongs to no committed shard")
+
+
+def _each_shard(
+    ledger: Ledger,
+    plan: Plan,
+    shards: Iterable[int],
+    check: Callable[[Ledger, Plan, Marker], ShardFacts],
+) -> Iterator[tuple[Marker | None, ShardFacts]]:
+    def one(shard: int) -> tuple[Marker | None, ShardFacts]:
+        try:
+            marker = ledger.marker(shard)
+        except (ValueError, KeyError, TypeError) as error:
+            return None, ShardFacts((f"shard {shard}: its marker cannot be read: {error}",), b"")
+        if marker is None:
+            return None, ShardFacts((f"shard {shard}: its marker vanished",), b"")
+        try:
+            return marker, check(ledger, plan, marker)
+        except (BatchgenError, OSError, pa.ArrowException) as error:
+            return marker, ShardFacts((f"shard {shard}: {error}",), b"")
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(one, shards)
+
+
+def _add(findings: Findings, marker: Marker) -> None:
+    findings.accepted += marker.counts.accepted
+    findings.rejected += marker.counts.rejected
+    findings.failed += marker.counts.failed
+    findings.bytes += sum(file.bytes for file in marker.files)
+
+
+def _marker_problems(plan: Plan, marker: Marker) -> list[str]:
+    first, stop = plan.sample_range(marker.shard)
+    problems = []
+    if not marker.counts.add_up() or marker.counts.planned != stop - first:
+        problems.append(
+            f"shard {marker.shard}: counts {marker.counts} do not add up to its {stop - first}"
+        )
+    if marker.spec_fingerprint != plan.spec.fingerprint:
+        problems.append(f"shard {marker.shard}: was made from another spec")
+    names = {file.name for file in marker.files}
+    if data_name(marker.shard, plan.shards) not in names:
+        problems.append(f"shard {marker.shard}: its marker names no data file")
+    return problems
+
+
+def _quick_check(sizes: dict[str, int], ledger: Ledger, plan: Plan, marker: Marker) -> ShardFacts:
+    problems = _marker_problems(plan, marker)
+    for file in marker.files:
+        if sizes.get(file.name) != file.bytes:
+            problems.append(
+                f"{file.name}: {sizes.get(file.name)} bytes in storage, {file.bytes} in its marker"
+            )
+    return ShardFacts(tuple(problems), b"")
+
+
+def _full_check(ledger: Ledger, plan: Plan, marker: Marker) -> ShardFacts:
+    problems = _marker_problems(plan, marker)
+    seen: list[tuple[str, str, int]] = []
+    for file in marker.files:
+        table = _read(ledger, file, problems)
+        if table is None:
+            continue
+        names = ("key", "source_id", "variant")
+        seen += zip(*(table.column(name).to_pylist() for name in names), strict=True)
+        if file.name.startswith(f"{DATA}/"):
+            problems += _image_problems(file.name, table)
+    problems += _sample_problems(plan, marker.shard, seen)
+    digests = (hashlib.blake2b(key.encode(), digest_size=16).digest() for key, _, _ in seen)
+    return ShardFacts(tuple(problems), b"".join(digests))
+
+
+def _read(ledger: Ledger, file: Written, problems: list[str]) -> pa.Table | None:
+    try:
+        data = ledger.store.read(file.name)
+    except FileNotFoundError:
+        problems.append(f"{file.name}: missing, though its marker names it")
+        return None
+    if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+        problems.append(f"{file.name}: not the bytes that its marker names")
+        return None
+    table = pq.read_table(io.BytesIO(data))
+    if table.num_rows != file.rows:
+        problems.append(f"{file.name}: {table.num_rows} rows, its marker says {file.rows}")
+    return table
+
+
+def _image_problems(name: str, table: pa.Table) -> list[str]:
+    images = table.column("image").combine_chunks().field("bytes")
+    keys, wanted = table.column("key").to_pylist(), table.column("sha256").to_pylist()
+    return [
+        f"{name}: image {key} is not the bytes of its sha256 column"
+        for key, image, digest in zip(keys, images, wanted, strict=True)
+        if hashlib.sha256(image.as_buffer()).hexdigest() != digest
+    ]
+
+
+def _sample_problems(plan: Plan, shard: int, seen: list[tuple[str, str, int]]) -> list[str]:
+    """The shard's (source row, variant) pairs are exactly those of the plan."""
+    found = [(source, variant) for _, source, variant in seen]
+    wanted = set(planned_samples(plan, shard))
+    problems = []
+    for missing in sorted(wanted - set(found))[:5]:
+        problems.append(f"shard {shard}: planned sample {missing} is nowhere")
+    for extra in sorted(set(found) - wanted)[:5]:
+        problems.append(f"shard {shard}: sample {extra} was never planned")
+    if len(found) != len(set(found)):
+        problems.append(f"shard {shard}: a sample stands twice")
+    return problems
+
+
+def planned_samples(plan: Plan, shard: int) -> Iterator[tuple[str, int]]:
+    """(source_id, variant) of a shard's samples."""
+    for sample in range(*plan.sample_range(shard)):
+        row, variant = divmod(sample, plan.spec.variants)
+        file, file_row = plan.locate(row)
+        yield f"{file.name}#{file_row}", variant
+
+
+def _check_unique(digests: bytes, findings: Findings) -> None:
+    halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (samples, 2)
+    twice = len(halves) - len(np.unique(halves.view("<u8,<u8")))
+    if twice:
+        findings.problem(f"{twice} keys stand more than once in the output")

@@ -1,0 +1,120 @@
+"""What travels between the pools of a staged layout: safetensors bytes, never pickles."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from batchgen.records import Call, EncodedBatch, LatentBatch
+
+
+def encoded_to_bytes(batches: list[EncodedBatch]) -> bytes:
+    """A shard's encoded batches as one safetensors file.
+
+    Values are exact to the bit for every dtype, and the order of dimensions in memory is kept too:
+    convolutions round otherwise for another order.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    facts = []
+    for number, batch in enumerate(batches):
+        tensors[f"{number}.embeds"] = batch.embeds
+        tensors[f"{number}.generator_states"] = batch.generator_states
+        if batch.image_latents is not None:
+            tensors[f"{number}.image_latents"] = batch.image_latents
+        facts.append(
+            {
+                "call": asdict(batch.call),
+                "prompt_index": batch.prompt_index,
+                "negative_index": batch.negative_index,
+                "truncated": batch.truncated,
+            }
+        )
+    return _to_bytes("encoded", facts, tensors)
+
+
+def encoded_from_bytes(data: bytes) -> list[EncodedBatch]:
+    """The batches that ``encoded_to_bytes`` was given, on the CPU.
+
+    Raises:
+        ValueError: the bytes hold something else.
+    """
+    facts, tensors = _from_bytes("encoded", data)
+    return [
+        EncodedBatch(
+            call=Call(**fact["call"]),
+            embeds=tensors[f"{number}.embeds"],
+            prompt_index=tuple(fact["prompt_index"]),
+            negative_index=_optional_tuple(fact["negative_index"]),
+            image_latents=tensors.get(f"{number}.image_latents"),
+            generator_states=tensors[f"{number}.generator_states"],
+            truncated=tuple(fact["truncated"]),
+        )
+        for number, fact in enumerate(facts)
+    ]
+
+
+def latents_to_bytes(batches: list[LatentBatch]) -> bytes:
+    """A shard's latents as one safetensors file; exact as ``encoded_to_bytes`` is."""
+    tensors = {f"{number}.latents": batch.latents for number, batch in enumerate(batches)}
+    facts = [{"call": asdict(batch.call), "truncated": batch.truncated} for batch in batches]
+    return _to_bytes("latents", facts, tensors)
+
+
+def latents_from_bytes(data: bytes) -> list[LatentBatch]:
+    """The batches that ``latents_to_bytes`` was given, on the CPU.
+
+    Raises:
+        ValueError: the bytes hold something else.
+    """
+    facts, tensors = _from_bytes("latents", data)
+    return [
+        LatentBatch(Call(**fact["call"]), tensors[f"{number}.latents"], tuple(fact["truncated"]))
+        for number, fact in enumerate(facts)
+    ]
+
+
+def _to_bytes(kind: str, facts: list[dict[str, Any]], tensors: dict[str, torch.Tensor]) -> bytes:
+    orders = {name: _memory_order(tensor) for name, tensor in tensors.items()}
+    header = json.dumps({"kind": kind, "facts": facts, "orders": orders})
+    plain = {
+        # a clone each: safetensors refuses tensors that share memory
+        name: tensor.detach()
+        .cpu()
+        .permute(orders[name])
+        .clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return save(plain, {"batchgen": header})
+
+
+def _from_bytes(kind: str, data: bytes) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """The facts and tensors of a payload. (``load`` hides the header, so it is read here.)"""
+    try:
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8:end])["__metadata__"]["batchgen"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError("not a payload of batchgen") from error
+    if header["kind"] != kind:
+        raise ValueError(f"expected a payload of {kind}, got one of {header['kind']}")
+    tensors = {
+        name: tensor.permute(_inverse(header["orders"][name]))
+        for name, tensor in load(data).items()
+    }
+    return header["facts"], tensors
+
+
+def _memory_order(tensor: torch.Tensor) -> list[int]:
+    """Dimensions from the slowest to the fastest in memory; (0, 2, 3, 1) is channels last."""
+    return sorted(range(tensor.ndim), key=lambda dimension: -tensor.stride(dimension))
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _optional_tuple(values: list[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)

@@ -1,0 +1,215 @@
+"""Writes a shard: one Parquet file of accepted samples, one of rejects, and last the marker."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.ledger import Written, data_name, rejects_name
+from batchgen.plan import Plan
+from batchgen.records import Dropped, Sample, ShardRows
+from batchgen.spec import Spec
+from batchgen.storage import Store
+
+ROW_GROUP_BYTES = 32 << 20
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("image", IMAGE),
+        pa.field("prompt", pa.string()),
+        pa.field("negative_prompt", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("variant", pa.int32()),
+        pa.field("source_id", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("model_id", pa.string()),
+        pa.field("model_revision", pa.string()),
+        pa.field("scheduler", pa.string()),
+        pa.field("num_inference_steps", pa.int32()),
+        pa.field("guidance_scale", pa.float64()),
+        pa.field("strength", pa.float64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sha256", pa.string()),
+        pa.field("prompt_truncated", pa.bool_()),
+        pa.field("pixel_mean", pa.float32()),
+        pa.field("pixel_std", pa.float32()),
+    ]
+)
+REJECT_COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("source_id", pa.string()),
+        pa.field("variant", pa.int32()),
+        pa.field("outcome", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One accepted sample: its image's stored bytes and its scores."""
+
+    sample: Sample
+    image: bytes
+    truncated: bool
+    pixel_mean: float
+    pixel_std: float
+
+
+def kept_columns(spec: Spec, names: Sequence[str]) -> dict[str, str]:
+    """Source column -> its name in the output.
+
+    A column that plays a part and bears the part's own name (``prompt``) is there already; any
+    other that would collide with one of ours becomes ``source_<name>``.
+    """
+    columns = spec.input.columns
+    wanted = spec.input.keep_columns
+    if wanted is None:
+        wanted = tuple(name for name in names if name != columns.image)
+    same = {part for part, name in columns.mapped().items() if part == name} - {"image", "key"}
+    kept: dict[str, str] = {}
+    for name in names:
+        if name in wanted and name not in same:
+            output = f"source_{name}" if name in COLUMNS.names else name
+            while output in kept.values() or (output != name and output in names):
+                output += "_"
+            kept[name] = output
+    return kept
+
+
+def output_schema(spec: Spec, source: pa.Schema) -> pa.Schema:
+    """The schema of the data files, with the Hugging Face features that make images decode."""
+    columns = COLUMNS
+    label = spec.input.columns.label
+    if label is not None:
+        index = columns.get_field_index("label")
+        columns = columns.set(index, source.field(label).with_name("label").remove_metadata())
+    for name, output in kept_columns(spec, source.names).items():
+        columns = columns.append(source.field(name).with_name(output).remove_metadata())
+    return columns.with_metadata({"huggingface": json.dumps(_features(spec, source))})
+
+
+def _features(spec: Spec, source: pa.Schema) -> dict[str, Any]:
+    """Features that Arrow types do not tell: images, and what the input says of kept columns."""
+    renamed = kept_columns(spec, source.names)
+    if spec.input.columns.label is not None:
+        renamed = {**renamed, spec.input.columns.label: "label"}
+    inherited = json.loads((source.metadata or {}).get(b"huggingface", b"{}"))
+    known = (inherited.get("info") or {}).get("features") or {}
+    features = {output: known[name] for name, output in renamed.items() if name in known}
+    return {"info": {"features": {**features, "image": {"_type": "Image"}}}}
+
+
+def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
+    """The accepted samples of a shard in the output's columns."""
+    spec, source = plan.spec, rows.table
+    schema = output_schema(spec, source.schema)
+    extension = {"jpeg": "jpg"}.get(spec.output.image_format, spec.output.image_format)
+    samples = [one.sample for one in finished]
+    positions = pa.array([sample.row for sample in samples], pa.int64())
+    images = [{"bytes": one.image, "path": f"{one.sample.key}.{extension}"} for one in finished]
+    values: dict[str, Any] = {
+        "key": [sample.key for sample in samples],
+        "image": images,
+        "prompt": [sample.prompt for sample in samples],
+        "negative_prompt": [sample.negative_prompt for sample in samples],
+        "label": [None] * len(samples),
+        "seed": [sample.seed for sample in samples],
+        "variant": [sample.variant for sample in samples],
+        "source_id": [sample.source_id for sample in samples],
+        "task": [spec.task] * len(samples),
+        "model_id": [plan.model.model_id] * len(samples),
+        "model_revision": [plan.model.revision] * len(samples),
+        "scheduler": [plan.model.scheduler] * len(samples),
+        "num_inference_steps": [sample.call.num_inference_steps for sample in samples],
+        "guidance_scale": [sample.call.guidance_scale for sample in samples],
+        "strength": [sample.call.strength for sample in samples],
+        "width": [sample.call.width for sample in samples],
+        "height": [sample.call.height for sample in samples],
+        "sha256": [hashlib.sha256(one.image).hexdigest() for one in finished],
+        "prompt_truncated": [one.truncated for one in finished],
+        "pixel_mean": [one.pixel_mean for one in finished],
+        "pixel_std": [one.pixel_std for one in finished],
+    }
+    if spec.input.columns.label is not None:
+        values["label"] = source.column(spec.input.columns.label).take(positions)
+    for name, output in kept_columns(spec, source.schema.names).items():
+        values[output] = source.column(name).take(positions)
+    arrays = [
+        values[field.name]
+        if isinstance(values[field.name], pa.ChunkedArray)
+        else pa.array(values[field.name], field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file in memory: image bytes stored as they are, row groups small enough to stream."""
+    leaves = _leaves(table.schema)
+    encoded = [name for name in leaves if not name.startswith("image.")]
+    per_row = max(1, table.nbytes // max(1, table.num_rows))
+    sink = io.BytesIO()
+    with pq.ParquetWriter(
+        sink,
+        table.schema,
+        compression={name: "ZSTD" if name in encoded else "NONE" for name in leaves},
+        use_dictionary=encoded,
+        write_statistics=encoded,
+    ) as writer:
+        if table.num_rows:  # an empty row group stops some readers; none at all does not
+            writer.write_table(table, row_group_size=max(1, ROW_GROUP_BYTES // per_row))
+    return sink.getvalue()
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Dotted names of the Parquet columns that a schema is stored in."""
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
+    columns = pq.ParquetFile(sink).schema
+    return [columns.column(index).path for index in range(len(columns))]
+
+
+def rejects_table(dropped: Sequence[Dropped]) -> pa.Table:
+    rows = sorted(dropped, key=lambda one: one.key)
+    return pa.Table.from_pydict(
+        {name: [getattr(one, name) for one in rows] for name in REJECT_COLUMNS.names},
+        schema=REJECT_COLUMNS,
+    )
+
+
+def write_shard(
+    store: Store,
+    plan: Plan,
+    rows: ShardRows,
+    finished: Sequence[Finished],
+    dropped: Sequence[Dropped],
+) -> tuple[Written, ...]:
+    """Put the data file, then the rejects if there are any. The marker is the caller's last act.
+
+    The samples stand in the plan's order, so the same shard gives the same file, to the byte.
+    """
+    order = sorted(finished, key=lambda one: (one.sample.row, one.sample.variant))
+    files = [_put(store, data_name(rows.shard, plan.shards), data_table(plan, rows, order))]
+    if dropped:
+        files.append(_put(store, rejects_name(rows.shard), rejects_table(dropped)))
+    return tuple(files)
+
+
+def _put(store: Store, name: str, table: pa.Table) -> Written:
+    data = parquet_bytes(table)
+    store.put(name, data)
+    return Written(name, len(data), hashlib.sha256(data).hexdigest(), table.num_rows)
