@@ -228,10 +228,10 @@ def status(output: str, as_json: bool) -> int:
         click.echo(json.dumps(facts))
     else:
         click.echo(
-            f"shards   {tally.committed} of {frozen.shards} committed, {tally.failed_shards} failed, "
-            f"{pending} pending\n"
-            f"samples  {frozen.samples} planned, {tally.accepted} accepted, {tally.rejected} rejected, "
-            f"{tally.failed} failed\n{message}"
+            f"shards   {tally.committed} of {frozen.shards} committed, "
+            f"{tally.failed_shards} failed, {pending} pending\n"
+            f"samples  {frozen.samples} planned, {tally.accepted} accepted, "
+            f"{tally.rejected} rejected, {tally.failed} failed\n{message}"
         )
         for shard in sorted(ledger.states(frozen).failed)[:10]:
             failure = ledger.failure(shard)
@@ -258,9 +258,10 @@ def verify(output: str, quick: bool, as_json: bool) -> int:
         if findings.more_problems:
             click.echo(f"problem: and {findings.more_problems} more", err=True)
         click.echo(
-            f"{'verified' if findings.ok else 'NOT VERIFIED'}: planned {findings.planned} = accepted "
-            f"{findings.accepted} + rejected {findings.rejected} + failed {findings.failed}; "
-            f"{findings.committed} of {findings.shards} shards committed, {findings.bytes:,} bytes"
+            f"{'verified' if findings.ok else 'NOT VERIFIED'}: planned {findings.planned} = "
+            f"accepted {findings.accepted} + rejected {findings.rejected} + "
+            f"failed {findings.failed}; {findings.committed} of {findings.shards} shards "
+            f"committed, {findings.bytes:,} bytes"
         )
     return 0 if findings.ok else 4
 
@@ -295,7 +296,8 @@ def _show_plan(spec: Spec, as_json: bool) -> None:
         f"{made.spec.output.samples_per_shard}, at least {calls} micro-batches of "
         f"{made.spec.resources.batch_size} each\n"
         f"model    {made.model.model_id} {made.model.revision}, {made.model.scheduler}, "
-        f"{made.spec.sampling.num_inference_steps} steps, guidance {made.spec.sampling.guidance_scale}, "
+        f"{made.spec.sampling.num_inference_steps} steps, "
+        f"guidance {made.spec.sampling.guidance_scale}, "
         f"{made.spec.sampling.width}x{made.spec.sampling.height}, {made.spec.model.dtype}\n"
         f"output   {spec.output.url}\n"
         f"plan     spec {made.spec.fingerprint[:12]}, input {made.input_fingerprint[:12]}, "

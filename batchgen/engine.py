@@ -314,23 +314,24 @@ def _pools(plan: Plan) -> list[tuple[type[StageActor], Share]]:
     """The actors of the layout with what each reserves.
 
     Raises:
-        UsageError: the smallest pools do not fit the cluster; says what was asked and what is there.
+        UsageError: the smallest pools do not fit; says what was asked and what there is.
     """
     resources = plan.spec.resources
     have = ray.cluster_resources()
     cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    wanted: list[tuple[type[StageActor], Pool, float, float]]
     if resources.layout == "fused":
-        wanted = [("generate", Generate, resources.generate, 0.9, 1.0)]
+        wanted = [(Generate, resources.generate, 0.9, 1.0)]
     else:
         wanted = [
-            ("encode", Encode, resources.encode, 0.1, 0.0),
-            ("denoise", Denoise, resources.denoise, 0.6, 0.9),
-            ("decode", Decode, resources.decode, 0.2, 0.1),
+            (Encode, resources.encode, 0.1, 0.0),
+            (Denoise, resources.denoise, 0.6, 0.9),
+            (Decode, resources.decode, 0.2, 0.1),
         ]
     pools = []
-    for name, actor, pool, cpu_share, gpu_share in wanted:
-        share = _share(pool, cpu_share, gpu_share, cpus, gpus, many=name in ("generate", "denoise"))
-        pools.append((actor, share))
+    for actor, pool, cpu_share, gpu_share in wanted:
+        many = actor in (Generate, Denoise)
+        pools.append((actor, _share(pool, cpu_share, gpu_share, cpus, gpus, many)))
     _refuse_impossible([share for _, share in pools], cpus, gpus)
     return pools
 
@@ -351,8 +352,9 @@ def _refuse_impossible(shares: list[Share], cpus: float, gpus: float) -> None:
     asked_gpus = sum(share.min_replicas * share.num_gpus for share in shares)
     if asked_cpus + READER_CPUS > cpus or asked_gpus > gpus:
         raise UsageError(
-            f"the pools need at least {asked_cpus + READER_CPUS:g} CPUs and {asked_gpus:g} GPUs; the "
-            f"cluster has {cpus:g} and {gpus:g}; lower min_replicas, num_cpus or num_gpus under resources"
+            f"the pools need at least {asked_cpus + READER_CPUS:g} CPUs and {asked_gpus:g} GPUs; "
+            f"the cluster has {cpus:g} and {gpus:g}; lower min_replicas, num_cpus or num_gpus "
+            "under resources"
         )
 
 

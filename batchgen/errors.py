@@ -15,8 +15,8 @@
         │   └── StorageFailed  the store refuses: credentials, full disk, vanished bucket
         └── VerifyFailed   what is in storage does not add up                      (exit 4)
 
-Deliberately not in the tree, and never caught by name: programming errors. Inside an actor they fail
-the shard (with their traceback in its failed marker); in the driver they end the program.
+Deliberately not in the tree, and never caught by name: programming errors. Inside an actor they
+fail the shard (with their traceback in its failed marker); in the driver they end the program.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import io
 import struct
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +20,8 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 
 MAX_PIXELS = 64 * 1024 * 1024  # 8192 x 8192; 192 MB once decoded
 SIXTEEN_BIT = 65535
-# Raster formats only: Pillow would hand EPS to Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# Raster formats only: Pillow would hand EPS to Ghostscript. (JPEG includes cameras' MPO.)
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def decode_condition(data: object, width: int, height: int) -> Array:
@@ -121,7 +122,7 @@ def _file_bytes(data: object) -> bytes:
 def _open(data: bytes) -> Image.Image:
     """The opened and wholly decoded first frame; its size is checked before it is decoded."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_readable())
         pixels = image.width * image.height
         if pixels <= MAX_PIXELS:
             image.load()
@@ -138,8 +139,15 @@ def _open(data: bytes) -> Image.Image:
     )
 
 
+@cache
+def _readable() -> tuple[str, ...]:
+    """``FORMATS`` as far as this build of Pillow has them; it fails on a name it does not know."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _undecodable(error: Exception) -> RejectRow:
-    known = ", ".join(FORMATS)
+    known = ", ".join(_readable())
     return RejectRow(
         "undecodable-image",
         f"image cannot be decoded ({type(error).__name__}: {error}); allowed: a whole {known} file",

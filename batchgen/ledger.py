@@ -1,4 +1,4 @@
-"""What has been done, from storage alone: the plan, the shards' markers, failures, and who holds the lease."""
+"""What has been done, from storage alone: the plan, markers, failures, and who holds the lease."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The written mapping from inputs and spec to shards: made from Parquet footers, frozen when a run starts.
+"""The written mapping from inputs and spec to shards, from Parquet footers; frozen once run.
 
 Nothing is enumerated. The files' row counts put every row in one line; with V variants, sample g is
-variant ``g % V`` of row ``g // V``; with S samples a shard, shard k is samples ``k*S`` to ``(k+1)*S - 1``.
-So a plan of a billion rows is as small as its list of files, and anyone can check it by arithmetic.
+variant ``g % V`` of row ``g // V``; with S samples a shard, shard k is samples ``k*S`` to
+``(k+1)*S - 1``. So a plan of a billion rows is as small as its list of files, and anyone can check
+it by arithmetic.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ _REAL = ("guidance_scale", "strength")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file: ``name`` is its path below the input folder, ``row_groups`` their row counts."""
+    """One input file; ``name`` is its path below the input, ``row_groups`` are row counts."""
 
     path: str
     name: str

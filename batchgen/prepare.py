@@ -113,8 +113,8 @@ def _sample(
     if call.strength is not None and int(call.num_inference_steps * call.strength) < 1:
         raise RejectRow(
             "strength-too-low",
-            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step; allowed: "
-            "strength * num_inference_steps of at least 1",
+            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step; "
+            "allowed: strength * num_inference_steps of at least 1",
         )
     name = sample_key(key, variant)
     negative = values.get("negative_prompt")

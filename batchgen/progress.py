@@ -65,7 +65,7 @@ def duration(seconds: float | None) -> str:
     """``1h02m``, ``3m05s``, ``12s``; ``-`` for None."""
     if seconds is None:
         return "-"
-    minutes, left = divmod(int(round(seconds)), 60)
+    minutes, left = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60}h{minutes % 60:02d}m"
     return f"{minutes}m{left:02d}s" if minutes else f"{left}s"

@@ -1,7 +1,7 @@
-"""Reads the input: each span of row groups is streamed once and cut into the shards that are pending.
+"""Reads the input: each span of row groups is streamed once and cut into its pending shards.
 
 A span is what one light reading task does. It begins and ends at row groups, so that a file of one
-million rows in one row group is decoded once, and a span whose shards are all committed is not read.
+million rows in one row group is decoded once, and a span whose shards are committed is not read.
 Only the shard that lies across the border of two spans reads a little of the next one.
 """
 
@@ -30,7 +30,7 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Group:
-    """One row group: ``first_row`` is the dataset's number of its first row, ``file_row`` the file's."""
+    """One row group; its first row is row ``first_row`` of the input, ``file_row`` of the file."""
 
     path: str
     name: str

@@ -131,7 +131,7 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Decoded pixels, uint8 RGB (n, height, width, 3), and whether each was finite before rounding."""
+    """Decoded pixels, uint8 RGB (n, height, width, 3); ``finite``: no NaN or infinity."""
 
     pixels: np.ndarray[Any, Any]
     finite: tuple[bool, ...]

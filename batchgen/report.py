@@ -7,14 +7,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batchgen import __version__
 from batchgen.images import contact_sheet, thumbnail
-from batchgen.ledger import FailedMarker, Ledger, data_name
+from batchgen.ledger import Ledger, data_name
 from batchgen.plan import Plan
 from batchgen.progress import Tally
 
@@ -110,10 +112,9 @@ def _shown(plan: Plan, ledger: Ledger, committed: list[int]) -> Iterator[Shown]:
             batches = pq.ParquetFile(file).iter_batches(
                 per_shard, columns=["key", "prompt", "image"]
             )
-            for row in next(batches, None).to_pylist() if plan.samples else []:
-                yield Shown(
-                    row["key"], row["prompt"], thumbnail(row["image"]["bytes"], THUMBNAIL_PX)
-                )
+            for row in [row for batch in islice(batches, 1) for row in batch.to_pylist()]:
+                small = thumbnail(row["image"]["bytes"], THUMBNAIL_PX)
+                yield Shown(row["key"], row["prompt"], small)
 
 
 def _card(plan: Plan, tally: Tally, digest: Digest) -> str:
@@ -124,8 +125,6 @@ def _card(plan: Plan, tally: Tally, digest: Digest) -> str:
         "tags": ["synthetic", "batchgen"],
         "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
     }
-    import yaml
-
     reasons = "".join(f"| rejected: {name} | {count} |\n" for name, count in digest.reasons.items())
     settings = json.dumps(spec.sampling.model_dump(), indent=1)
     return f"""---
@@ -141,8 +140,8 @@ def _card(plan: Plan, tally: Tally, digest: Digest) -> str:
 | failed | {tally.failed} |
 {reasons}
 Task `{spec.task}`, model `{plan.model.model_id}` (revision `{plan.model.revision}`), scheduler
-`{plan.model.scheduler}`, {spec.variants} variants a row, run seed {spec.seed}. These images were made
-by a generative model; they are not photographs or records of anything.
+`{plan.model.scheduler}`, {spec.variants} variants a row, run seed {spec.seed}. These images were
+made by a generative model; they are not photographs or records of anything.
 
 ```json
 {settings}
@@ -166,7 +165,3 @@ def ledger_url(url: str) -> str:
     """The output's URL as the card shows it: without credentials, should a URL carry some."""
     scheme, mark, rest = url.partition("://")
     return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else url
-
-
-def failure_line(failure: FailedMarker) -> str:
-    return f"shard {failure.shard}: {failure.error}: {failure.message}"

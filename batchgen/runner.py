@@ -45,7 +45,7 @@ def plan_job(spec: Spec) -> Plan:
 
 
 def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
-    """Make everything that is planned and not yet committed, on local Ray or the cluster at ``address``.
+    """Make what is planned and not yet committed, on local Ray or the cluster at ``address``.
 
     An output that holds a plan already is continued if the plan is still the same.
 
@@ -94,12 +94,12 @@ def _stream(
 
 
 def _stop_when_hopeless(plan: Plan, tally: Tally) -> None:
-    limit = plan.spec.policy.failed_limit
+    limit, url = plan.spec.policy.failed_limit, plan.spec.output.url
     if tally.failures_now >= MIN_BAD_SHARDS and tally.failed > limit * tally.finished_samples:
         raise LimitExceeded(
             f"{tally.failed} of the first {tally.finished_samples} samples failed, above "
-            f"policy.failed_limit ({limit:g}); the reasons stand in {plan.spec.output.url}/_batchgen/failed; "
-            f"mend the cause, then `batchgen resume {plan.spec.output.url}`"
+            f"policy.failed_limit ({limit:g}); the reasons stand in {url}/_batchgen/failed; "
+            f"mend the cause, then `batchgen resume {url}`"
         )
 
 
@@ -165,13 +165,15 @@ def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
         )
     if tally.failed:
         return 2, (
-            f"{tally.failed} of {plan.samples} samples failed (in {tally.failed_shards} failed shards and "
-            f"{tally.flawed_shards} others); see {url}/_batchgen, then `batchgen resume {url}`"
+            f"{tally.failed} of {plan.samples} samples failed (in {tally.failed_shards} failed "
+            f"shards and {tally.flawed_shards} others); see {url}/_batchgen, "
+            f"then `batchgen resume {url}`"
         )
     if tally.rejected > plan.spec.policy.rejected_limit * plan.samples:
         return 2, (
-            f"{tally.rejected} of {plan.samples} samples were rejected, above policy.rejected_limit "
-            f"({plan.spec.policy.rejected_limit:g}); the reasons stand in {url}/_batchgen/rejects"
+            f"{tally.rejected} of {plan.samples} samples were rejected, above "
+            f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "
+            f"the reasons stand in {url}/_batchgen/rejects"
         )
     return (
         0,
@@ -185,8 +187,9 @@ def _opening(plan: Plan, states: States) -> str:
     spec = plan.spec
     return (
         f"{plan.samples} samples in {plan.shards} shards{made}{again}: {spec.task} with "
-        f"{plan.model.model_id}, {plan.model.scheduler}, {spec.sampling.num_inference_steps} steps, "
-        f"batch {spec.resources.batch_size}, {spec.resources.layout}"
+        f"{plan.model.model_id}, {plan.model.scheduler}, "
+        f"{spec.sampling.num_inference_steps} steps, batch {spec.resources.batch_size}, "
+        f"{spec.resources.layout}"
     )
 
 

@@ -41,7 +41,7 @@ ENCODE_THREADS = 2
 
 @dataclass(frozen=True)
 class Notes:
-    """What is written down about a shard on its way: seconds by stage and what was out of the plan."""
+    """What is noted about a shard on its way: seconds by stage, and what was out of the plan."""
 
     timings_s: dict[str, float] = field(default_factory=dict)
     adaptations: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the user asked for: YAML, flags or both become one frozen, validated spec with a fingerprint."""
+"""What the user asked for: YAML, flags or both become one frozen spec with a fingerprint."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Model(Section):
 class Sampling(Section):
     """Defaults for every sample; a mapped column overrides them row by row.
 
-    Nulls are filled from the model when the plan is made (its recommended settings and native size).
+    Nulls are filled from the model when the plan is made (its recommended settings, its size).
     """
 
     num_inference_steps: Steps | None = None
@@ -205,7 +205,8 @@ class Spec(Section):
         return hashlib.sha256(canonical_json(self.result_fields()).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        return text
 
 
 def canonical_json(value: object) -> str:

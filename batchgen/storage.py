@@ -63,7 +63,7 @@ class Store:
             return file
 
     def put(self, name: str, data: bytes) -> None:
-        """Write or replace one object atomically; on a local disk it is also flushed to the disk."""
+        """Write or replace one object atomically; on a local disk it is flushed as well."""
         with storage_errors(f"write {self.url}/{name}"):
             if not self.local:
                 self.fs.pipe_file(self.path(name), data)
@@ -94,7 +94,7 @@ class Store:
             self.fs.rm_file(self.path(name))
 
     def list(self, folder: str) -> dict[str, int]:
-        """File name -> size in bytes for the files directly in ``folder``; empty if there is none."""
+        """File name -> size in bytes of the files directly in ``folder``; empty if none."""
         with storage_errors(f"list {self.url}/{folder}"):
             self.fs.invalidate_cache(self.path(folder))
             try:
@@ -185,7 +185,7 @@ def open_input(path: str, url: str) -> BinaryIO:
 
 @contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
-    """Sort a store's exceptions: FileNotFoundError passes, refusals stop the job, the rest retries."""
+    """Sort a store's exceptions: FileNotFoundError passes, refusals stop, the rest is retried."""
     try:
         yield
     except (FileNotFoundError, FileExistsError, InputError, RetryShard, StorageFailed):

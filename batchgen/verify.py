@@ -1,4 +1,4 @@
-"""Proves from storage alone that every planned sample is there once, or stands among the rejects."""
+"""Proves from storage alone that every planned sample is there once, or among the rejects."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
     if total != plan.samples:
         findings.problem(
             f"planned {plan.samples} samples, accounted for {total} "
-            f"(accepted {findings.accepted}, rejected {findings.rejected}, failed {findings.failed})"
+            f"(accepted {findings.accepted}, rejected {findings.rejected}, "
+            f"failed {findings.failed})"
         )
     return findings
 

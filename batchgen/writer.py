@@ -158,7 +158,7 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file in memory: image bytes stored as they are, row groups small enough to stream."""
+    """A Parquet file in memory: image bytes stored as they are, row groups fit to stream."""
     leaves = _leaves(table.schema)
     encoded = [name for name in leaves if not name.startswith("image.")]
     per_row = max(1, table.nbytes // max(1, table.num_rows))

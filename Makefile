@@ -1,0 +1,30 @@
+# `make demo` and `make test` each do everything on a machine that has Python 3.11+ and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
+	$(BIN)/batchgen run jobs/demo.yaml
+	$(BIN)/batchgen verify out/demo
+	@echo "look at out/demo/_batchgen/contact-sheet.png"
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy --strict batchgen
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,check]'
+	touch $@
+
+clean:
+	rm -rf out $(VENV)
