@@ -9,6 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
+	rm -rf out/demo
 	$(BIN)/batchgen run jobs/demo.yaml
 	$(BIN)/batchgen verify out/demo
 	@echo "look at out/demo/_batchgen/contact-sheet.png"

@@ -52,7 +52,7 @@ class Decoder:
 
 
 def unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
-    """Latents as the VAE sees them: without its scaling factor and, if it has one, with its shift."""
+    """Latents as the VAE sees them: its scaling factor undone, its shift (if it has one) added."""
     plain: torch.Tensor = latents / config.scaling_factor
     shift = getattr(config, "shift_factor", None)
     return plain if shift is None else plain + shift

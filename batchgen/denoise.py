@@ -85,9 +85,8 @@ def restored_generators(states: torch.Tensor, batch_size: int) -> list[torch.Gen
     """
     generators = [torch.Generator("cpu").manual_seed(0) for _ in range(batch_size)]
     for generator, state in zip(generators, states, strict=False):
-        generator.set_state(
-            state.clone()
-        )  # a view crashes torch: it reads from the storage's start
+        # A row of a larger tensor crashes set_state (torch 2.13): give it storage of its own.
+        generator.set_state(state.clone())
     return generators
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from batchgen.storage import Stat, find_files, open_input
 VERSION = 1
 _FOOTER_THREADS = 16
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_CHANGED = re.compile(r"(^|-)x[0-9a-f]{20}$")
 _MAX_KEY = 100
 
 _TEXT = ("prompt", "negative_prompt")
@@ -245,7 +247,8 @@ def _same_schema(schema: pa.Schema, other: pa.Schema, path: str, other_path: str
 def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
     """Every mapped or kept column is there and has a type that can play its part."""
     wanted = {f"input.columns.{part}": name for part, name in spec.input.columns.mapped().items()}
-    for name in spec.input.keep_columns or ():
+    keep = spec.input.keep_columns
+    for name in schema.names if keep is None else keep:
         wanted[f"input.keep_columns {name}"] = name
     for field, name in wanted.items():
         if name not in schema.names:
@@ -291,13 +294,13 @@ def _is_binary(kind: pa.DataType) -> bool:
 def safe_key(value: str) -> str:
     """A key that can be a file name: letters, digits, ``_`` and ``-``.
 
-    A value that has to be changed gets 12 hexadecimal digits of its SHA-256, so two values never
-    meet in one key.
+    A value that has to be changed, or that looks as if it had been, ends in ``x`` and 20
+    hexadecimal digits of its SHA-256, so two values never meet in one key.
     """
     cleaned = _UNSAFE.sub("-", value).strip("-")[:_MAX_KEY]
-    if cleaned == value and value:
+    if value and cleaned == value and not _CHANGED.search(value):
         return value
-    digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    digest = "x" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:20]
     return f"{cleaned}-{digest}" if cleaned else digest
 
 
@@ -339,11 +342,33 @@ def _key_digests(plan: Plan, column: str) -> Iterator[bytes]:
         with open_input(file.path, plan.spec.input.path) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=False)
             for batch in parquet.iter_batches(batch_size=65_536, columns=[column]):
-                values = batch.column(0).to_pylist()[:left]
+                values = python_values(batch.column(0))[:left]
                 left -= len(values)
                 yield b"".join(
                     bytes(16)
                     if value is None
-                    else hashlib.blake2b(str(value).encode(), digest_size=16).digest()
+                    else hashlib.blake2b(_key_bytes(value), digest_size=16).digest()
                     for value in values
                 )
+
+
+def _key_bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """A column's values; a text that is not UTF-8, as careless writers leave it, as its bytes."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return [_text_or_bytes(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batchgen.errors import RejectRow
 from batchgen.images import decode_condition
-from batchgen.plan import safe_key
+from batchgen.plan import python_values, safe_key
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
 from batchgen.spec import Guidance, Seed, Size, Spec, Steps, Strength
 
@@ -77,7 +77,7 @@ def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
     """For each row, the value of every mapped part."""
     mapped = spec.input.columns.mapped()
     table = rows.table
-    lists = {part: table.column(name).to_pylist() for part, name in mapped.items()}
+    lists = {part: python_values(table.column(name)) for part, name in mapped.items()}
     for row in range(table.num_rows):
         yield {part: values[row] for part, values in lists.items()}
 
@@ -102,6 +102,10 @@ def _sample(
 ) -> Sample:
     if "key" in values and values["key"] is None:
         raise RejectRow("null-key", f"column {spec.input.columns.key!r} is null; a key is needed")
+    for part in ("key", "prompt", "negative_prompt"):
+        if isinstance(values.get(part), bytes):
+            column = getattr(spec.input.columns, part)
+            raise RejectRow("not-utf8", f"column {column!r} holds {values[part]!r}; allowed: UTF-8")
     sampling = spec.sampling
     call = Call(
         num_inference_steps=_setting(values, spec, "num_inference_steps"),

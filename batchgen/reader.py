@@ -7,6 +7,7 @@ Only the shard that lies across the border of two spans reads a little of the ne
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections import deque
@@ -17,7 +18,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, RetryShard
 from batchgen.plan import Plan, SourceFile, row_key
 from batchgen.records import ShardRows
 from batchgen.spec import Spec
@@ -137,41 +138,80 @@ def read_span(span: Span, spec: Spec, columns: list[str]) -> Iterator[ShardRows]
 
     Raises:
         InputError: a file vanished, changed its size, or cannot be decoded.
+        RetryShard: the store failed to hand it out this time.
     """
     waiting = deque(span.slices)
     window = _Window()
-    for group in span.groups:
-        position = group.first_row
-        for table, read_bytes in _stream(group, spec, columns):
-            window.add(position, table, group, read_bytes)
-            position += table.num_rows
-            while waiting and waiting[0].stop_row <= position:
-                yield window.cut(waiting.popleft())
-            if not waiting:
-                return
-            window.forget_before(waiting[0].first_row)
-            if waiting[0].first_row >= group.first_row + group.rows:
-                break
+    with contextlib.closing(_Files(spec.input.path, columns)) as files:
+        for group in span.groups:
+            position = group.first_row
+            for table, read_bytes in files.batches(group):
+                window.add(position, table, group, read_bytes)
+                position += table.num_rows
+                while waiting and waiting[0].stop_row <= position:
+                    yield window.cut(waiting.popleft())
+                if not waiting:
+                    return
+                window.forget_before(waiting[0].first_row)
+                if waiting[0].first_row >= group.first_row + group.rows:
+                    break
     raise InputError(f"the input ended before shard {waiting[0].shard} had its rows")
 
 
-def _stream(group: Group, spec: Spec, columns: list[str]) -> Iterator[tuple[pa.Table, int]]:
-    try:
-        with open_input(group.path, spec.input.path) as raw:
-            counted = CountingFile(raw)
-            parquet = pq.ParquetFile(
-                pa.PythonFile(counted, mode="r"), pre_buffer=False, buffer_size=_BUFFER_BYTES
-            )
-            for batch in parquet.iter_batches(
-                _BATCH_ROWS, row_groups=[group.index], columns=columns
+class _Files:
+    """Decodes row groups; the file in hand stays open while its groups follow one another."""
+
+    def __init__(self, url: str, columns: list[str]) -> None:
+        self._url = url
+        self._columns = columns
+        self._path = ""
+        self._raw: BinaryIO | None = None
+
+    def close(self) -> None:
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
+
+    def batches(self, group: Group) -> Iterator[tuple[pa.Table, int]]:
+        """The group's rows in batches, each with the bytes read for it."""
+        try:
+            if self._raw is None or self._path != group.path:
+                self._open(group)
+            for batch in self._parquet.iter_batches(
+                _BATCH_ROWS, row_groups=[group.index], columns=self._columns
             ):
-                yield pa.Table.from_batches([batch]).select(columns), counted.take()
-    except FileNotFoundError as error:
-        raise InputError(f"input file {group.path} has vanished") from error
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, IndexError) as error:
-        raise InputError(
-            f"input file {group.path}, row group {group.index}, cannot be decoded: {error}"
-        ) from error
+                table = pa.Table.from_batches([batch]).select(self._columns)
+                yield table, self._counted.take()
+        except FileNotFoundError as error:
+            raise InputError(f"input file {group.path} has vanished") from error
+        except (pa.ArrowException, IndexError, KeyError) as error:
+            raise _undecodable(group, error) from error
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:  # so Arrow reports a damaged page
+                raise _undecodable(group, error) from error
+            what = f"{type(error).__name__}: {error}"
+            raise RetryShard(f"cannot read {group.path}: {what}") from error
+
+    def _open(self, group: Group) -> None:
+        self.close()
+        self._raw, self._path = open_input(group.path, self._url), group.path
+        size = self._raw.seek(0, io.SEEK_END)
+        if size != group.size:
+            raise InputError(
+                f"input file {group.path} has changed: planned with {group.size} bytes, "
+                f"now it has {size}"
+            )
+        self._raw.seek(0)
+        self._counted = CountingFile(self._raw)
+        self._parquet = pq.ParquetFile(
+            pa.PythonFile(self._counted, mode="r"), pre_buffer=False, buffer_size=_BUFFER_BYTES
+        )
+
+
+def _undecodable(group: Group, error: Exception) -> InputError:
+    return InputError(
+        f"input file {group.path}, row group {group.index}, cannot be decoded: {error}"
+    )
 
 
 @dataclass

@@ -113,7 +113,7 @@ class Pool(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Pool:
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas below min_replicas ({self.min_replicas})")
+            raise ValueError(f"max_replicas of at least min_replicas ({self.min_replicas})")
         return self
 
 
@@ -141,7 +141,7 @@ class Policy(Section):
 
     failed_limit: Share = Field(default=0.01, description="share of planned samples that may fail")
     rejected_limit: Share = Field(
-        default=0.5, description="share of planned samples that may be rejected"
+        default=0.1, description="share of planned samples that may be rejected"
     )
     shard_retries: Annotated[int, Field(ge=0, le=100)] = 2
     reject_flat: bool = Field(default=True, description="reject images of one single colour")
@@ -169,13 +169,14 @@ class Spec(Section):
     def _columns_fit_the_task(self) -> Spec:
         columns = self.input.columns
         if self.task == "image-to-image" and columns.image is None:
-            raise ValueError("input.columns.image is needed for image-to-image")
+            raise SpecError("input.columns.image", None, "a column, for image-to-image")
         if self.task == "text-to-image":
             for part in ("image", "strength"):
-                if getattr(columns, part) is not None:
-                    raise ValueError(f"input.columns.{part} has no meaning for text-to-image")
+                column = getattr(columns, part)
+                if column is not None:
+                    raise SpecError(f"input.columns.{part}", column, "null, for text-to-image")
             if columns.prompt is None:
-                raise ValueError("input.columns.prompt is needed for text-to-image")
+                raise SpecError("input.columns.prompt", None, "a column, for text-to-image")
         return self
 
     def result_fields(self) -> dict[str, Any]:
@@ -249,12 +250,13 @@ def merge(base: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in dotted.items():
         *sections, field = path.split(".")
         place = merged
-        for section in sections:
+        for depth, section in enumerate(sections, start=1):
             inner = place.get(section)
             if inner is None:
                 inner = place[section] = {}
             if not isinstance(inner, dict):
-                raise SpecError(section, inner, f"a section that holds {path!r}")
+                outer = ".".join(sections[:depth])
+                raise SpecError(outer, inner, f"a section that holds {path!r}")
             place = inner
         place[field] = value
     return merged
@@ -285,8 +287,7 @@ def _first_error(error: ValidationError) -> SpecError:
     context = detail.get("ctx") or {}
     if detail["type"] == "literal_error":
         return SpecError(field, detail["input"], str(context["expected"]))
-    given = "the given sections" if isinstance(detail["input"], dict) else detail["input"]
-    return SpecError(field, given, message)
+    return SpecError(field, detail["input"], message)
 
 
 def _flag_hint(field: str) -> str:

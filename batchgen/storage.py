@@ -157,9 +157,10 @@ def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
     """
     fs, root = _filesystem(path)
     with storage_errors(f"read {path}"):
-        if _GLOB.search(root):
+        pattern = _GLOB.search(root)
+        if pattern and not fs.exists(root):
             found = fs.glob(root, detail=True)
-            base = posixpath.dirname(root[: _GLOB.search(root).start()])  # type: ignore[union-attr]
+            base = posixpath.dirname(root[: pattern.start()])
         elif not fs.exists(root):
             raise InputError(f"input {path}: no such file or folder")
         elif fs.isdir(root):

@@ -132,6 +132,8 @@ def _each_shard(
             return None, ShardFacts((f"shard {shard}: its marker cannot be read: {error}",), b"")
         if marker is None:
             return None, ShardFacts((f"shard {shard}: its marker vanished",), b"")
+        if marker.shard != shard:
+            return None, ShardFacts((f"shard {shard}: its marker is of {marker.shard}",), b"")
         try:
             return marker, check(ledger, plan, marker)
         except (BatchgenError, OSError, pa.ArrowException) as error:
@@ -157,9 +159,15 @@ def _marker_problems(plan: Plan, marker: Marker) -> list[str]:
         )
     if marker.spec_fingerprint != plan.spec.fingerprint:
         problems.append(f"shard {marker.shard}: was made from another spec")
-    names = {file.name for file in marker.files}
-    if data_name(marker.shard, plan.shards) not in names:
+    rows = {file.name: file.rows for file in marker.files}
+    if data_name(marker.shard, plan.shards) not in rows:
         problems.append(f"shard {marker.shard}: its marker names no data file")
+    counts, dropped = marker.counts, rows.pop(rejects_name(marker.shard), 0)
+    if (sum(rows.values()), dropped) != (counts.accepted, counts.rejected + counts.failed):
+        problems.append(
+            f"shard {marker.shard}: its files hold {sum(rows.values())} accepted and {dropped} "
+            f"other samples, its counts are {counts}"
+        )
     return problems
 
 
@@ -210,7 +218,7 @@ def _image_problems(name: str, table: pa.Table) -> list[str]:
     return [
         f"{name}: image {key} is not the bytes of its sha256 column"
         for key, image, digest in zip(keys, images, wanted, strict=True)
-        if hashlib.sha256(image.as_buffer()).hexdigest() != digest
+        if hashlib.sha256(image.as_buffer() or b"").hexdigest() != digest
     ]
 
 

@@ -109,7 +109,8 @@ def _from_bytes(kind: str, data: bytes) -> tuple[list[dict[str, Any]], dict[str,
 
 def _memory_order(tensor: torch.Tensor) -> list[int]:
     """Dimensions from the slowest to the fastest in memory; (0, 2, 3, 1) is channels last."""
-    return sorted(range(tensor.ndim), key=lambda dimension: -tensor.stride(dimension))
+    strides = tensor.stride()
+    return sorted(range(tensor.ndim), key=lambda dimension: -strides[dimension])
 
 
 def _inverse(order: list[int]) -> list[int]:

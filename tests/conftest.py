@@ -1,0 +1,61 @@
+"""One Ray and one tiny model for the whole test session; everything offline and on one thread."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+LOGICAL_CPUS = 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Ray on this machine, with more logical CPUs than it may have, shared by all tests."""
+    import logging
+
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=LOGICAL_CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=256 << 20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Callable[..., Path]:
+    """Write a table of prompts as Parquet and return its path."""
+
+    def write(count: int = 12, name: str = "prompts.parquet", **columns: Any) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = [f"a red circle on a blue background {i}" for i in range(count)]
+        pq.write_table(pa.table({"prompt": texts, **columns}), path)
+        return path
+
+    return write

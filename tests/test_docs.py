@@ -1,0 +1,87 @@
+"""Every command in README and docs/ runs, in the order a reader meets them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batchgen.spec import Section, Spec
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)\)")
+NOT_HERE = {"make test", ". .venv/bin/activate"}  # this test is part of the first
+
+
+def blocks(page: Path) -> list[str]:
+    found = []
+    for block in BLOCK.findall(page.read_text()):
+        lines = [line for line in block.splitlines() if line not in NOT_HERE]
+        found.append("\n".join(lines))
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a fresh clone, whose set-up is done already by the environment at hand."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("jobs", "docs"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "tests").symlink_to(ROOT / "tests")
+    bin_folder = folder / ".venv" / "bin"
+    bin_folder.mkdir(parents=True)
+    for name in ("python", "batchgen"):
+        (bin_folder / name).symlink_to(Path(sys.executable).parent / name)
+    (folder / ".venv" / ".installed").touch()
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page: Path, checkout: Path) -> None:
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if page.name != "README.md" and not (checkout / "out" / "demo").exists():
+        subprocess.run(["make", "demo"], cwd=checkout, env=env, check=True, capture_output=True)
+    for block in blocks(page):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=checkout,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_page_has_a_command_and_no_dead_link() -> None:
+    for page in PAGES:
+        assert blocks(page), f"{page.name} shows no command"
+        for target in LINK.findall(page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def leaves(model: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from leaves(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_field_of_the_spec_is_documented() -> None:
+    text = (ROOT / "docs" / "spec.md").read_text() + (ROOT / "docs" / "input.md").read_text()
+    for leaf in leaves(Spec):
+        section, _, name = leaf.rpartition(".")
+        assert f"`{leaf}`" in text or (f"`{name}`" in text) or (f"`.{name}`" in text), leaf
