@@ -9,12 +9,16 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+
+# Ray reads this when it is imported: our own lines tell of a shard that had to be begun again.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "infinite retries remaining")
+
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
@@ -75,8 +79,12 @@ def _init(address: str | None) -> None:
         raise UsageError(f"cannot reach {where}: {error}") from error
 
 
-def generate(plan: Plan, ledger: Ledger, pending: Iterable[int]) -> Iterator[Marker | FailedMarker]:
+def generate(
+    plan: Plan, ledger: Ledger, pending: Iterable[int], pools: Pools | None = None
+) -> Iterator[Marker | FailedMarker]:
     """Make the pending shards; yields each one's marker, or failed marker, as it ends.
+
+    ``pools`` are the actors to stream through and what each reserves; the layout's by default.
 
     Raises:
         StopJob: what a stage found that no other shard can escape.
@@ -85,7 +93,7 @@ def generate(plan: Plan, ledger: Ledger, pending: Iterable[int]) -> Iterator[Mar
     attempts = Attempts.remote()  # type: ignore[attr-defined]
     spans = make_spans(plan, pending)
     stream = _read(spans, plan)
-    for actor, share in _pools(plan):
+    for actor, share in pools or _pools(plan):
         stream = stream.map_batches(
             actor,
             batch_size=1,
@@ -310,7 +318,7 @@ class Decode(StageActor):
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
 
 
-def _pools(plan: Plan) -> list[tuple[type[StageActor], Share]]:
+def _pools(plan: Plan) -> Pools:
     """The actors of the layout with what each reserves.
 
     Raises:
@@ -334,6 +342,9 @@ def _pools(plan: Plan) -> list[tuple[type[StageActor], Share]]:
         pools.append((actor, _share(pool, cpu_share, gpu_share, cpus, gpus, many)))
     _refuse_impossible([share for _, share in pools], cpus, gpus)
     return pools
+
+
+Pools = Sequence[tuple[type[StageActor], Share]]
 
 
 def _share(

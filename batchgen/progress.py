@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 LOG_EVERY_S = 10.0
+FIRST_WAVE = 0.25  # of the time to the first shard: what ends so soon after it is of its wave
 
 
 @dataclass
@@ -28,7 +29,8 @@ class Tally:
     flawed_shards: int = 0  # committed, with failed samples in them
     failures_now: int = 0  # shards that failed, or were committed with flaws, in this run
     since: float = field(default_factory=time.monotonic)
-    _first: tuple[float, int] = (0.0, 0)
+    _first_at: float = 0.0
+    _base: tuple[float, int] = (0.0, 0)  # when the first wave had ended, and what it had made
 
     @property
     def finished_samples(self) -> int:
@@ -36,9 +38,12 @@ class Tally:
 
     def add_made(self, samples: int) -> None:
         """Samples that this run finished, at this moment."""
+        now = time.monotonic()
         if not self.made:
-            self._first = (time.monotonic(), samples)
+            self._first_at = now
         self.made += samples
+        if now - self._first_at <= FIRST_WAVE * (self._first_at - self.since):
+            self._base = (now, self.made)
 
     @property
     def overall_rate(self) -> float:
@@ -47,16 +52,23 @@ class Tally:
 
     @property
     def rate(self) -> float:
-        """Samples a second since the first shard ended, so that start-up does not count."""
-        first_at, first_made = self._first
-        if self.made == first_made:
+        """Samples a second since the first wave of shards, so that start-up does not count.
+
+        Replicas that began together end together: counted from its first shard, the first wave
+        would have been made in no time.
+        """
+        since, made = self._base
+        if self.made == made:
             return self.overall_rate
-        return (self.made - first_made) / max(1e-9, time.monotonic() - first_at)
+        recent = (self.made - made) / max(1e-9, time.monotonic() - since)
+        return max(recent, self.overall_rate)
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at the rate so far; None before the first shard has ended."""
-        if not self.made:
+        """Seconds to go at the rate so far; None until there is a rate without the start-up."""
+        if self.finished_samples >= self.samples:
+            return 0.0
+        if self.made == self._base[1]:
             return None
         return (self.samples - self.finished_samples) / self.rate
 
@@ -142,5 +154,5 @@ class Progress:
         tally = self.tally
         dropped = f"rejected {tally.rejected} · failed {tally.failed}"
         bars.update(self._shards, completed=tally.committed + tally.failed_shards, note=dropped)
-        note = "starting" if not tally.made else f"{tally.rate:.1f}/s · ETA {duration(tally.eta_s)}"
+        note = f"{tally.rate:.1f}/s · ETA {duration(tally.eta_s)}" if tally.made else "starting"
         bars.update(self._images, completed=tally.finished_samples, note=note)

@@ -89,6 +89,8 @@ def _stream(
             _count(tally, event, made=True)
             if isinstance(event, FailedMarker):
                 progress.say(f"shard {event.shard} failed: {event.error}: {event.message}")
+            elif event.attempt > 1:
+                progress.say(f"shard {event.shard} committed at attempt {event.attempt}")
             progress.show()
             _stop_when_hopeless(plan, tally)
 
@@ -199,7 +201,7 @@ def interruptible() -> Iterator[Callable[[str], None]]:
     why = ["interrupted"]
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(why[0])
+        raise KeyboardInterrupt  # an Exception would be caught, and logged at length, inside Ray
 
     def interrupt(reason: str) -> None:
         why[0] = reason

@@ -68,8 +68,8 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
     states = ledger.states(plan)
     findings = Findings(plan.shards, plan.samples)
     _check_states(plan, states, findings)
-    _check_strays(ledger, plan, states, findings)
     digests: list[bytes] = []
+    named: set[str] = set()
     check: Callable[[Ledger, Plan, Marker], ShardFacts] = _full_check
     if quick:
         sizes = {
@@ -78,12 +78,19 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
             for name, size in ledger.store.list(folder).items()
         }
         check = partial(_quick_check, sizes)
-    for marker, facts in _each_shard(ledger, plan, sorted(states.committed), check):
+    shards = sorted(states.committed)
+    for shard, (marker, facts) in zip(
+        shards, _each_shard(ledger, plan, shards, check), strict=True
+    ):
         for problem in facts.problems:
             findings.problem(problem)
         digests.append(facts.digests)
-        if marker is not None:
+        if marker is None:
+            named |= {data_name(shard, plan.shards), rejects_name(shard)}
+        else:
+            named |= {file.name for file in marker.files}
             _add(findings, marker)
+    _check_strays(ledger, named, findings)
     _check_unique(b"".join(digests), findings)
     total = findings.accepted + findings.rejected + findings.failed
     if total != plan.samples:
@@ -111,12 +118,12 @@ def _check_states(plan: Plan, states: States, findings: Findings) -> None:
         findings.problem(f"marker of shard {shard}, but the plan has {plan.shards} shards")
 
 
-def _check_strays(ledger: Ledger, plan: Plan, states: States, findings: Findings) -> None:
+def _check_strays(ledger: Ledger, named: set[str], findings: Findings) -> None:
     """Files that no marker can vouch for would be read as data."""
-    for folder, name_of in ((DATA, lambda s: data_name(s, plan.shards)), (REJECTS, rejects_name)):
-        expected = {name_of(shard).rpartition("/")[2] for shard in states.committed}
-        for name in sorted(set(ledger.store.list(folder)) - expected):
-            findings.problem(f"{folder}/{name} belongs to no committed shard")
+    for folder in (DATA, REJECTS):
+        there = {f"{folder}/{name}" for name in ledger.store.list(folder)}
+        for name in sorted(there - named):
+            findings.problem(f"{name} belongs to no committed shard")
 
 
 def _each_shard(
@@ -136,7 +143,7 @@ def _each_shard(
             return None, ShardFacts((f"shard {shard}: its marker is of {marker.shard}",), b"")
         try:
             return marker, check(ledger, plan, marker)
-        except (BatchgenError, OSError, pa.ArrowException) as error:
+        except (BatchgenError, OSError, KeyError, pa.ArrowException) as error:
             return marker, ShardFacts((f"shard {shard}: {error}",), b"")
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -192,6 +199,8 @@ def _full_check(ledger: Ledger, plan: Plan, marker: Marker) -> ShardFacts:
         seen += zip(*(table.column(name).to_pylist() for name in names), strict=True)
         if file.name.startswith(f"{DATA}/"):
             problems += _image_problems(file.name, table)
+        else:
+            problems += _outcome_problems(file.name, table, marker)
     problems += _sample_problems(plan, marker.shard, seen)
     digests = (hashlib.blake2b(key.encode(), digest_size=16).digest() for key, _, _ in seen)
     return ShardFacts(tuple(problems), b"".join(digests))
@@ -220,6 +229,15 @@ def _image_problems(name: str, table: pa.Table) -> list[str]:
         for key, image, digest in zip(keys, images, wanted, strict=True)
         if hashlib.sha256(image.as_buffer() or b"").hexdigest() != digest
     ]
+
+
+def _outcome_problems(name: str, table: pa.Table, marker: Marker) -> list[str]:
+    outcomes = table.column("outcome").to_pylist()
+    found = (outcomes.count("rejected"), outcomes.count("failed"))
+    wanted = (marker.counts.rejected, marker.counts.failed)
+    if found == wanted:
+        return []
+    return [f"{name}: (rejected, failed) are {found}, shard {marker.shard}'s marker says {wanted}"]
 
 
 def _sample_problems(plan: Plan, shard: int, seen: list[tuple[str, str, int]]) -> list[str]:

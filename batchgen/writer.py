@@ -104,12 +104,11 @@ def output_schema(spec: Spec, source: pa.Schema) -> pa.Schema:
 
 def _features(spec: Spec, source: pa.Schema) -> dict[str, Any]:
     """Features that Arrow types do not tell: images, and what the input says of kept columns."""
-    renamed = kept_columns(spec, source.names)
-    if spec.input.columns.label is not None:
-        renamed = {**renamed, spec.input.columns.label: "label"}
+    label = spec.input.columns.label
+    copies = [*kept_columns(spec, source.names).items(), *([(label, "label")] if label else [])]
     inherited = json.loads((source.metadata or {}).get(b"huggingface", b"{}"))
     known = (inherited.get("info") or {}).get("features") or {}
-    features = {output: known[name] for name, output in renamed.items() if name in known}
+    features = {output: known[name] for name, output in copies if name in known}
     return {"info": {"features": {**features, "image": {"_type": "Image"}}}}
 
 

@@ -51,10 +51,10 @@ def ray_session() -> Iterator[None]:
 def prompts(tmp_path: Path) -> Callable[..., Path]:
     """Write a table of prompts as Parquet and return its path."""
 
-    def write(count: int = 12, name: str = "prompts.parquet", **columns: Any) -> Path:
+    def write(texts: int | list[str] = 12, name: str = "prompts.parquet", **columns: Any) -> Path:
         path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        texts = [f"a red circle on a blue background {i}" for i in range(count)]
+        if isinstance(texts, int):
+            texts = [f"a red circle on a blue background {i}" for i in range(texts)]
         pq.write_table(pa.table({"prompt": texts, **columns}), path)
         return path
 

@@ -1,4 +1,4 @@
-"""The whole way on real Ray with the shipped model: one result, whatever the layout or the order."""
+"""The whole way on real Ray with the shipped model: one result, whatever layout or order."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ def test_row_settings_give_what_one_setting_each_gives(prompts: Prompts, tmp_pat
     together = digests_of(tmp_path / "mixed")
     for row, (steps, guidance) in enumerate([(2, 1.0), (3, 1.0), (2, 4.0), (3, 4.0)]):
         output = tmp_path / f"{row}"
-        make(
-            mixed, output, sampling__num_inference_steps=steps, sampling__guidance_scale=guidance
-        )
+        make(mixed, output, sampling__num_inference_steps=steps, sampling__guidance_scale=guidance)
         key = f"prompts-{row:08d}-v0"
         assert digests_of(output)[key] == together[key]
 
@@ -254,7 +252,7 @@ def test_a_changed_input_is_refused(prompts: Prompts, tmp_path: Path) -> None:
     source = prompts(4)
     make(source, tmp_path / "out")
     prompts(5)
-    with pytest.raises(PlanChanged, match="prompts.parquet"):
+    with pytest.raises(PlanChanged, match=r"prompts\.parquet"):
         runner.resume(str(tmp_path / "out"), quiet=True)
 
 

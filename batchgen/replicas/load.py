@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import ModelError
 from batchgen.replicas.families import check_scheduler, family_of
 from batchgen.replicas.inspection import ModelInfo, inspect, pipeline_index
-from batchgen.spec import Spec
+from batchgen.spec import Model, Spec
 
 if TYPE_CHECKING:
     from batchgen.decode import Decoder
@@ -76,13 +77,12 @@ def _load(info: ModelInfo, spec: Spec, parts: tuple[str, ...]) -> Any:
     import torch
     from diffusers.image_processor import VaeImageProcessor
 
-    folder = _folder_here(info, spec)
+    folder = _planned_folder(info, spec.model, spec.task)
     family = family_of(pipeline_index(folder).get("_class_name"), spec.task, str(folder))
     pipeline_class = getattr(diffusers, family.pipelines[spec.task])
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # of old scheduler files, mended by diffusers
+        # of outdated scheduler files, which diffusers mends by itself
+        warnings.simplefilter("ignore", FutureWarning)
         pipeline = pipeline_class.from_pretrained(
             folder,
             dtype=getattr(torch, spec.model.dtype),
@@ -120,14 +120,20 @@ def _prepare_libraries(threads: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _folder_here(info: ModelInfo, spec: Spec) -> Path:
-    """The planned model's folder on this machine, which need not be the one that planned."""
-    if Path(info.path).is_dir():
-        return Path(info.path)
-    pinned = spec.model
+@cache
+def _planned_folder(info: ModelInfo, model: Model, task: str) -> Path:
+    """The planned model's folder on this machine, which need not be the one that planned.
+
+    Its files are hashed again, once a process; those of a hub's commit cannot change.
+    """
+    here = Path(info.path).is_dir()
     if not info.revision.startswith("sha256:"):
-        pinned = spec.model.model_copy(update={"revision": info.revision})
-    found = inspect(pinned, spec.task)
+        if here:
+            return Path(info.path)
+        model = model.model_copy(update={"revision": info.revision})
+    elif here:
+        model = model.model_copy(update={"path": info.path})
+    found = inspect(model, task)
     if found.manifest_sha256 != info.manifest_sha256:
         raise ModelError(
             f"model {info.model_id} in {found.path} is not the planned one: its files hash to"

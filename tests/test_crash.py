@@ -1,0 +1,39 @@
+"""kill -9 and Ctrl-C on whole runs: `resume` ends with the bytes of a run nobody disturbed."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from batchgen.ledger import Ledger
+from batchgen.storage import open_store
+from batchgen.verify import verify
+from tests.chaos.kill import chaos, command, markers, start, wait_until, write_prompts
+
+
+def test_killed_drivers_and_replicas_lose_and_change_nothing(tmp_path: Path) -> None:
+    tallies = chaos(tmp_path, kills=1, shards=8, steps=8, seed=3)
+    assert [tally.kills for tally in tallies] == [1, 1]
+    assert all(tally.clean for tally in tallies), tallies
+    assert tallies[0].exit_codes[0] == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
+    source, output = tmp_path / "prompts.parquet", tmp_path / "out"
+    write_prompts(source, 400)
+    process = start(command(source, output, 16), tmp_path / "log")
+    assert wait_until(lambda: markers(output) >= 1, process)
+    process.send_signal(number)
+    started = time.monotonic()
+    assert process.wait(60) == 3
+    assert time.monotonic() - started < 30
+    log = (tmp_path / "log").read_text()
+    assert f"go on with `batchgen resume {output}`" in log
+    assert "Traceback" not in log and "infinite retries" not in log
+    ledger = Ledger(open_store(str(output)))
+    assert ledger.states(ledger.require_plan()).pending
+    assert not [p for p in verify(ledger).problems if "pending" not in p and "planned" not in p]

@@ -1,0 +1,167 @@
+"""Faults inside the actors, on real Ray: what each costs, and that nothing is lost or hidden."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from batchgen import engine, frames, runner
+from batchgen.errors import (
+    InputError,
+    LimitExceeded,
+    ModelError,
+    RetryShard,
+    StorageFailed,
+    UsageError,
+)
+from batchgen.frames import Frame
+from batchgen.ledger import FailedMarker, Ledger, Marker
+from batchgen.plan import Plan
+from batchgen.progress import Tally
+from batchgen.storage import open_store
+from batchgen.verify import verify
+from tests.arithmetic_stages import arithmetic_stages
+from tests.datasets_on_disk import plan_for
+from tests.outputs import spec_for
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+Events = dict[int, Marker | FailedMarker]
+POOLS_SHARE = engine.Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
+
+
+class Faulty(engine.Generate):
+    """Arithmetic stages and faults on demand: a prompt's words say what goes wrong."""
+
+    def load(self) -> None:
+        self.stages = arithmetic_stages()
+
+    def work(self, frame: Frame) -> Frame:
+        words = " ".join(frames.to_rows(frame).table.column("prompt").to_pylist()).split()
+        if "die" in words or ("die-once" in words and frame.attempt == 1):
+            os._exit(1)
+        if "raise" in words:
+            raise ZeroDivisionError("a fault of the code")
+        if "retry-once" in words and frame.attempt == 1:
+            raise RetryShard("a fault that passes")
+        if "stop" in words:
+            raise StorageFailed("the bucket is gone")
+        return super().work(frame)
+
+
+class Healed(Faulty):
+    """The same without faults."""
+
+    def work(self, frame: Frame) -> Frame:
+        return engine.Generate.work(self, frame)
+
+
+def stream(plan: Plan, ledger: Ledger, actor: type[engine.StageActor] = Faulty) -> Events:
+    pending = ledger.states(plan).pending
+    events = list(engine.generate(plan, ledger, pending, [(actor, POOLS_SHARE)]))
+    assert sorted(event.shard for event in events) == pending  # one event out per shard in
+    return {event.shard: event for event in events}
+
+
+def job(source: Path, output: Path, **settings: Any) -> tuple[Plan, Ledger]:
+    """A frozen plan of one-row shards over arithmetic stages."""
+    plan = plan_for(source, output, output__samples_per_shard=1, **settings)
+    ledger = Ledger(open_store(str(output)))
+    ledger.freeze(plan, plan.spec)
+    return plan, ledger
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_pauses() -> None:
+    engine.BACKOFF_S = 0.01
+
+
+def test_each_fault_costs_what_it_should(prompts: Callable[..., Path], tmp_path: Path) -> None:
+    texts = ["fine", "die-once", "raise", "retry-once", "fine", "die", "fine", "fine"]
+    source = prompts(texts)
+    plan, ledger = job(source, tmp_path / "out", policy__shard_retries=2)
+    events = stream(plan, ledger)
+    failed = {k: event for k, event in events.items() if isinstance(event, FailedMarker)}
+    assert set(failed) == {2, 5}
+    assert failed[2].error == "ZeroDivisionError" and failed[2].attempts == 3
+    assert "a fault of the code" in failed[2].traceback
+    assert "died" in failed[5].message and failed[5].attempts == 3
+    attempts = {k: event.attempt for k, event in events.items() if isinstance(event, Marker)}
+    assert attempts[3] == 2 and attempts[1] >= 2
+    states = ledger.states(plan)
+    assert states.failed == {2, 5} and states.pending == [2, 5]
+    outcome = runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    assert (outcome.exit_code, outcome.accepted, outcome.failed) == (2, 6, 2)
+    assert not verify(ledger).ok
+
+    healed = stream(plan, ledger, Healed)
+    assert set(healed) == {2, 5}
+    assert ledger.states(plan).failed == frozenset()
+    assert runner.finalize(plan, ledger, Tally(plan.shards, plan.samples)).exit_code == 0
+    assert verify(ledger).ok
+
+
+def test_what_no_shard_can_escape_stops_the_job(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan, ledger = job(prompts(["fine", "stop", "fine"]), tmp_path / "out")
+    with pytest.raises(StorageFailed, match="the bucket is gone"):
+        stream(plan, ledger)
+
+
+def test_a_damaged_input_stops_the_job_and_names_the_file(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = prompts([f"prompt number {n}" for n in range(500)])
+    plan, ledger = job(source, tmp_path / "out")
+    data = bytearray(source.read_bytes())
+    data[4:200] = bytes(196)
+    source.write_bytes(data)
+    with pytest.raises(InputError, match=source.name):
+        stream(plan, ledger)
+
+
+def test_a_model_that_vanished_is_named(prompts: Callable[..., Path], tmp_path: Path) -> None:
+    plan, ledger = job(prompts(["fine"]), tmp_path / "out", model__path="nowhere/model")
+    with pytest.raises(ModelError, match="nowhere/model"):
+        stream(plan, ledger, engine.Generate)
+
+
+def test_a_demand_that_cannot_be_met_is_said_at_once(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    spec = spec_for(prompts(["fine"]), tmp_path / "out", resources__generate={"num_cpus": 512})
+    with pytest.raises(UsageError, match="need at least 512"):
+        runner.run(spec, quiet=True)
+    greedy = spec_for(prompts(["fine"]), tmp_path / "gpu", resources__generate={"num_gpus": 3})
+    with pytest.raises(UsageError, match="3 GPUs"):
+        runner.run(greedy, quiet=True)
+
+
+@pytest.fixture
+def broken_model(tmp_path: Path) -> Path:
+    """The shipped model with NaN in the last layer of its U-Net."""
+    model = tmp_path / "broken"
+    shutil.copytree(Path(runner.__file__).parent / "models" / "digits-shapes", model)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.weight"] = tensors["conv_out.weight"] * float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return model
+
+
+def test_a_hopeless_job_stops_early(
+    prompts: Callable[..., Path], tmp_path: Path, broken_model: Path
+) -> None:
+    output = tmp_path / "out"
+    spec = spec_for(prompts(["fine"] * 40), output, model__path=str(broken_model))
+    with pytest.raises(LimitExceeded, match=r"policy\.failed_limit"):
+        runner.run(spec, quiet=True)
+    ledger = Ledger(open_store(str(output)))
+    marker = next(ledger.markers(ledger.states(ledger.require_plan()).committed))
+    assert marker.counts.failed == 4 and marker.reasons == {"non-finite": 4}

@@ -1,0 +1,330 @@
+"""The ledger: markers, states and the lease that one run holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchgen import ledger as ledger_module
+from batchgen.errors import InputError, OutputBusy, StorageFailed
+from batchgen.ledger import (
+    LEASE_SECONDS,
+    LEASES,
+    Counts,
+    FailedMarker,
+    Lease,
+    Ledger,
+    Marker,
+    Written,
+    acquire_lease,
+    data_name,
+    hold_lease,
+    parse_marker,
+    rejects_name,
+)
+from batchgen.storage import Store, open_store
+from tests.datasets_on_disk import paper_plan, spec_for
+
+MARKER = Marker(
+    shard=3,
+    counts=Counts(planned=4, accepted=2, rejected=1, failed=1),
+    files=(
+        Written("data/train-00003-of-00005.parquet", 100, "a" * 64, 2),
+        Written("_batchgen/rejects/00003.parquet", 50, "b" * 64, 2),
+    ),
+    reasons={"empty-prompt": 1, "non-finite": 1},
+    truncated_prompts=1,
+    timings_s={"encode": 0.1},
+    read_bytes=7,
+    batch_size=2,
+    micro_batches=2,
+    adaptations=("batch 8 -> 4",),
+    parameter_counts={"denoiser": {"unet": 5}},
+    attempt=2,
+    environment={"host": "h"},
+    spec_fingerprint="f" * 64,
+    finished_at=1.5,
+)
+FAILURE = FailedMarker(3, 4, "ValueError", "it broke", "Traceback ...", 2, "h", 9.5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "out"))
+
+
+@pytest.fixture
+def ledger(store: Store) -> Ledger:
+    return Ledger(store)
+
+
+def test_marker_round_trip(ledger: Ledger) -> None:
+    assert parse_marker(MARKER.to_json()) == MARKER
+    assert ledger.commit(MARKER) == MARKER
+    assert ledger.marker(3) == MARKER
+    assert ledger.marker(4) is None
+
+
+def test_failed_marker_round_trip(ledger: Ledger) -> None:
+    ledger.fail(FAILURE)
+    assert ledger.failure(3) == FAILURE
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"counts": {}, "files": []}'])
+def test_what_is_no_marker_is_refused(data: bytes) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        parse_marker(data)
+
+
+def test_counts_add_up() -> None:
+    assert Counts(4, 2, 1, 1).add_up()
+    assert not Counts(4, 2, 1, 0).add_up()
+
+
+def test_names_sort_in_the_order_of_shards() -> None:
+    names = [data_name(shard, 1200) for shard in (0, 9, 10, 999, 1199)]
+    assert names == sorted(names)
+    assert names[0] == "data/train-00000-of-01200.parquet"
+    assert rejects_name(7) == "_batchgen/rejects/00007.parquet"
+
+
+def test_states_come_from_one_listing_each(ledger: Ledger) -> None:
+    plan = paper_plan([[5]], output__samples_per_shard=1)
+    assert ledger.states(plan).pending == [0, 1, 2, 3, 4]
+    ledger.commit(replace(MARKER, shard=1))
+    ledger.commit(MARKER)
+    ledger.fail(replace(FAILURE, shard=4))
+    ledger.store.put("_batchgen/shards/notes.txt", b"not a marker")
+    states = ledger.states(plan)
+    assert (states.committed, states.failed) == ({1, 3}, {4})
+    assert states.pending == [0, 2, 4]
+
+
+def test_a_commit_ends_an_earlier_failure(ledger: Ledger) -> None:
+    plan = paper_plan([[5]], output__samples_per_shard=1)
+    ledger.fail(FAILURE)
+    assert ledger.states(plan).failed == {3}
+    ledger.commit(MARKER)
+    assert ledger.states(plan).failed == frozenset()
+    with pytest.raises(FileNotFoundError):
+        ledger.failure(3)
+
+
+def test_a_failure_does_not_undo_a_commit(ledger: Ledger) -> None:
+    """A retried attempt may fail late, after another attempt has committed."""
+    plan = paper_plan([[5]], output__samples_per_shard=1)
+    ledger.commit(MARKER)
+    ledger.fail(FAILURE)
+    states = ledger.states(plan)
+    assert (states.committed, states.failed) == ({3}, frozenset())
+
+
+def test_a_second_attempts_commit_yields_the_first(ledger: Ledger) -> None:
+    ledger.commit(MARKER)
+    again = replace(MARKER, attempt=9, finished_at=77.0)
+    assert ledger.commit(again) == MARKER
+    assert ledger.marker(3) == MARKER
+
+
+def test_a_commit_over_other_files_stands(ledger: Ledger) -> None:
+    """The data files were replaced before the marker, so the marker has to name the new ones."""
+    ledger.commit(MARKER)
+    other = replace(MARKER, files=(replace(MARKER.files[0], sha256="c" * 64), MARKER.files[1]))
+    assert ledger.commit(other) == other
+    assert ledger.marker(3) == other
+
+
+def test_markers_come_in_order_of_shard(ledger: Ledger) -> None:
+    for shard in (4, 0, 2):
+        ledger.commit(replace(MARKER, shard=shard))
+    assert [marker.shard for marker in ledger.markers({2, 4, 0, 1})] == [0, 2, 4]
+
+
+def test_the_plan_is_frozen_once(ledger: Ledger) -> None:
+    assert ledger.plan() is None
+    first, other = paper_plan([[5]]), paper_plan([[6]])
+    job = spec_for("/in", seed=4)
+    ledger.freeze(first, job)
+    ledger.freeze(other, job)
+    assert ledger.require_plan() == first
+    assert ledger.job() == job
+
+
+def test_an_output_that_nothing_was_run_into(ledger: Ledger) -> None:
+    with pytest.raises(InputError, match="nothing was run into it"):
+        ledger.require_plan()
+    with pytest.raises(InputError, match="nothing was run into it"):
+        ledger.job()
+
+
+def test_the_second_run_is_refused_with_the_holders_name(store: Store) -> None:
+    lease = acquire_lease(store)
+    with pytest.raises(OutputBusy) as caught:
+        acquire_lease(store)
+    assert lease.owner in str(caught.value)
+    assert store.url in str(caught.value)
+    assert f"{LEASE_SECONDS:.0f} s" in str(caught.value) or "59 s" in str(caught.value)
+
+
+def test_one_of_twelve_racing_threads_gets_the_lease(store: Store) -> None:
+    for held_before in (False, True, False):
+        if held_before:
+            expire(store)
+        gate, leases, refused = threading.Barrier(12), list[Lease](), list[str]()
+        threads = [
+            threading.Thread(target=reach, args=(store, gate, leases, refused)) for _ in range(12)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(leases), len(refused)) == (1, 11)
+        leases[0].release()
+
+
+def reach(store: Store, gate: threading.Barrier, leases: list[Lease], refused: list[str]) -> None:
+    gate.wait()
+    try:
+        leases.append(acquire_lease(store))
+    except OutputBusy as error:
+        refused.append(str(error))
+
+
+def lease_of(store: Store, number: int) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(store.read(f"{LEASES}/{number:05d}.json"))
+    return tree
+
+
+def expire(store: Store) -> None:
+    """As if the holder had last renewed long ago, on another machine."""
+    number = len(store.list(LEASES))
+    tree = {
+        "owner": "elsewhere 1 x",
+        "renewed_at": time.time() - LEASE_SECONDS - 1,
+        "released": False,
+    }
+    store.put(f"{LEASES}/{number:05d}.json", json.dumps(tree).encode())
+
+
+def test_a_released_lease_can_be_taken_next(store: Store) -> None:
+    first = acquire_lease(store)
+    first.release()
+    second = acquire_lease(store)
+    assert (first.number, second.number) == (1, 2)
+    assert lease_of(store, 1)["released"]
+    assert second.still_held()
+    assert not first.still_held()
+
+
+def test_an_expired_lease_can_be_taken(store: Store) -> None:
+    acquire_lease(store)
+    expire(store)
+    assert acquire_lease(store).number == 2
+
+
+def test_another_machines_lease_is_waited_for(store: Store) -> None:
+    """Whether its process lives cannot be seen from here."""
+    tree = {"owner": "elsewhere 999999 x", "renewed_at": time.time(), "released": False}
+    store.put(f"{LEASES}/00001.json", json.dumps(tree).encode())
+    with pytest.raises(OutputBusy, match="elsewhere 999999"):
+        acquire_lease(store)
+
+
+def test_a_beat_renews(store: Store) -> None:
+    lease = acquire_lease(store)
+    expire(store)
+    lease.beat()
+    with pytest.raises(OutputBusy):
+        acquire_lease(store)
+
+
+DIE_HOLDING = """
+import os, sys
+from batchgen.ledger import acquire_lease
+from batchgen.storage import open_store
+acquire_lease(open_store(sys.argv[1]))
+os._exit(9)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_dead_process_on_this_machine_holds_nothing(store: Store) -> None:
+    ended = subprocess.run([sys.executable, "-c", DIE_HOLDING, store.url], check=False)
+    assert ended.returncode == 9
+    assert not lease_of(store, 1)["released"]
+    assert time.time() - lease_of(store, 1)["renewed_at"] < LEASE_SECONDS / 2
+    assert acquire_lease(store).number == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_another_process_with_the_dead_ones_number_does_not_hold_it(store: Store) -> None:
+    lease = acquire_lease(store)
+    tree = lease_of(store, 1)
+    host, pid, start, name = lease.owner.split(" ")
+    tree["owner"] = f"{host} {pid} {start}9 {name}"  # this pid, but started at another time
+    store.put(f"{LEASES}/00001.json", json.dumps(tree).encode())
+    assert acquire_lease(store).number == 2
+
+
+@pytest.fixture
+def fast_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "HEARTBEAT_SECONDS", 0.001)
+
+
+def test_a_lost_lease_is_noticed(store: Store, fast_heart: None) -> None:
+    lease = acquire_lease(store)
+    expire(store)
+    acquire_lease(store)
+    told: list[str] = []
+    lease.keep(told.append)
+    assert told == ["another run has taken over this output's lease"]
+    assert lease.lost.is_set()
+    lease.release()
+    assert not lease_of(store, 1)["released"]  # the holder's history is left as it is
+
+
+def test_a_lease_that_cannot_be_renewed_is_lost(
+    store: Store, fast_heart: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = acquire_lease(store)
+    monkeypatch.setattr(ledger_module, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(Store, "put", _refuse)
+    told: list[str] = []
+    lease.keep(told.append)
+    assert len(told) == 1
+    assert "could not be renewed for 0 s: the disk is full" in told[0]
+
+
+def _refuse(*_: object) -> None:
+    raise StorageFailed("the disk is full")
+
+
+def test_holding_a_lease_renews_and_releases_it(store: Store, fast_heart: None) -> None:
+    beats = threading.Event()
+    told: list[str] = []
+    with hold_lease(store, told.append) as lease:
+        before = lease_of(store, 1)["renewed_at"]
+        while lease_of(store, 1)["renewed_at"] == before:
+            beats.wait(0.001)
+        assert lease.still_held()
+    assert lease_of(store, 1)["released"]
+    assert told == []
+
+
+def test_a_lease_is_released_when_the_run_breaks(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), hold_lease(store, print):
+        raise ZeroDivisionError
+    assert acquire_lease(store).number == 2
+
+
+def test_a_half_written_lease_of_a_store_holds_nothing(store: Store) -> None:
+    store.put(f"{LEASES}/00001.json", b"")
+    assert acquire_lease(store).number == 2

@@ -1,0 +1,235 @@
+"""The plan: arithmetic of shards, rows and files, keys, and what resume refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from batchgen.errors import PlanChanged
+from batchgen.plan import Plan, compare, read_plan, row_key, safe_key, settle
+from batchgen.spec import build, merge
+from tests.datasets_on_disk import (
+    MODEL,
+    paper_plan,
+    plan_for,
+    spec_for,
+    write_columns,
+    write_prompts,
+)
+
+layouts = st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=5).filter(
+    lambda files: sum(map(sum, files)) > 0
+)
+sizes = st.integers(1, 12)
+
+
+@given(layouts, sizes, sizes)
+def test_shards_partition_the_samples(files: list[list[int]], variants: int, size: int) -> None:
+    plan = paper_plan(files, variants=variants, output__samples_per_shard=size)
+    ranges = [plan.sample_range(shard) for shard in range(plan.shards)]
+    samples = [sample for first, stop in ranges for sample in range(first, stop)]
+    assert samples == list(range(plan.rows * variants))
+    assert all(stop - first == size for first, stop in ranges[:-1])
+    assert 0 < ranges[-1][1] - ranges[-1][0] <= size
+
+
+@given(layouts, sizes, sizes)
+def test_row_range_holds_exactly_the_rows_of_its_samples(
+    files: list[list[int]], variants: int, size: int
+) -> None:
+    plan = paper_plan(files, variants=variants, output__samples_per_shard=size)
+    for shard in range(plan.shards):
+        rows = {sample // variants for sample in range(*plan.sample_range(shard))}
+        assert rows == set(range(*plan.row_range(shard)))
+
+
+@given(layouts)
+def test_locate_counts_through_the_files(files: list[list[int]]) -> None:
+    plan = paper_plan(files)
+    expected = [(file.name, row) for file in plan.files for row in range(file.rows)]
+    assert [(file.name, row) for file, row in map(plan.locate, range(plan.rows))] == expected
+
+
+def test_a_plan_of_a_billion_rows_is_small() -> None:
+    plan = paper_plan([[500_000_000], [500_000_000]], variants=3, output__samples_per_shard=64)
+    assert plan.shards == 46_875_000
+    assert plan.locate(999_999_999)[1] == 499_999_999
+    assert len(plan.to_json()) < 10_000
+
+
+names = st.text(max_size=120)
+
+
+@given(names)
+@example("")
+@example("../../etc/passwd")
+@example("a.b\x00c")
+@example("-" * 200)
+def test_a_safe_key_can_be_a_file_name(value: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,140}", safe_key(value))
+
+
+@given(names, names)
+def test_two_values_never_meet_in_one_safe_key(one: str, other: str) -> None:
+    if one != other:
+        assert safe_key(one) != safe_key(other)
+
+
+@given(names)
+@example("a b")
+@example("")
+def test_a_value_that_looks_like_a_cleaned_key_does_not_meet_it(value: str) -> None:
+    cleaned = safe_key(value)
+    if cleaned != value:
+        assert safe_key(cleaned) != cleaned
+
+
+@given(st.text("ab./ é-_", max_size=8), st.text("ab./ é-_", max_size=8))
+def test_short_unsafe_keys_stay_apart(one: str, other: str) -> None:
+    assert (safe_key(one) == safe_key(other)) == (one == other)
+
+
+def test_long_keys_differ_after_their_first_hundred_letters() -> None:
+    keys = {safe_key("x" * 100), safe_key("x" * 101), safe_key("x" * 100 + "y")}
+    assert len(keys) == 3
+
+
+def test_a_safe_value_is_its_own_key() -> None:
+    assert [safe_key(value) for value in ("7", "a_b-C", "x" * 100)] == ["7", "a_b-C", "x" * 100]
+
+
+def test_row_keys_tell_file_and_row_alone() -> None:
+    assert row_key("train.parquet", 3) == "train-00000003"
+    assert row_key("train.parquet", 10**9) == "train-1000000000"
+    nested = {row_key("a/b.parquet", 0), row_key("a-b.parquet", 0), row_key("a_b.parquet", 0)}
+    assert len(nested) == 3
+
+
+def test_settings_left_open_come_from_the_model() -> None:
+    spec = settle(spec_for("in", sampling__width=64, sampling__guidance_scale=0.0), MODEL)
+    sampling = spec.sampling
+    assert (sampling.num_inference_steps, sampling.height) == (5, 8)
+    assert (sampling.width, sampling.guidance_scale) == (64, 0.0)
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "a.parquet", 7, groups=[3, 4])
+    write_prompts(tmp_path / "b.parquet", 2)
+    plan = plan_for(tmp_path, variants=2, input__limit=8, output__samples_per_shard=3)
+    again = read_plan(plan.to_json())
+    assert again == plan
+    assert again.input_fingerprint == plan.input_fingerprint
+    assert (again.rows, again.samples, again.shards) == (8, 16, 6)
+    compare(again, plan)
+
+
+def test_a_plan_of_another_version_is_refused() -> None:
+    tree = json.loads(paper_plan([[1]]).to_json())
+    with pytest.raises(PlanChanged, match="version 99"):
+        read_plan(json.dumps({**tree, "version": 99}))
+
+
+PLAN = paper_plan([[4, 4], [5]])
+
+
+def with_spec(dotted: dict[str, Any]) -> Plan:
+    return replace(PLAN, spec=build(merge(PLAN.spec.model_dump(mode="json"), dotted)))
+
+
+def with_file(index: int, **facts: Any) -> Plan:
+    files = list(PLAN.files)
+    files[index] = replace(files[index], **facts)
+    return replace(PLAN, files=tuple(files))
+
+
+@pytest.mark.parametrize(
+    ("now", "field", "before", "after"),
+    [
+        (with_spec({"seed": 5}), "seed", "0", "5"),
+        (with_spec({"variants": 2}), "variants", "1", "2"),
+        (with_spec({"input.limit": 3}), "input.limit", "None", "3"),
+        (with_spec({"sampling.strength": 0.1}), "sampling.strength", "0.6", "0.1"),
+        (with_spec({"model.path": "x/y"}), "model.path", "'digits-shapes'", "'x/y'"),
+        (
+            with_spec({"input.columns.label": "kind"}),
+            "input.columns.label",
+            "None",
+            "'kind'",
+        ),
+        (
+            with_spec({"output.samples_per_shard": 9}),
+            "output.samples_per_shard",
+            "64",
+            "9",
+        ),
+        (with_spec({"resources.batch_size": 2}), "resources.batch_size", "8", "2"),
+        (with_file(0, size=101), "input file /in/0.parquet: size", "100", "101"),
+        (with_file(1, etag="new"), "input file /in/1.parquet: etag", "'tag'", "'new'"),
+        (
+            with_file(0, row_groups=(4, 5)),
+            "input file /in/0.parquet: row_groups",
+            "(4, 4)",
+            "(4, 5)",
+        ),
+        (replace(PLAN, files=PLAN.files[:1]), "input file /in/1.parquet", "'present'", "None"),
+        (paper_plan([[4, 4], [5], [1]]), "input file /in/2.parquet", "None", "'present'"),
+        (
+            replace(PLAN, model=replace(MODEL, manifest_sha256="0" * 64)),
+            "model weights",
+            "'" + "f" * 64 + "'",
+            "'" + "0" * 64 + "'",
+        ),
+        (
+            replace(PLAN, columns=(("prompt", "large_string"),)),
+            "input columns",
+            "string",
+            "large_string",
+        ),
+    ],
+)
+def test_compare_names_the_field_and_both_values(
+    now: Plan, field: str, before: str, after: str
+) -> None:
+    with pytest.raises(PlanChanged) as caught:
+        compare(PLAN, now)
+    message = str(caught.value)
+    assert message.startswith(f"{field} has changed: ")
+    values = rf"planned with .*{re.escape(before)}.*, now it is .*{re.escape(after)}"
+    assert re.search(values, message)
+    assert "put it back, or write to a new output" in message
+
+
+def test_compare_lets_pass_what_does_not_change_the_images() -> None:
+    compare(PLAN, PLAN)
+    other = {"resources.layout": "staged", "policy.shard_retries": 9, "output.license": "mit"}
+    compare(PLAN, with_spec(other))
+
+
+def test_planning_again_gives_the_same_plan(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "a.parquet", 3)
+    first, again = plan_for(tmp_path), plan_for(tmp_path)
+    assert first == again
+    compare(first, again)
+
+
+def test_a_file_written_again_is_refused(tmp_path: Path) -> None:
+    path = write_prompts(tmp_path / "a.parquet", 3)
+    first = plan_for(tmp_path)
+    write_columns(path, {"prompt": ["other", "rows", "here"], "number": [7, 8, 9]})
+    with pytest.raises(PlanChanged, match=re.escape(f"input file {path}: ")):
+        compare(first, plan_for(tmp_path))
+
+
+def test_a_new_file_in_the_folder_is_refused(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "a.parquet", 3)
+    first = plan_for(tmp_path)
+    added = write_prompts(tmp_path / "b.parquet", 1)
+    with pytest.raises(PlanChanged, match=re.escape(f"input file {added} has changed")):
+        compare(first, plan_for(tmp_path))

@@ -1,0 +1,295 @@
+"""The spec: what is accepted, how a mistake is named, and what the fingerprint covers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from batchgen.errors import InputError, SpecError
+from batchgen.spec import Spec, build, flatten, merge, read_yaml
+
+MINIMAL: dict[str, Any] = {"input": {"path": "in.parquet"}, "output": {"url": "out"}}
+IMAGES: dict[str, Any] = merge(
+    MINIMAL, {"task": "image-to-image", "input.columns.image": "picture"}
+)
+
+# One other valid value for every leaf of the spec that changes what is made.
+CHANGES_THE_RESULT: dict[str, Any] = {
+    "input.path": "other.parquet",
+    "input.columns.prompt": "caption",
+    "input.columns.negative_prompt": "avoid",
+    "input.columns.image": "photo",
+    "input.columns.key": "id",
+    "input.columns.label": "class",
+    "input.columns.seed": "seed",
+    "input.columns.num_inference_steps": "steps",
+    "input.columns.guidance_scale": "guidance",
+    "input.columns.strength": "strength",
+    "input.columns.width": "width",
+    "input.columns.height": "height",
+    "input.keep_columns": ["a", "b"],
+    "input.limit": 5,
+    "task": "text-to-image",
+    "model.path": "owner/model",
+    "model.revision": "main",
+    "model.variant": "fp16",
+    "model.dtype": "bfloat16",
+    "model.scheduler": "DDIMScheduler",
+    "sampling.num_inference_steps": 7,
+    "sampling.guidance_scale": 2.5,
+    "sampling.strength": 0.3,
+    "sampling.width": 64,
+    "sampling.height": 72,
+    "sampling.negative_prompt": "blurry",
+    "variants": 3,
+    "seed": 11,
+    "output.samples_per_shard": 10,
+    "output.image_format": "webp",
+    "output.image_quality": 80,
+    "resources.batch_size": 4,
+    "resources.torch_threads": 2,
+    "policy.reject_flat": False,
+}
+# Where and how the work is done, and when it stops: free to differ on resume.
+KEEPS_THE_RESULT: dict[str, Any] = {
+    "input.check_keys": False,
+    "output.url": "elsewhere",
+    "output.license": "cc-by-4.0",
+    "resources.layout": "staged",
+    "resources.shards_in_flight": 3,
+    **{
+        f"resources.{pool}.{field}": value
+        for pool in ("generate", "encode", "denoise", "decode")
+        for field, value in (
+            ("min_replicas", 2),
+            ("max_replicas", 5),
+            ("num_cpus", 0.5),
+            ("num_gpus", 0.25),
+        )
+    },
+    "policy.failed_limit": 0.2,
+    "policy.rejected_limit": 0.9,
+    "policy.shard_retries": 7,
+}
+
+
+def base_for(field: str) -> dict[str, Any]:
+    """A valid spec in which the field may be changed alone."""
+    image_task = field in ("task", "input.columns.image", "input.columns.strength")
+    return IMAGES if image_task else MINIMAL
+
+
+def changed(field: str, value: Any) -> tuple[Spec, Spec]:
+    base = base_for(field)
+    other = {field: value}
+    if field == "task":  # text-to-image takes no image column
+        base = merge(IMAGES, {})
+        other["input.columns.image"] = None
+    return build(base), build(merge(base, other))
+
+
+def test_every_field_is_known_to_change_the_result_or_not() -> None:
+    leaves = set(flatten(build(MINIMAL).model_dump(mode="json")))
+    assert leaves == CHANGES_THE_RESULT.keys() | KEEPS_THE_RESULT.keys()
+    assert set(build(MINIMAL).result_fields()) == CHANGES_THE_RESULT.keys()
+
+
+@pytest.mark.parametrize("field", CHANGES_THE_RESULT)
+def test_fingerprint_changes_with_result_fields(field: str) -> None:
+    before, after = changed(field, CHANGES_THE_RESULT[field])
+    assert before.fingerprint != after.fingerprint
+
+
+@pytest.mark.parametrize("field", KEEPS_THE_RESULT)
+def test_fingerprint_stays_with_other_fields(field: str) -> None:
+    before, after = changed(field, KEEPS_THE_RESULT[field])
+    assert before != after
+    assert before.fingerprint == after.fingerprint
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    tree = merge(MINIMAL, {"sampling.width": 64, "sampling.height": 72, "seed": 3})
+    backwards = {key: tree[key] for key in reversed(tree)}
+    backwards["sampling"] = dict(reversed(tree["sampling"].items()))
+    assert build(backwards).fingerprint == build(tree).fingerprint
+
+
+WRONG = [
+    ("variants", 0, "greater than or equal to 1"),
+    ("variants", "many", "integer"),
+    ("variants", 1.5, "integer"),
+    ("seed", -1, "greater than or equal to 0"),
+    ("seed", 2**63, "less than"),
+    ("task", "text-to-video", "'text-to-image' or 'image-to-image'"),
+    ("model.dtype", "fp16", "'float32', 'float16' or 'bfloat16'"),
+    ("sampling.num_inference_steps", 0, "greater than or equal to 1"),
+    ("sampling.guidance_scale", -0.5, "greater than or equal to 0"),
+    ("sampling.guidance_scale", float("nan"), "finite"),
+    ("sampling.strength", 0.0, "greater than 0"),
+    ("sampling.strength", 1.01, "less than or equal to 1"),
+    ("sampling.width", 60, "multiple of 8"),
+    ("sampling.height", 8192, "less than or equal to 4096"),
+    ("input.limit", 0, "greater than or equal to 1"),
+    ("input.keep_columns", "prompt", "tuple"),
+    ("output.samples_per_shard", 0, "greater than or equal to 1"),
+    ("output.image_format", "gif", "'png', 'jpeg' or 'webp'"),
+    ("output.image_quality", 101, "less than or equal to 100"),
+    ("resources.layout", "pipelined", "'fused' or 'staged'"),
+    ("resources.batch_size", 0, "greater than or equal to 1"),
+    ("resources.generate.num_cpus", 0, "greater than 0"),
+    ("policy.failed_limit", 1.5, "less than or equal to 1"),
+    ("policy.shard_retries", -1, "greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), WRONG)
+def test_a_wrong_value_is_named_with_what_is_allowed(field: str, value: Any, allowed: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        build(merge(MINIMAL, {field: value}))
+    assert caught.value.field == field
+    assert caught.value.given == value or value != value  # NaN is not equal to itself
+    assert allowed in caught.value.allowed
+    assert str(caught.value) == f"{field}: got {value!r}; allowed: {caught.value.allowed}"
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("sampeling", "sampling"),
+        ("input.colums", "columns"),
+        ("input.columns.promt", "prompt"),
+        ("model.schedular", "scheduler"),
+        ("sampling.num_inference_step", "num_inference_steps"),
+        ("output.samples_per_shards", "samples_per_shard"),
+        ("resources.generate.max_replica", "max_replicas"),
+        ("policy.shard_retry", "shard_retries"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(misspelt: str, meant: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        build(merge(MINIMAL, {misspelt: "x"}))
+    assert caught.value.field == misspelt
+    assert caught.value.allowed.endswith(f"did you mean {meant!r}?")
+
+
+def test_an_unknown_key_far_from_all_lists_what_is_allowed() -> None:
+    with pytest.raises(SpecError) as caught:
+        build(merge(MINIMAL, {"model.zzzzqqq": 1}))
+    assert caught.value.allowed == "path, revision, variant, dtype, scheduler"
+
+
+@pytest.mark.parametrize(
+    ("tree", "field", "flag"),
+    [
+        ({"output": {"url": "out"}}, "input", "--input"),
+        ({"input": {}, "output": {"url": "out"}}, "input.path", "--input"),
+        ({"input": {"path": "in"}}, "output", "--output"),
+    ],
+)
+def test_a_missing_field_names_its_flag(tree: dict[str, Any], field: str, flag: str) -> None:
+    with pytest.raises(SpecError, match="required") as caught:
+        build(tree)
+    assert caught.value.field == field
+    assert flag in caught.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("dotted", "field", "given"),
+    [
+        ({"task": "image-to-image"}, "input.columns.image", None),
+        ({"input.columns.image": "photo"}, "input.columns.image", "photo"),
+        ({"input.columns.strength": "s"}, "input.columns.strength", "s"),
+        ({"input.columns.prompt": None}, "input.columns.prompt", None),
+    ],
+)
+def test_columns_have_to_fit_the_task(dotted: dict[str, Any], field: str, given: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        build(merge(MINIMAL, dotted))
+    assert (caught.value.field, caught.value.given) == (field, given)
+    assert "-to-image" in caught.value.allowed
+
+
+def test_fewer_replicas_at_most_than_at_least() -> None:
+    with pytest.raises(SpecError) as caught:
+        build(
+            merge(MINIMAL, {"resources.decode.min_replicas": 3, "resources.decode.max_replicas": 2})
+        )
+    assert caught.value.field == "resources.decode"
+    assert caught.value.given == {"min_replicas": 3, "max_replicas": 2}
+    assert caught.value.allowed == "max_replicas of at least min_replicas (3)"
+
+
+def test_image_to_image_may_go_without_prompts() -> None:
+    spec = build(merge(IMAGES, {"input.columns.prompt": None, "task": "image_to_image"}))
+    assert spec.task == "image-to-image"
+    assert spec.input.columns.mapped() == {"image": "picture"}
+
+
+def test_flags_win_over_the_file_and_leave_it_unchanged() -> None:
+    tree = {**MINIMAL, "sampling": {"guidance_scale": 2.0, "width": 64}, "seed": 1}
+    merged = merge(tree, {"sampling.guidance_scale": 9.0, "policy.shard_retries": 4})
+    spec = build(merged)
+    assert (spec.sampling.guidance_scale, spec.sampling.width, spec.seed) == (9.0, 64, 1)
+    assert spec.policy.shard_retries == 4
+    assert tree["sampling"]["guidance_scale"] == 2.0
+    assert "policy" not in tree
+
+
+def test_a_value_cannot_be_used_as_a_section() -> None:
+    with pytest.raises(SpecError) as caught:
+        merge(MINIMAL, {"input.path.name": "x"})
+    assert (caught.value.field, caught.value.given) == ("input.path", "in.parquet")
+
+
+def sections(spec: Spec) -> list[BaseModel]:
+    found: list[BaseModel] = [spec]
+    for section in found:
+        found += [value for _, value in section if isinstance(value, BaseModel)]
+    return found
+
+
+def test_every_section_is_frozen() -> None:
+    for section in sections(build(MINIMAL)):
+        name = next(iter(type(section).model_fields))
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, getattr(section, name))
+
+
+@pytest.mark.parametrize("field", [*CHANGES_THE_RESULT, *KEEPS_THE_RESULT])
+def test_yaml_round_trip(field: str, tmp_path: Path) -> None:
+    _, spec = changed(field, {**CHANGES_THE_RESULT, **KEEPS_THE_RESULT}[field])
+    path = tmp_path / "job.yaml"
+    path.write_text(spec.to_yaml())
+    again = build(read_yaml(str(path)))
+    assert again == spec
+    assert again.fingerprint == spec.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (None, "No such file"),
+        (b"input: [", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"- a\n- b\n", "sections"),
+        (b"", "sections"),
+    ],
+)
+def test_an_unreadable_file_is_named(content: bytes | None, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=word) as caught:
+        read_yaml(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_an_empty_section_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("input: {path: a}\noutput: {url: b}\nsampling:\n")
+    with pytest.raises(SpecError) as caught:
+        build(read_yaml(str(path)))
+    assert caught.value.field == "sampling"
