@@ -128,19 +128,22 @@ def read_plan(text: str | bytes) -> Plan:
     Raises:
         PlanChanged: it was written by another layout of the file.
     """
-    tree = json.loads(text)
-    if tree.get("version") != VERSION:
-        raise PlanChanged(f"plan version {tree.get('version')}: this batchgen reads {VERSION}")
-    files = tuple(
-        SourceFile(**{**file, "row_groups": tuple(file["row_groups"])}) for file in tree["files"]
-    )
-    return Plan(
-        spec=Spec.model_validate(tree["spec"]),
-        model=ModelInfo(**tree["model"]),
-        files=files,
-        columns=tuple((name, kind) for name, kind in tree["columns"]),
-        rows=tree["rows"],
-    )
+    try:
+        tree = json.loads(text)
+        if tree["version"] != VERSION:
+            raise PlanChanged(f"plan version {tree['version']}: this batchgen reads {VERSION}")
+        files = [SourceFile(**{**f, "row_groups": tuple(f["row_groups"])}) for f in tree["files"]]
+        return Plan(
+            spec=Spec.model_validate(tree["spec"]),
+            model=ModelInfo(**tree["model"]),
+            files=tuple(files),
+            columns=tuple((name, kind) for name, kind in tree["columns"]),
+            rows=tree["rows"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanChanged(
+            f"the plan is damaged ({type(error).__name__}: {error}); write to a new output"
+        ) from error
 
 
 def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
@@ -157,6 +160,7 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
     check_columns(spec, schema, footers[0][0].path)
     for file, other in footers[1:]:
         _same_schema(schema, other, footers[0][0].path, file.path)
+    _refuse_equal_keys([file for file, _ in footers])
     rows = sum(file.rows for file, _ in footers)
     if rows == 0:
         raise InputError(f"input {spec.input.path}: the dataset has no rows")
@@ -307,6 +311,17 @@ def safe_key(value: str) -> str:
 def row_key(file_name: str, row: int) -> str:
     """The key of a row that has none of its own: from its file and its place in it."""
     return f"{safe_key(file_name.removesuffix('.parquet'))}-{row:08d}"
+
+
+def _refuse_equal_keys(files: list[SourceFile]) -> None:
+    """Two files whose rows would get the same keys, such as ``a`` and ``a.parquet``."""
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(row_key(file.name, 0), file.path)
+        if other != file.path:
+            raise InputError(
+                f"input files {other} and {file.path} give their rows the same keys; rename one"
+            )
 
 
 def refuse_duplicate_keys(plan: Plan) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from batchgen.errors import RejectRow
@@ -77,7 +79,10 @@ def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
     """For each row, the value of every mapped part."""
     mapped = spec.input.columns.mapped()
     table = rows.table
-    lists = {part: python_values(table.column(name)) for part, name in mapped.items()}
+    columns = {part: table.column(name) for part, name in mapped.items()}
+    if "image" in columns and pa.types.is_struct(columns["image"].type):
+        columns["image"] = pc.struct_field(columns["image"], "bytes")
+    lists = {part: python_values(column) for part, column in columns.items()}
     for row in range(table.num_rows):
         yield {part: values[row] for part, values in lists.items()}
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 from batchgen import report
 from batchgen.errors import Interrupted, LimitExceeded
-from batchgen.ledger import FailedMarker, Ledger, Marker, States, hold_lease
+from batchgen.ledger import LEASE_SECONDS, FailedMarker, Ledger, Marker, States, hold_lease
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import inspect
@@ -60,7 +60,7 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
     with interruptible() as interrupt, hold_lease(ledger.store, interrupt):
         if saved is None:
             ledger.freeze(plan, spec)
-        ledger.store.clear_temporary()
+        ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
         states = ledger.states(plan)
         tally = tally_of(plan, ledger, states)
         with Progress(tally, quiet) as progress:

@@ -28,6 +28,12 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, value: object) -> object:
+        """A section that stands in the file with nothing under it has its defaults."""
+        return {} if value is None else value
+
 
 class Columns(Section):
     """Which input column plays which part. A null part is not read from the data."""

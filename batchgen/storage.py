@@ -7,6 +7,7 @@ import errno
 import os
 import posixpath
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 TEMPORARY = "_batchgen/tmp"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -82,7 +84,7 @@ class Store:
                 return self._put_new_remote(name, data)
             with self._temporary(name, data) as temporary:
                 try:
-                    os.link(temporary, self.path(name))
+                    _link_or_copy(temporary, self.path(name), data)
                 except FileExistsError:
                     return self.read(name) == data
             _flush_folder(os.path.dirname(self.path(name)))
@@ -92,6 +94,16 @@ class Store:
         """Remove one object; none being there is fine."""
         with storage_errors(f"delete {self.url}/{name}"), contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(self.path(name))
+
+    def find(self, folder: str) -> dict[str, int]:
+        """Name below ``folder`` -> size in bytes, of the files in it and its subfolders."""
+        with storage_errors(f"list {self.url}/{folder}"):
+            self.fs.invalidate_cache(self.path(folder))
+            found = self.fs.find(self.path(folder), detail=True)
+            return {
+                posixpath.relpath(name, self.path(folder)): int(info["size"])
+                for name, info in found.items()
+            }
 
     def list(self, folder: str) -> dict[str, int]:
         """File name -> size in bytes of the files directly in ``folder``; empty if none."""
@@ -107,11 +119,15 @@ class Store:
                 if entry["type"] == "file"
             }
 
-    def clear_temporary(self) -> None:
+    def clear_temporary(self, older_than_s: float) -> None:
         """Remove what a killed run left half written (local disks only; stores never show it)."""
-        if self.local:
-            for name in self.list(TEMPORARY):
-                self.delete(f"{TEMPORARY}/{name}")
+        if not self.local:
+            return
+        for name in self.list(TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                age_s = time.time() - os.stat(self.path(f"{TEMPORARY}/{name}")).st_mtime
+                if age_s > older_than_s:
+                    self.delete(f"{TEMPORARY}/{name}")
 
     @contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
@@ -191,6 +207,8 @@ def storage_errors(doing: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, FileExistsError, InputError, RetryShard, StorageFailed):
         raise
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise StorageFailed(f"cannot {doing}: {error.strerror}: {error.filename}") from error
     except PermissionError as error:
         raise StorageFailed(
             f"cannot {doing}: permission denied; check the credentials and rights ({error})"
@@ -232,6 +250,19 @@ def _precondition_failed(error: BaseException) -> bool:
     cause = error.__cause__
     response = getattr(cause, "response", None) or {}
     return response.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+
+
+def _link_or_copy(temporary: str, path: str, data: bytes) -> None:
+    """Give the file its name, if that is free; by writing it there where there are no links."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _flush_folder(folder: str) -> None:

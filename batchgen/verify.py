@@ -121,7 +121,7 @@ def _check_states(plan: Plan, states: States, findings: Findings) -> None:
 def _check_strays(ledger: Ledger, named: set[str], findings: Findings) -> None:
     """Files that no marker can vouch for would be read as data."""
     for folder in (DATA, REJECTS):
-        there = {f"{folder}/{name}" for name in ledger.store.list(folder)}
+        there = {f"{folder}/{name}" for name in ledger.store.find(folder)}
         for name in sorted(there - named):
             findings.problem(f"{name} belongs to no committed shard")
 

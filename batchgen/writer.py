@@ -73,13 +73,18 @@ def kept_columns(spec: Spec, names: Sequence[str]) -> dict[str, str]:
     """Source column -> its name in the output.
 
     A column that plays a part and bears the part's own name (``prompt``) is there already; any
-    other that would collide with one of ours becomes ``source_<name>``.
+    other that would collide with one of ours becomes ``source_<name>``, and so do ``key`` and
+    ``seed``, which the samples have of their own.
     """
     columns = spec.input.columns
     wanted = spec.input.keep_columns
     if wanted is None:
         wanted = tuple(name for name in names if name != columns.image)
-    same = {part for part, name in columns.mapped().items() if part == name} - {"image", "key"}
+    same = {part for part, name in columns.mapped().items() if part == name} - {
+        "image",
+        "key",
+        "seed",
+    }
     kept: dict[str, str] = {}
     for name in names:
         if name in wanted and name not in same:

@@ -1,9 +1,9 @@
-"""Planning and reading one million rows: seconds, peak memory, and bytes read against the file's size.
+"""Planning and reading one million rows: seconds, peak memory, bytes read over the file's size.
 
     python benchmarks/plan_million.py [FOLDER]
 
-Prints one JSON line a case: the rows in 100 files of 10 row groups, and in one file of one row group,
-each with a key column that planning checks for duplicates.
+Prints one JSON line a case: the rows in 100 files of 10 row groups, and in one file of one row
+group, each with a key column that planning checks for duplicates.
 """
 
 from __future__ import annotations

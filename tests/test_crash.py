@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from batchgen import runner
+from batchgen.errors import Interrupted
 from batchgen.ledger import Ledger
 from batchgen.storage import open_store
 from batchgen.verify import verify
@@ -22,12 +24,25 @@ def test_killed_drivers_and_replicas_lose_and_change_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_become_an_interruption(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted), runner.interruptible():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_lost_lease_interrupts_with_its_reason() -> None:
+    with pytest.raises(Interrupted, match="taken over"), runner.interruptible() as interrupt:
+        interrupt("another run has taken over")
+        signal.pause()
+
+
+def test_an_interrupted_run_says_how_to_resume(tmp_path: Path) -> None:
     source, output = tmp_path / "prompts.parquet", tmp_path / "out"
     write_prompts(source, 400)
     process = start(command(source, output, 16), tmp_path / "log")
     assert wait_until(lambda: markers(output) >= 1, process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     started = time.monotonic()
     assert process.wait(60) == 3
     assert time.monotonic() - started < 30

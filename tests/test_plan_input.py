@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.errors import InputError
-from batchgen.plan import make_plan
+from batchgen.errors import InputError, PlanChanged
+from batchgen.plan import make_plan, read_plan
 from tests.datasets_on_disk import (
     MODEL,
     plan_for,
@@ -306,3 +306,17 @@ def test_keys_that_are_not_utf8_are_compared_by_their_bytes(tmp_path: Path) -> N
     assert plan_for(path, input__columns__key="id").rows == 3
     path = keyed(tmp_path / "b.parquet", text_column([b"\xff", b"ok", b"\xff"]))
     assert f"{path} row 0 and {path} row 2" in fails(path, input__columns__key="id")
+
+
+def test_files_that_would_share_keys_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["a"]})
+    for name in ("a", "a.parquet"):
+        pq.write_table(table, tmp_path / name)
+    with pytest.raises(InputError, match="same keys"):
+        plan_for(f"{tmp_path}/a*")
+
+
+def test_a_damaged_plan_is_said_to_be_damaged() -> None:
+    for text in ("", "{", "{}", '{"version": 1}'):
+        with pytest.raises(PlanChanged, match="damaged"):
+            read_plan(text)

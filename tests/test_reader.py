@@ -168,6 +168,16 @@ def test_a_span_stops_reading_after_its_last_shard(tmp_path: Path) -> None:
     assert rows.read_bytes < 0.5 * path.stat().st_size
 
 
+def test_the_rest_of_a_row_group_is_skipped_when_the_next_shard_lies_beyond(
+    tmp_path: Path,
+) -> None:
+    path = noisy_dataset(tmp_path / "a.parquet", 30_000, [20_000, 10_000])
+    plan = plan_for(path, output__samples_per_shard=1000)
+    found = read_all(plan, [0, 20], max_spans=1)
+    assert [rows.shard for rows in found] == [0, 20]
+    assert sum(rows.read_bytes for rows in found) < 0.5 * path.stat().st_size
+
+
 def test_a_span_of_committed_shards_is_no_span(tmp_path: Path) -> None:
     write_prompts(tmp_path / "a.parquet", 10, groups=[5, 5])
     ruined = write_prompts(tmp_path / "b.parquet", 10, groups=[5, 5])

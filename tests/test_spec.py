@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from batchgen.errors import InputError, SpecError
-from batchgen.spec import Spec, build, flatten, merge, read_yaml
+from batchgen.spec import Sampling, Spec, build, flatten, merge, read_yaml
 
 MINIMAL: dict[str, Any] = {"input": {"path": "in.parquet"}, "output": {"url": "out"}}
 IMAGES: dict[str, Any] = merge(
@@ -287,9 +287,7 @@ def test_an_unreadable_file_is_named(content: bytes | None, word: str, tmp_path:
     assert str(path) in str(caught.value)
 
 
-def test_an_empty_section_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_empty_section_has_its_defaults(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text("input: {path: a}\noutput: {url: b}\nsampling:\n")
-    with pytest.raises(SpecError) as caught:
-        build(read_yaml(str(path)))
-    assert caught.value.field == "sampling"
+    assert build(read_yaml(str(path))).sampling == Sampling()

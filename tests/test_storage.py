@@ -120,7 +120,7 @@ def test_a_crash_before_the_rename_leaves_what_was_there(
             getattr(disk, verb)("data/x", b"new and longer")
     assert disk.list("data") == ({} if old is None else {"x": len(old)})
     assert len(disk.list(TEMPORARY)) == 1
-    disk.clear_temporary()
+    disk.clear_temporary(older_than_s=-1)
     assert disk.list(TEMPORARY) == {}
 
 
@@ -257,3 +257,32 @@ def test_a_slash_at_the_end_means_nothing(end: str, tmp_path: Path) -> None:
     base, _ = find_files(f"{tmp_path}{end}")
     store = open_store(f"{tmp_path}{end}")
     assert (base, store.root, store.url) == (str(tmp_path), str(tmp_path), str(tmp_path))
+
+
+def test_temporary_files_of_a_living_run_are_left_alone(disk: Store) -> None:
+    disk.put("a", b"1")
+    half = Path(disk.path(f"{TEMPORARY}/half"))
+    half.write_bytes(b"")
+    disk.clear_temporary(older_than_s=60)
+    assert half.exists()
+    os.utime(half, (0, 0))
+    disk.clear_temporary(older_than_s=60)
+    assert not half.exists()
+
+
+def test_put_new_works_where_there_are_no_links(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(source: str, target: str) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert disk.put_new("name", b"one")
+    assert not disk.put_new("name", b"two")
+    assert disk.read("name") == b"one"
+
+
+def test_an_output_that_is_a_file_stops_the_job(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageFailed, match="file"):
+        open_store(str(tmp_path / "file")).put("data/x", b"1")
