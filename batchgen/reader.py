@@ -24,7 +24,7 @@ from batchgen.records import ShardRows
 from batchgen.spec import Spec
 from batchgen.storage import open_input
 
-MAX_SPANS = 256
+MAX_SPANS = 64
 _BATCH_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
 
