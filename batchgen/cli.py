@@ -208,7 +208,8 @@ def status(output: str, as_json: bool) -> int:
 
     ledger = Ledger(open_store(output))
     frozen = ledger.require_plan()
-    tally = runner.tally_of(frozen, ledger, ledger.states(frozen))
+    states = ledger.states(frozen)
+    tally = runner.tally_of(frozen, ledger, states)
     exit_code, message = runner.verdict(frozen, tally)
     pending = frozen.shards - tally.committed - tally.failed_shards
     facts = {
@@ -233,9 +234,8 @@ def status(output: str, as_json: bool) -> int:
             f"samples  {frozen.samples} planned, {tally.accepted} accepted, "
             f"{tally.rejected} rejected, {tally.failed} failed\n{message}"
         )
-        for shard in sorted(ledger.states(frozen).failed)[:10]:
-            failure = ledger.failure(shard)
-            click.echo(f"failed   shard {shard}: {failure.error}: {failure.message}")
+        for failure in ledger.failures(sorted(states.failed)[:10]):
+            click.echo(f"failed   shard {failure.shard}: {failure.error}: {failure.message}")
     return exit_code
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
+from batchgen.errors import BatchgenError
 from batchgen.records import Call, Dropped, Sample, ShardRows
 from batchgen.shard import Notes, ShardWork
 
@@ -63,7 +64,10 @@ def from_block(block: pa.Table) -> Frame:
 
 def stopped(shard: int, error: BaseException) -> Frame:
     """No shard can succeed: the driver is told what to raise."""
-    facts = {"error": type(error).__name__, "message": str(error)}
+    kind, message = type(error).__name__, str(error)
+    if not isinstance(error, BatchgenError):
+        message = f"{kind}: {message}"
+    facts = {"error": kind, "message": message}
     return Frame(shard, STOPPED, 0, json.dumps(facts).encode())
 
 

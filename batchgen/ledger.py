@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from batchgen.errors import BatchgenError, InputError, OutputBusy
+from batchgen.errors import BatchgenError, InputError, OutputBusy, PlanChanged
 from batchgen.plan import Plan, read_plan
 from batchgen.spec import Spec, build
 from batchgen.storage import Store
@@ -71,7 +71,6 @@ class Marker:
     read_bytes: int
     batch_size: int
     micro_batches: int
-    adaptations: tuple[str, ...]
     parameter_counts: dict[str, dict[str, int]]
     attempt: int
     environment: dict[str, str]
@@ -134,7 +133,6 @@ def parse_marker(data: bytes) -> Marker:
     tree: dict[str, Any] = json.loads(data)
     tree["counts"] = Counts(**tree["counts"])
     tree["files"] = tuple(Written(**one) for one in tree["files"])
-    tree["adaptations"] = tuple(tree["adaptations"])
     return Marker(**tree)
 
 
@@ -158,9 +156,10 @@ class Ledger:
         return plan
 
     def freeze(self, plan: Plan, job: Spec) -> None:
-        """Write what was asked (``job.yaml``) and the plan, once."""
+        """Write the plan, once, and what was asked (``job.yaml``)."""
+        if not self.store.put_new(PLAN, plan.to_json().encode()):
+            raise PlanChanged(f"output {self.store.url}: another run has just planned it")
         self.store.put(JOB, job.to_yaml().encode())
-        self.store.put_new(PLAN, plan.to_json().encode())
 
     def job(self) -> Spec:
         """The spec as the user gave it to the first run."""
@@ -174,16 +173,26 @@ class Ledger:
             ) from error
 
     def states(self, plan: Plan) -> States:
-        committed = self._numbers(SHARDS)
-        return States(
-            plan.shards, frozenset(committed), frozenset(self._numbers(FAILED) - committed)
-        )
+        planned = set(range(plan.shards))
+        committed = self._numbers(SHARDS) & planned
+        failed = (self._numbers(FAILED) & planned) - committed
+        return States(plan.shards, frozenset(committed), frozenset(failed))
+
+    def strays(self, plan: Plan) -> list[int]:
+        """Numbers of markers that the plan has no shard for."""
+        return sorted(self._numbers(SHARDS) - set(range(plan.shards)))
 
     def marker(self, shard: int) -> Marker | None:
+        """The shard's marker, or None. Raises InputError when it is damaged."""
         try:
             return parse_marker(self.store.read(_marker_name(shard)))
         except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.store.url}/{_marker_name(shard)}: its marker cannot be read ({error}); "
+                "remove it, and `batchgen resume` makes the shard again"
+            ) from error
 
     def markers(self, shards: Iterable[int]) -> Iterator[Marker]:
         """The markers of committed shards, in order of number."""
@@ -205,8 +214,13 @@ class Ledger:
     def fail(self, failed: FailedMarker) -> None:
         self.store.put(_failed_name(failed.shard), failed.to_json())
 
-    def failure(self, shard: int) -> FailedMarker:
-        return FailedMarker(**json.loads(self.store.read(_failed_name(shard))))
+    def failures(self, shards: Iterable[int]) -> list[FailedMarker]:
+        """The failed markers that are there; a shard may be committed while one reads."""
+        found = []
+        for shard in sorted(shards):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(FailedMarker(**json.loads(self.store.read(_failed_name(shard)))))
+        return found
 
     def _numbers(self, folder: str) -> set[int]:
         matches = (_NUMBERED.match(name) for name in self.store.list(folder))
@@ -245,14 +259,17 @@ class Lease:
                     return
                 self.beat()
                 failures_since = time.time()
-            except (BatchgenError, OSError) as error:
+            except Exception as error:  # whatever it is, the lease is not renewed
                 if time.time() - failures_since > LEASE_SECONDS:
                     self.lost.set()
                     on_lost(f"the lease could not be renewed for {LEASE_SECONDS:.0f} s: {error}")
                     return
 
-    def release(self) -> None:
+    def release(self, heartbeat: threading.Thread | None = None) -> None:
+        """Give the lease back; the heartbeat ends first, so that it cannot take it again."""
         self._end.set()
+        if heartbeat is not None:
+            heartbeat.join(timeout=LEASE_SECONDS)
         if not self.lost.is_set():
             with contextlib.suppress(BatchgenError, OSError):
                 self.beat(released=True)
@@ -271,8 +288,7 @@ def hold_lease(store: Store, on_lost: Callable[[str], None]) -> Iterator[Lease]:
     try:
         yield lease
     finally:
-        lease.release()
-        thread.join(timeout=5)
+        lease.release(thread)
 
 
 def acquire_lease(store: Store) -> Lease:
@@ -316,24 +332,32 @@ def _lease_text(owner: str, released: bool) -> bytes:
 
 
 def _process_identity() -> str:
-    """``host pid start`` where start tells this process from a later one with its pid."""
-    return f"{socket.gethostname()} {os.getpid()} {_process_start(os.getpid())}"
+    """``host pid place start``; see ``_process_place`` and ``_process_start``."""
+    pid = os.getpid()
+    return f"{socket.gethostname()} {pid} {_process_place()} {_process_start(pid)}"
 
 
 def _is_dead_neighbour(owner: str) -> bool:
-    """The owner ran on this machine and its process is no more."""
-    host, pid, start, *_ = [*owner.split(" "), "", ""]
-    if host != socket.gethostname() or not pid.isdigit() or start in ("", "unknown"):
+    """The owner ran where this process runs, so that its pid can be looked up, and is no more."""
+    host, pid, place, start, *_ = [*owner.split(" "), "", "", ""]
+    if (host, place) != (socket.gethostname(), _process_place()) or place == "unknown":
         return False
-    return _process_start(int(pid)) != start
+    return pid.isdigit() and _process_start(int(pid)) != start
+
+
+def _process_place() -> str:
+    """This boot of this machine and the pid namespace: within them a pid means one process."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as boot:
+            return f"{boot.read().strip()[:8]}-{os.readlink('/proc/self/ns/pid')[5:-1]}"
+    except OSError:
+        return "unknown"
 
 
 def _process_start(pid: int) -> str:
-    """Start time of a process since boot, with the boot's id; ``unknown`` where /proc is not."""
-    if not os.path.exists("/proc/self/stat"):
-        return "unknown"
+    """Start of a process in clock ticks since boot; ``gone`` when there is none."""
     try:
-        with open(f"/proc/{pid}/stat") as stat, open("/proc/sys/kernel/random/boot_id") as boot:
-            return f"{boot.read().strip()[:8]}-{stat.read().rpartition(')')[2].split()[19]}"
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[19]
     except OSError:
         return "gone"

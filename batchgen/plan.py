@@ -28,7 +28,7 @@ from batchgen import __version__
 from batchgen.errors import InputError, PlanChanged, nearest
 from batchgen.replicas import ModelInfo
 from batchgen.spec import Sampling, Spec, canonical_json
-from batchgen.storage import Stat, find_files, open_input
+from batchgen.storage import Stat, find_files, is_within, open_input
 
 VERSION = 1
 _FOOTER_THREADS = 16
@@ -154,13 +154,19 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
             empty dataset, a key that stands twice.
     """
     base, stats = find_files(spec.input.path)
+    if is_within(spec.output.url, spec.input.path):
+        raise InputError(
+            f"output {spec.output.url} lies in the input {spec.input.path}, so that its images "
+            "would become input; write it beside the input"
+        )
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = list(pool.map(lambda stat: _footer(stat, base, spec.input.path), stats))
     schema = footers[0][1]
     check_columns(spec, schema, footers[0][0].path)
     for file, other in footers[1:]:
         _same_schema(schema, other, footers[0][0].path, file.path)
-    _refuse_equal_keys([file for file, _ in footers])
+    if not spec.input.columns.key:
+        _refuse_equal_keys([file for file, _ in footers])
     rows = sum(file.rows for file, _ in footers)
     if rows == 0:
         raise InputError(f"input {spec.input.path}: the dataset has no rows")

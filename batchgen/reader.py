@@ -26,6 +26,7 @@ from batchgen.storage import open_input
 
 MAX_SPANS = 64
 _BATCH_ROWS = 1024
+_BATCH_BYTES = 16 << 20
 _BUFFER_BYTES = 1 << 20
 
 
@@ -178,10 +179,12 @@ class _Files:
             if self._raw is None or self._path != group.path:
                 self._open(group)
             for batch in self._parquet.iter_batches(
-                _BATCH_ROWS, row_groups=[group.index], columns=self._columns
+                self._batch_rows(group), row_groups=[group.index], columns=self._columns
             ):
                 table = pa.Table.from_batches([batch]).select(self._columns)
-                yield table, self._counted.take()
+                nullable = pa.schema([field.with_nullable(True) for field in table.schema])
+                nullable = nullable.with_metadata(table.schema.metadata)
+                yield table.cast(nullable), self._counted.take()
         except FileNotFoundError as error:
             raise InputError(f"input file {group.path} has vanished") from error
         except (pa.ArrowException, IndexError, KeyError) as error:
@@ -191,6 +194,11 @@ class _Files:
                 raise _undecodable(group, error) from error
             what = f"{type(error).__name__}: {error}"
             raise RetryShard(f"cannot read {group.path}: {what}") from error
+
+    def _batch_rows(self, group: Group) -> int:
+        """So many rows that a batch stays near ``_BATCH_BYTES``, images in it or not."""
+        size = self._parquet.metadata.row_group(group.index).total_byte_size
+        return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES * group.rows // max(1, size))))
 
     def _open(self, group: Group) -> None:
         self.close()

@@ -49,7 +49,6 @@ class Digest:
     timings_s: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     environments: Counter[str] = field(default_factory=Counter)
-    adaptations: list[str] = field(default_factory=list)
     parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     truncated_prompts: int = 0
     retried_shards: int = 0
@@ -57,11 +56,11 @@ class Digest:
     read_bytes: int = 0
 
 
-def write(plan: Plan, ledger: Ledger, tally: Tally) -> None:
+def write(plan: Plan, ledger: Ledger, tally: Tally, exit_code: int, message: str) -> None:
     """Put the card, the page and the sheet of an output; they replace what an earlier run put."""
     states = ledger.states(plan)
     digest = digest_of(ledger, states.committed)
-    failures = [ledger.failure(shard) for shard in sorted(states.failed)[:SHOWN_FAILURES]]
+    failures = ledger.failures(sorted(states.failed)[:SHOWN_FAILURES])
     shown = list(_shown(plan, ledger, sorted(states.committed)))
     pages = Environment(
         loader=PackageLoader("batchgen", "templates"), autoescape=True, undefined=StrictUndefined
@@ -73,7 +72,8 @@ def write(plan: Plan, ledger: Ledger, tally: Tally) -> None:
         "digest": digest,
         "failures": failures,
         "shown": shown,
-        "pending": plan.shards - tally.committed - tally.failed_shards,
+        "exit_code": exit_code,
+        "message": message,
         "version": __version__,
         "settings": sorted(plan.spec.result_fields().items()),
     }
@@ -91,7 +91,6 @@ def digest_of(ledger: Ledger, committed: frozenset[int]) -> Digest:
             digest.timings_s[stage] += seconds  # type: ignore[assignment]
         digest.reasons.update(marker.reasons)
         digest.environments[", ".join(f"{k} {v}" for k, v in marker.environment.items())] += 1
-        digest.adaptations += [f"shard {marker.shard}: {text}" for text in marker.adaptations]
         digest.parameter_counts |= marker.parameter_counts
         digest.truncated_prompts += marker.truncated_prompts
         digest.retried_shards += marker.attempt > 1
@@ -152,16 +151,10 @@ Load it:
 ```python
 from datasets import load_dataset
 
-images = load_dataset("{ledger_url(spec.output.url)}", split="train")
+images = load_dataset("{spec.output.url}", split="train")
 images[0]["image"], images[0]["prompt"]
 ```
 
 `_batchgen/plan.json` says what was planned and from what, `_batchgen/shards/` what became of each
 shard, `_batchgen/rejects/` which samples are not here and why. `batchgen verify` proves the counts.
 """
-
-
-def ledger_url(url: str) -> str:
-    """The output's URL as the card shows it: without credentials, should a URL carry some."""
-    scheme, mark, rest = url.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else url

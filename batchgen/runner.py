@@ -8,15 +8,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from batchgen import report
 from batchgen.errors import Interrupted, LimitExceeded
-from batchgen.ledger import LEASE_SECONDS, FailedMarker, Ledger, Marker, States, hold_lease
+from batchgen.ledger import (
+    LEASE_SECONDS,
+    FailedMarker,
+    Lease,
+    Ledger,
+    Marker,
+    States,
+    hold_lease,
+)
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
-from batchgen.replicas import inspect
+from batchgen.replicas import ModelInfo, inspect
 from batchgen.spec import Spec
-from batchgen.storage import open_store
+from batchgen.storage import absolute, open_store
 
 MIN_BAD_SHARDS = 3
 
@@ -41,7 +50,7 @@ class Outcome:
 
 def plan_job(spec: Spec) -> Plan:
     """What a run of this spec would make; writes nothing."""
-    return make_plan(spec, inspect(spec.model, spec.task))
+    return make_plan(_anywhere(spec), inspect(spec.model, spec.task))
 
 
 def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
@@ -53,35 +62,60 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
         StopJob: usage errors (exit 1), the failure limit (2), an interruption (3).
     """
     ledger = Ledger(open_store(spec.output.url))
+    spec = _anywhere(spec)
     saved = ledger.plan()
-    plan = make_plan(spec, inspect(spec.model, spec.task), check_keys=saved is None)
-    if saved is not None:
-        compare(saved, plan)
-    with interruptible() as interrupt, hold_lease(ledger.store, interrupt):
+    plan = make_plan(spec, _inspect(spec, saved), check_keys=saved is None)
+    with interruptible() as interrupt, hold_lease(ledger.store, interrupt) as lease:
+        saved = ledger.plan()  # read again: another run may have planned meanwhile
         if saved is None:
             ledger.freeze(plan, spec)
+        else:
+            compare(saved, plan)
         ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
         states = ledger.states(plan)
         tally = tally_of(plan, ledger, states)
         with Progress(tally, quiet) as progress:
             progress.say(_opening(plan, states))
             if states.pending:
-                _stream(plan, ledger, states, progress, address)
+                _stream(plan, ledger, states, progress, address, lease)
         return finalize(plan, ledger, tally)
 
 
 def resume(url: str, address: str | None = None, quiet: bool = False) -> Outcome:
     """Go on with the job that an output holds; its failed shards are tried again."""
-    return run(Ledger(open_store(url)).job(), address, quiet)
+    spec = Ledger(open_store(url)).job()
+    here = spec.output.model_copy(update={"url": url})  # wherever it was when it was planned
+    return run(spec.model_copy(update={"output": here}), address, quiet)
+
+
+def _anywhere(spec: Spec) -> Spec:
+    """The spec with local paths made absolute, for workers and for a resume from another folder."""
+    source = spec.input.model_copy(update={"path": absolute(spec.input.path)})
+    output = spec.output.model_copy(update={"url": absolute(spec.output.url)})
+    return spec.model_copy(update={"input": source, "output": output})
+
+
+def _inspect(spec: Spec, saved: Plan | None) -> ModelInfo:
+    """The model as it is now; a hub's model at the commit that was planned, if it moved on."""
+    model = spec.model
+    moves = model.revision is None and saved is not None and saved.spec.model == model
+    if moves and saved and not saved.model.revision.startswith("sha256:"):
+        model = model.model_copy(update={"revision": saved.model.revision})
+    return inspect(model, spec.task)
 
 
 def _stream(
-    plan: Plan, ledger: Ledger, states: States, progress: Progress, address: str | None
+    plan: Plan,
+    ledger: Ledger,
+    states: States,
+    progress: Progress,
+    address: str | None,
+    lease: Lease,
 ) -> None:
     from batchgen import engine
 
     tally = progress.tally
-    tally.failed -= sum(ledger.failure(shard).planned for shard in states.failed)
+    tally.failed -= sum(failure.planned for failure in ledger.failures(states.failed))
     tally.failed_shards = 0
     with engine.cluster(address):
         progress.show()
@@ -92,6 +126,8 @@ def _stream(
             elif event.attempt > 1:
                 progress.say(f"shard {event.shard} committed at attempt {event.attempt}")
             progress.show()
+            if lease.lost.is_set():
+                raise Interrupted("another run has taken over this output's lease")
             _stop_when_hopeless(plan, tally)
 
 
@@ -100,8 +136,8 @@ def _stop_when_hopeless(plan: Plan, tally: Tally) -> None:
     if tally.failures_now >= MIN_BAD_SHARDS and tally.failed > limit * tally.finished_samples:
         raise LimitExceeded(
             f"{tally.failed} of the first {tally.finished_samples} samples failed, above "
-            f"policy.failed_limit ({limit:g}); the reasons stand in {url}/_batchgen/failed; "
-            f"mend the cause, then `batchgen resume {url}`"
+            f"policy.failed_limit ({limit:g}); the reasons stand in {url}/_batchgen/failed and "
+            f"rejects; mend the cause, then `batchgen resume {url}`"
         )
 
 
@@ -110,8 +146,8 @@ def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
     tally = Tally(plan.shards, plan.samples)
     for marker in ledger.markers(states.committed):
         _count(tally, marker)
-    for shard in states.failed:
-        _count(tally, ledger.failure(shard))
+    for failure in ledger.failures(states.failed):
+        _count(tally, failure)
     return tally
 
 
@@ -138,8 +174,8 @@ def finalize(plan: Plan, ledger: Ledger, tally: Tally) -> Outcome:
     """Count from storage once more, write the card and the report, and say how it ended."""
     states = ledger.states(plan)
     counted = tally_of(plan, ledger, states)
-    report.write(plan, ledger, counted)
     exit_code, message = verdict(plan, counted)
+    report.write(plan, ledger, counted, exit_code, message)
     return Outcome(
         output=ledger.store.url,
         shards=plan.shards,
@@ -166,10 +202,14 @@ def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
             f"{pending} of {plan.shards} shards are pending; go on with `batchgen resume {url}`",
         )
     if tally.failed:
+        remedy = (
+            f"see {url}/_batchgen/failed, then `batchgen resume {url}`"
+            if tally.failed_shards
+            else f"see {url}/_batchgen/rejects; other settings need a new output"
+        )
         return 2, (
             f"{tally.failed} of {plan.samples} samples failed (in {tally.failed_shards} failed "
-            f"shards and {tally.flawed_shards} others); see {url}/_batchgen, "
-            f"then `batchgen resume {url}`"
+            f"shards and {tally.flawed_shards} committed ones); {remedy}"
         )
     if tally.rejected > plan.spec.policy.rejected_limit * plan.samples:
         return 2, (
@@ -205,11 +245,13 @@ def interruptible() -> Iterator[Callable[[str], None]]:
 
     def interrupt(reason: str) -> None:
         why[0] = reason
+        if not previous:
+            return  # the caller owns the signals, and the stream looks at the lease
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGTERM)
 
-    previous = {}
+    previous: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, on_signal)

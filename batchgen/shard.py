@@ -41,10 +41,9 @@ ENCODE_THREADS = 2
 
 @dataclass(frozen=True)
 class Notes:
-    """What is noted about a shard on its way: seconds by stage, and what was out of the plan."""
+    """What is noted about a shard on its way: seconds by stage, and the parts held."""
 
     timings_s: dict[str, float] = field(default_factory=dict)
-    adaptations: list[str] = field(default_factory=list)
     parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @contextmanager
@@ -104,7 +103,10 @@ class FusedStages:
     and upload its own shard meanwhile.
     """
 
-    def __init__(self, encoder: Encoder, denoiser: Denoiser, decoder: Decoder) -> None:
+    def __init__(
+        self, encoder: Encoder, denoiser: Denoiser, decoder: Decoder, device: str = "cpu"
+    ) -> None:
+        self.device = device
         self.encoder = encoder
         self.denoiser = denoiser
         self.decoder = decoder
@@ -119,7 +121,7 @@ class FusedStages:
         work, prepared = start_work(rows, plan)
         work.notes.parameter_counts.update(self.parameter_counts)
         batches = condition_batches(prepared, plan.spec.resources.batch_size)
-        with ImagePool(plan, work) as images:
+        with ImagePool(plan, work, self.device) as images:
             waiting = time.perf_counter()
             with self.lock:
                 work.notes.timings_s["wait"] = round(time.perf_counter() - waiting, 6)
@@ -157,11 +159,12 @@ def decode_shard(
     plan: Plan,
     ledger: Ledger,
     attempt: int,
+    device: str,
 ) -> Marker:
     """Last stage of the staged layout: decode, score, write, commit."""
     work.notes.parameter_counts["decoder"] = parameter_counts(decoder)
     groups = micro_batches(work.samples, plan.spec.resources.batch_size)
-    with ImagePool(plan, work) as images:
+    with ImagePool(plan, work, device) as images:
         with lock:
             for group, batch in zip(groups, batches, strict=True):
                 images.add(group, run_stage(decoder, batch, "decode", work.notes))
@@ -171,7 +174,8 @@ def decode_shard(
 class ImagePool:
     """Scores and encodes decoded micro-batches in threads while the device goes on."""
 
-    def __init__(self, plan: Plan, work: ShardWork) -> None:
+    def __init__(self, plan: Plan, work: ShardWork, device: str) -> None:
+        self.device = device
         self._spec = plan.spec
         self._pool = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="image")
         self._notes = work.notes
@@ -252,30 +256,34 @@ def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attem
             read_bytes=work.rows.read_bytes,
             batch_size=plan.spec.resources.batch_size,
             micro_batches=images.micro_batches,
-            adaptations=tuple(work.notes.adaptations),
             parameter_counts=dict(work.notes.parameter_counts),
             attempt=attempt,
-            environment=environment(),
+            environment=environment(images.device),
             spec_fingerprint=plan.spec.fingerprint,
             finished_at=time.time(),
         )
     )
 
 
-def environment() -> dict[str, str]:
-    """Host, device and versions: bytes are promised to be equal where these are."""
-    import platform
+def environment(device: str) -> dict[str, str]:
+    """Host, device and versions: bytes are promised to be equal where these are, but for the host.
+
+    Of a CPU its instruction set counts, since kernels are chosen by it.
+    """
     import socket
     from importlib.metadata import version
 
     import torch
 
-    names = ("batchgen", "torch", "diffusers", "transformers", "ray")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    names = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
+    if device == "cpu":
+        kind = f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    else:
+        kind = torch.cuda.get_device_name(device)
     found = {}
     for name in names:
         try:
             found[name] = version(name)
         except ModuleNotFoundError:
             found[name] = "not installed"
-    return {"host": socket.gethostname(), "device": device, **found}
+    return {"host": socket.gethostname(), "device": kind, **found}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from batchgen.errors import InputError, SpecError, nearest
 
 MAX_SIZE = 4096
+_USERINFO = re.compile(r"^([A-Za-z0-9+.-]+://)[^/@]*@")
 Task = Literal["text-to-image", "image-to-image"]
 
 Steps = Annotated[int, Field(ge=1, le=1000)]
@@ -102,6 +104,7 @@ class Output(Section):
     """Where the images go and in which form."""
 
     url: str
+    format: Literal["parquet"] = "parquet"
     samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
     image_format: Literal["png", "jpeg", "webp"] = "png"
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
@@ -145,7 +148,9 @@ class Resources(Section):
 class Policy(Section):
     """When to go on and when to stop."""
 
-    failed_limit: Share = Field(default=0.01, description="share of planned samples that may fail")
+    failed_limit: Share = Field(
+        default=0.01, description="share of the finished samples that may fail"
+    )
     rejected_limit: Share = Field(
         default=0.1, description="share of planned samples that may be rejected"
     )
@@ -165,6 +170,14 @@ class Spec(Section):
     output: Output
     resources: Resources = Resources()
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _no_secrets_in_urls(self) -> Spec:
+        urls = {"input.path": self.input.path, "output.url": self.output.url}
+        for field, url in {**urls, "model.path": self.model.path}.items():
+            if _USERINFO.match(url):
+                raise SpecError(field, _USERINFO.sub(r"\1...@", url), "a URL without credentials")
+        return self
 
     @field_validator("task", mode="before")
     @classmethod
@@ -197,7 +210,7 @@ class Spec(Section):
             "seed": whole["seed"],
             "output": {
                 key: whole["output"][key]
-                for key in ("samples_per_shard", "image_format", "image_quality")
+                for key in ("format", "samples_per_shard", "image_format", "image_quality")
             },
             "resources": {key: whole["resources"][key] for key in ("batch_size", "torch_threads")},
             "policy": {"reject_flat": whole["policy"]["reject_flat"]},

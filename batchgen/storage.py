@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TEMPORARY = "_batchgen/tmp"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_CLIENT_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure"}
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -54,10 +55,6 @@ class Store:
         with storage_errors(f"read {self.url}/{name}"):
             data: bytes = self.fs.cat_file(self.path(name))
             return data
-
-    def exists(self, name: str) -> bool:
-        with storage_errors(f"look up {self.url}/{name}"):
-            return bool(self.fs.exists(self.path(name)))
 
     def open(self, name: str) -> BinaryIO:
         with storage_errors(f"open {self.url}/{name}"):
@@ -159,7 +156,21 @@ class Store:
 def open_store(url: str) -> Store:
     """The store at ``url``: a local folder or any fsspec URL. Nothing is created yet."""
     fs, root = _filesystem(url)
-    return Store(fs, root.rstrip("/") or "/", url.rstrip("/") or "/", _is_local(fs))
+    root = root.rstrip("/") or "/"
+    local = _is_local(fs)
+    return Store(fs, root, root if local else url.rstrip("/"), local)
+
+
+def absolute(url: str) -> str:
+    """The same place by a name that holds in any working directory."""
+    fs, root = _filesystem(url)
+    return root if _is_local(fs) else url
+
+
+def is_within(url: str, folder: str) -> bool:
+    """``url`` is ``folder`` or lies below it."""
+    inner, outer = absolute(url).rstrip("/"), absolute(folder).rstrip("/")
+    return inner == outer or inner.startswith(outer + "/")
 
 
 def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
@@ -208,7 +219,7 @@ def storage_errors(doing: str) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError, InputError, RetryShard, StorageFailed):
         raise
     except (NotADirectoryError, IsADirectoryError) as error:
-        raise StorageFailed(f"cannot {doing}: {error.strerror}: {error.filename}") from error
+        raise InputError(f"cannot {doing}: {error.strerror}: {error.filename}") from error
     except PermissionError as error:
         raise StorageFailed(
             f"cannot {doing}: permission denied; check the credentials and rights ({error})"
@@ -218,6 +229,13 @@ def storage_errors(doing: str) -> Iterator[None]:
             raise StorageFailed(
                 f"cannot {doing}: {os.strerror(error.errno or 0)}; free some space, then resume"
             ) from error
+        raise RetryShard(f"cannot {doing}: {type(error).__name__}: {error}") from error
+    except Exception as error:  # clients of object stores raise classes of their own
+        library = type(error).__module__.partition(".")[0]
+        if library not in _CLIENT_LIBRARIES:
+            raise
+        if "Credential" in type(error).__name__ or "Token" in type(error).__name__:
+            raise StorageFailed(f"cannot {doing}: {error}; check the credentials") from error
         raise RetryShard(f"cannot {doing}: {type(error).__name__}: {error}") from error
 
 

@@ -67,7 +67,7 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
     plan = ledger.require_plan()
     states = ledger.states(plan)
     findings = Findings(plan.shards, plan.samples)
-    _check_states(plan, states, findings)
+    _check_states(ledger, plan, states, findings)
     digests: list[bytes] = []
     named: set[str] = set()
     check: Callable[[Ledger, Plan, Marker], ShardFacts] = _full_check
@@ -102,9 +102,12 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
     return findings
 
 
-def _check_states(plan: Plan, states: States, findings: Findings) -> None:
-    findings.committed = len(states.committed & frozenset(range(plan.shards)))
+def _check_states(ledger: Ledger, plan: Plan, states: States, findings: Findings) -> None:
+    findings.committed = len(states.committed)
     findings.failed_shards = len(states.failed)
+    for shard in states.failed:
+        first, stop = plan.sample_range(shard)
+        findings.failed += stop - first
     findings.pending = plan.shards - findings.committed - findings.failed_shards
     for shard in sorted(states.failed):
         findings.problem(f"shard {shard} failed; `batchgen resume` tries it again")
@@ -114,7 +117,7 @@ def _check_states(plan: Plan, states: States, findings: Findings) -> None:
             f"{findings.pending} shards are pending (the first is {first}); "
             "`batchgen resume` makes them"
         )
-    for shard in sorted(states.committed - frozenset(range(plan.shards))):
+    for shard in ledger.strays(plan):
         findings.problem(f"marker of shard {shard}, but the plan has {plan.shards} shards")
 
 
@@ -135,8 +138,8 @@ def _each_shard(
     def one(shard: int) -> tuple[Marker | None, ShardFacts]:
         try:
             marker = ledger.marker(shard)
-        except (ValueError, KeyError, TypeError) as error:
-            return None, ShardFacts((f"shard {shard}: its marker cannot be read: {error}",), b"")
+        except BatchgenError as error:
+            return None, ShardFacts((f"shard {shard}: {error}",), b"")
         if marker is None:
             return None, ShardFacts((f"shard {shard}: its marker vanished",), b"")
         if marker.shard != shard:
@@ -222,7 +225,8 @@ def _read(ledger: Ledger, file: Written, problems: list[str]) -> pa.Table | None
 
 
 def _image_problems(name: str, table: pa.Table) -> list[str]:
-    images = table.column("image").combine_chunks().field("bytes")
+    chunks = (chunk.field("bytes") for chunk in table.column("image").chunks)
+    images = [image for chunk in chunks for image in chunk]
     keys, wanted = table.column("key").to_pylist(), table.column("sha256").to_pylist()
     return [
         f"{name}: image {key} is not the bytes of its sha256 column"

@@ -12,7 +12,7 @@ import torch
 
 from batchgen import score
 from batchgen.denoise import filled, restored_generators
-from batchgen.encode import Encoder
+from batchgen.encode import Encoder, seeded_generator
 from batchgen.records import (
     GENERATOR_STATE_BYTES,
     Call,
@@ -94,7 +94,7 @@ def test_text_batches_carry_fresh_generators(folder: Path) -> None:
     states = stages(folder, "text-to-image").encode(batch).generator_states
     assert (states.shape, states.dtype) == ((2, GENERATOR_STATE_BYTES), torch.uint8)
     for sample, state in zip(batch.samples, states, strict=True):
-        fresh = torch.Generator().manual_seed(sample.seed)
+        fresh = seeded_generator(sample.seed)
         assert torch.equal(fresh.get_state(), state)
 
 
@@ -104,7 +104,7 @@ def test_image_batches_carry_generators_that_drew_the_posterior(folder: Path) ->
     assert encoded.image_latents is not None
     assert encoded.image_latents.shape == (2, 4, 8, 8)
     for sample, state in zip(batch.samples, encoded.generator_states, strict=True):
-        used = torch.Generator().manual_seed(sample.seed)
+        used = seeded_generator(sample.seed)
         torch.randn((1, 4, 8, 8), generator=used)
         assert torch.equal(used.get_state(), state)
 
@@ -241,3 +241,21 @@ def test_scores_are_in_8_bit_levels() -> None:
     assert scores["pixel_std"].dtype == np.float32
     assert scores["pixel_std"][:2].tolist() == [0.0, 0.0]
     assert scores["pixel_std"][2] == pytest.approx(np.std([255, 0, 0]))
+
+
+def test_generators_differ_in_every_bit_of_the_seed() -> None:
+    states = {
+        bytes(seeded_generator(5 + (1 << bit)).get_state().numpy().tobytes()) for bit in range(63)
+    }
+    assert len(states) == 63
+    draws = {float(torch.randn(1, generator=seeded_generator(5 + (n << 32)))) for n in range(50)}
+    assert len(draws) == 50
+
+
+def test_small_seeds_are_those_of_torch_and_the_state_is_a_mersenne_twister() -> None:
+    small = torch.randn(64, generator=torch.Generator().manual_seed(1234))
+    assert torch.equal(torch.randn(64, generator=seeded_generator(1234)), small)
+    large = 7 + (9 << 32)
+    words = np.random.RandomState([7, 9]).randint(0, 2**32, 16, dtype=np.uint32)
+    drawn = torch.randint(0, 2**31, (8,), generator=seeded_generator(large)).tolist()
+    assert drawn == [int(word) % 2**31 for word in words[1::2]]  # torch draws 64 bits for each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,19 @@ class Healed(Faulty):
         return engine.Generate.work(self, frame)
 
 
+class Slow(Faulty):
+    """Shards overlap in one actor long enough to share a death."""
+
+    def work(self, frame: Frame) -> Frame:
+        time.sleep(0.2)
+        return super().work(frame)
+
+
+class Unstartable(Faulty):
+    def load(self) -> None:
+        raise ImportError("no such kernel")
+
+
 def stream(plan: Plan, ledger: Ledger, actor: type[engine.StageActor] = Faulty) -> Events:
     pending = ledger.states(plan).pending
     events = list(engine.generate(plan, ledger, pending, [(actor, POOLS_SHARE)]))
@@ -74,11 +88,6 @@ def job(source: Path, output: Path, **settings: Any) -> tuple[Plan, Ledger]:
     ledger = Ledger(open_store(str(output)))
     ledger.freeze(plan, plan.spec)
     return plan, ledger
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _short_pauses() -> None:
-    engine.BACKOFF_S = 0.01
 
 
 def test_each_fault_costs_what_it_should(prompts: Callable[..., Path], tmp_path: Path) -> None:
@@ -104,6 +113,22 @@ def test_each_fault_costs_what_it_should(prompts: Callable[..., Path], tmp_path:
     assert ledger.states(plan).failed == frozenset()
     assert runner.finalize(plan, ledger, Tally(plan.shards, plan.samples)).exit_code == 0
     assert verify(ledger).ok
+
+
+def test_a_deadly_shard_is_charged_alone(prompts: Callable[..., Path], tmp_path: Path) -> None:
+    source = prompts(["die", "fine", "fine", "fine"])
+    plan, ledger = job(source, tmp_path / "out", policy__shard_retries=1)
+    events = stream(plan, ledger, Slow)
+    failed = {k for k, event in events.items() if isinstance(event, FailedMarker)}
+    assert failed == {0}
+
+
+def test_what_cannot_start_is_said_and_not_started_for_ever(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan, ledger = job(prompts(["fine", "fine"]), tmp_path / "out")
+    with pytest.raises(ModelError, match="ImportError: no such kernel"):
+        stream(plan, ledger, Unstartable)
 
 
 def test_what_no_shard_can_escape_stops_the_job(

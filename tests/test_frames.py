@@ -47,7 +47,7 @@ WORK = ShardWork(
     rows=ROWS,
     samples=(sample(0, "a cat"), sample(2, "é🐈\x00", replace(CALL, strength=0.1, width=24))),
     dropped=(Dropped("k1-v0", "a.parquet#8", 0, "rejected", "null-prompt", "it is 'null'"),),
-    notes=Notes({"encode": 0.25}, ["batch 8 -> 4"], {"encoder": {"text_encoder": 12}}),
+    notes=Notes({"encode": 0.25}, {"encoder": {"text_encoder": 12}}),
 )
 
 

@@ -320,3 +320,10 @@ def test_a_damaged_plan_is_said_to_be_damaged() -> None:
     for text in ("", "{", "{}", '{"version": 1}'):
         with pytest.raises(PlanChanged, match="damaged"):
             read_plan(text)
+
+
+def test_an_output_inside_its_input_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="lies in the input"):
+        plan_for(tmp_path, tmp_path / "out")
+    assert plan_for(tmp_path / "in.parquet", tmp_path / "out").rows == 1

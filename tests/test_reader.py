@@ -301,3 +301,25 @@ def test_one_batch_of_a_shard_is_a_single_chunk(tmp_path: Path) -> None:
 def with_shards(plan: Plan, samples: int) -> Any:
     output = plan.spec.output.model_copy(update={"samples_per_shard": samples})
     return plan.spec.model_copy(update={"output": output})
+
+
+def test_files_that_differ_in_nullability_meet_in_one_shard(tmp_path: Path) -> None:
+    for name, nullable in (("a", True), ("b", False)):
+        schema = pa.schema([pa.field("prompt", pa.string(), nullable)])
+        pq.write_table(pa.table({"prompt": [name]}, schema=schema), tmp_path / f"{name}.parquet")
+    plan = plan_for(tmp_path, tmp_path.parent / "out", output__samples_per_shard=2)
+    (span,) = make_spans(plan, [0])
+    (rows,) = read_span(span, plan.spec, ["prompt"])
+    assert rows.table.column("prompt").to_pylist() == ["a", "b"]
+
+
+def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    images = [bytes([n]) * 4_000_000 for n in range(40)]
+    table = pa.table({"prompt": ["x"] * 40, "image": images})
+    pq.write_table(table, tmp_path / "in.parquet", compression="none", use_dictionary=False)
+    plan = plan_for(tmp_path / "in.parquet", tmp_path / "out", output__samples_per_shard=2)
+    (span,) = make_spans(plan, range(plan.shards))
+    before = pa.total_allocated_bytes()
+    first = next(read_span(span, plan.spec, ["prompt", "image"]))
+    assert first.table.column("image").to_pylist() == images[:2]
+    assert pa.total_allocated_bytes() - before < 100_000_000

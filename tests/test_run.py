@@ -283,3 +283,19 @@ def test_report_and_card_tell_what_happened(made: tuple[Path, Path]) -> None:
     assert sheet.width > 1000
     plan = json.loads((output / "_batchgen" / "plan.json").read_text())
     assert plan["samples"] == 24 and plan["shards"] == 6
+
+
+def test_resume_from_elsewhere_goes_on_where_the_output_is(
+    prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts(8)
+    monkeypatch.chdir(tmp_path)
+    make(Path("prompts.parquet"), Path("out"))
+    (tmp_path / "out" / "_batchgen" / "shards" / "00001.json").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = runner.resume("../moved", quiet=True)
+    assert (outcome.exit_code, outcome.accepted) == (0, 8)
+    assert verify(ledger(tmp_path / "moved")).ok
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "elsewhere").iterdir())

@@ -201,7 +201,7 @@ SEEN_FROM_LISTINGS = [
     (add_rejects, "_batchgen/rejects/00077.parquet belongs to no committed shard"),
     (add_rejects_to_a_shard_without, "_batchgen/rejects/00003.parquet"),
     (delete_marker, "1 shards are pending (the first is 3)"),
-    (empty_marker, "shard 3: its marker cannot be read"),
+    (empty_marker, "00003.json: its marker cannot be read"),
     (copy_marker, "shard 2: its marker is of 0"),
     (add_marker, "marker of shard 9, but the plan has 4 shards"),
     (count_fewer, "do not add up to its 6"),

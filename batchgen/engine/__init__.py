@@ -1,0 +1,109 @@
+"""The Ray Data graph: spans are read, shards flow through pools of actors, markers come back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+
+# Ray reads this when it is imported: our own lines tell of a shard that had to be begun again.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "infinite retries remaining")
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from batchgen import errors, frames
+from batchgen.engine.actors import ATTEMPTS_OPTIONS, Attempts, Generate, Job, StageActor, pause
+from batchgen.engine.cluster import cluster
+from batchgen.engine.pools import READER_CPUS, Pools, Share, pools_of
+from batchgen.errors import Interrupted, RetryShard, StopJob, StorageFailed
+from batchgen.frames import Frame
+from batchgen.ledger import FailedMarker, Ledger, Marker, parse_marker
+from batchgen.plan import Plan
+from batchgen.reader import Span, make_spans, read_columns, read_span, span_from_json
+
+__all__ = ["Generate", "Share", "StageActor", "cluster", "generate"]
+
+
+def generate(
+    plan: Plan, ledger: Ledger, pending: Iterable[int], pools: Pools | None = None
+) -> Iterator[Marker | FailedMarker]:
+    """Make the pending shards; yields each one's marker, or failed marker, as it ends.
+
+    ``pools`` are the actors to stream through and what each reserves; the layout's by default.
+
+    Raises:
+        StopJob: what a stage found that no other shard can escape.
+    """
+    job = Job(replace(plan, files=()), ledger.store.url)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    attempts = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
+    spans = make_spans(plan, pending)
+    stream = _read(spans, plan)
+    for actor, share in pools or pools_of(plan):
+        stream = stream.map_batches(
+            actor,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                min_size=share.min_replicas,
+                max_size=share.max_replicas,
+                max_concurrent_calls_per_actor=plan.spec.resources.shards_in_flight,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=share.num_cpus,
+            num_gpus=share.num_gpus,
+            fn_constructor_args=(job, attempts),
+        )
+    try:
+        for row in stream.iter_rows():
+            yield _event(Frame(**row))
+    except ray.exceptions.RayError as error:
+        raise Interrupted(f"Ray ended the stream: {type(error).__name__}: {error}") from error
+
+
+def _event(frame: Frame) -> Marker | FailedMarker:
+    if frame.state == frames.COMMITTED:
+        return parse_marker(frame.facts)
+    facts = json.loads(frame.facts)
+    if frame.state == frames.FAILED:
+        return FailedMarker(**facts)
+    kind = getattr(errors, facts["error"], None)
+    if isinstance(kind, type) and issubclass(kind, StopJob):
+        raise kind(facts["message"])
+    raise StorageFailed(facts["message"])
+
+
+def _read(spans: list[Span], plan: Plan) -> Dataset:
+    """The first stage: one light task a span, each shard a block of its own."""
+    DataContext.get_current().target_max_block_size = 1
+    spec = plan.spec
+    columns = read_columns(spec, [name for name, _ in plan.columns])
+
+    def read(batch: pa.Table) -> Iterator[pa.Table]:
+        span = span_from_json(batch.column("span")[0].as_py())
+        tries = 0
+        while span.slices:
+            try:
+                for rows in read_span(span, spec, columns):
+                    yield frames.from_rows(rows).to_block()
+                    span = replace(span, slices=span.slices[1:])
+                return
+            except RetryShard as error:
+                tries += 1
+                if tries > spec.policy.shard_retries:
+                    yield frames.stopped(span.slices[0].shard, error).to_block()
+                    return
+                pause(tries)
+            except Exception as error:  # else Ray would end the stream without our words
+                yield frames.stopped(span.slices[0].shard, error).to_block()
+                return
+
+    items = [{"span": span.to_json()} for span in spans]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        read, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
+    )

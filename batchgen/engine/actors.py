@@ -1,0 +1,244 @@
+"""The actors of the pools: one replica each, that answers every frame with a frame."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from batchgen import frames, replicas, shard, wire
+from batchgen.errors import ModelError, RetryShard, StopJob, StorageFailed
+from batchgen.frames import Frame
+from batchgen.ledger import FailedMarker, Ledger
+from batchgen.plan import Plan
+from batchgen.storage import open_store
+
+BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+ATTEMPTS_OPTIONS = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an actor needs to know; small, since it is kept for the actor's restarts."""
+
+    plan: Plan
+    url: str
+
+
+def pause(tries: int) -> None:
+    time.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2**tries))
+
+
+class Turns:
+    """Who may work in an actor: many at a time, or one alone.
+
+    A shard that was begun before may be what kills its actor. It works alone from then on, so that
+    its deaths are charged to no other shard.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._working = 0
+        self._alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._alone)
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._working -= 1
+                self._turn.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: not self._alone)
+            self._alone = True  # nobody new begins
+            self._turn.wait_for(lambda: self._working == 0)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._alone = False
+                self._turn.notify_all()
+
+
+class Attempts:
+    """Counts how often each stage began each shard, across the deaths of the actors that did."""
+
+    def __init__(self) -> None:
+        self._begun: dict[tuple[str, int], int] = {}
+
+    def begun(self, stage: str, number: int) -> int:
+        return self._begun.get((stage, number), 0)
+
+    def begin(self, stage: str, number: int) -> int:
+        self._begun[stage, number] = self._begun.get((stage, number), 0) + 1
+        return self._begun[stage, number]
+
+
+class StageActor:
+    """One replica: a frame in, a frame out, whatever happens.
+
+    Row faults were turned into rejects further in. Here a fault that may pass is tried again, any
+    other fails the shard, and one that no shard can escape is sent on to stop the job. SystemExit
+    and KeyboardInterrupt are deliberately not caught: they end the actor, and Ray starts the shard
+    again in another.
+    """
+
+    def __init__(self, job: Job, attempts: Any) -> None:
+        self.plan = job.plan
+        self.attempts = attempts
+        self.turns = Turns()
+        self.lock = threading.Lock()  # a stage works on one shard at a time
+        self.broken: BaseException | None = None
+        try:
+            self.ledger = Ledger(open_store(job.url))
+            self.device = _device()
+            self.load()
+        except StopJob as error:
+            self.broken = error
+        except Exception as error:  # an actor that cannot start would be started for ever
+            self.broken = ModelError(f"the model cannot be loaded: {type(error).__name__}: {error}")
+
+    def load(self) -> None:
+        raise NotImplementedError
+
+    def work(self, frame: Frame) -> Frame:
+        raise NotImplementedError
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        frame = frames.from_block(block)
+        if frame.state in frames.FINAL:
+            return block
+        if self.broken is not None:
+            return frames.stopped(frame.shard, self.broken).to_block()
+        try:
+            return self._persist(frame).to_block()
+        except Exception as error:  # the wrapper's promise: one frame out per frame in
+            return frames.stopped(frame.shard, error).to_block()
+
+    def _persist(self, frame: Frame) -> Frame:
+        """Try the shard until it is done or its attempts are used up."""
+        limit = self.plan.spec.policy.shard_retries + 1
+        stage = type(self).__name__
+        while True:
+            begun = ray.get(self.attempts.begun.remote(stage, frame.shard))
+            with self.turns.alone() if begun else self.turns.shared():
+                tries = ray.get(self.attempts.begin.remote(stage, frame.shard))
+                if tries > limit:
+                    lost = RetryShard(f"its worker process died in each of {limit} attempts")
+                    return self._fail(frame, lost, limit)
+                try:
+                    return self.work(replace(frame, attempt=max(frame.attempt, tries)))
+                except StopJob as error:
+                    return frames.stopped(frame.shard, error)
+                except Exception as error:
+                    if type(error).__name__ == "AcceleratorError":
+                        os._exit(1)  # the device is of no more use to this process
+                    if tries >= limit:
+                        return self._fail(frame, error, tries)
+            pause(tries)
+
+    def _fail(self, frame: Frame, error: BaseException, attempts: int) -> Frame:
+        first, stop = self.plan.sample_range(frame.shard)
+        failed = FailedMarker(
+            shard=frame.shard,
+            planned=stop - first,
+            error=type(error).__name__,
+            message=str(error),
+            traceback="".join(traceback.format_exception(error)),
+            attempts=attempts,
+            host=os.uname().nodename,
+            failed_at=time.time(),
+        )
+        try:
+            self.ledger.fail(failed)
+        except (RetryShard, StopJob) as storage:
+            return frames.stopped(frame.shard, StorageFailed(f"{storage} (after: {error})"))
+        return Frame(frame.shard, frames.FAILED, attempts, failed.to_json())
+
+
+class Generate(StageActor):
+    """The fused layout: all stages in one actor."""
+
+    def load(self) -> None:
+        self.stages = shard.FusedStages(
+            replicas.load_encoder(self.plan.model, self.plan.spec, self.device),
+            replicas.load_denoiser(self.plan.model, self.plan.spec, self.device),
+            replicas.load_decoder(self.plan.model, self.plan.spec, self.device),
+            self.device,
+        )
+
+    def work(self, frame: Frame) -> Frame:
+        marker = self.stages(frames.to_rows(frame), self.plan, self.ledger, frame.attempt)
+        return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
+
+
+class Encode(StageActor):
+    """Staged: rows in, conditions out."""
+
+    def load(self) -> None:
+        self.stage = replicas.load_encoder(self.plan.model, self.plan.spec, self.device)
+
+    def work(self, frame: Frame) -> Frame:
+        with self.lock:
+            done, batches = shard.encode_shard(self.stage, frames.to_rows(frame), self.plan)
+        tensors = wire.encoded_to_bytes(batches)
+        return frames.from_work(done, frames.ENCODED, frame.attempt, tensors)
+
+
+class Denoise(StageActor):
+    """Staged: conditions in, latents out."""
+
+    def load(self) -> None:
+        self.stage = replicas.load_denoiser(self.plan.model, self.plan.spec, self.device)
+
+    def work(self, frame: Frame) -> Frame:
+        work = frames.to_work(frame)
+        batches = wire.encoded_from_bytes(frame.tensors)
+        with self.lock:
+            latents = shard.denoise_shard(self.stage, work, batches)
+        tensors = wire.latents_to_bytes(latents)
+        return frames.from_work(work, frames.DENOISED, frame.attempt, tensors)
+
+
+class Decode(StageActor):
+    """Staged: latents in, committed images out."""
+
+    def load(self) -> None:
+        self.stage = replicas.load_decoder(self.plan.model, self.plan.spec, self.device)
+
+    def work(self, frame: Frame) -> Frame:
+        latents = wire.latents_from_bytes(frame.tensors)
+        marker = shard.decode_shard(
+            self.stage,
+            self.lock,
+            frames.to_work(frame),
+            latents,
+            self.plan,
+            self.ledger,
+            frame.attempt,
+            self.device,
+        )
+        return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
+
+
+def _device() -> str:
+    """``cuda`` if this actor was given a share of a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"

@@ -1,0 +1,76 @@
+"""Joins a Ray cluster, or starts Ray on this machine and ends it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.data import DataContext
+
+from batchgen.errors import UsageError
+
+LOCAL_OBJECT_STORE_BYTES = 2 << 30
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Join the cluster at ``address`` or start Ray on this machine; what was started is ended."""
+    _quiet_ray()
+    if ray.is_initialized():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _init(address or os.environ.get("RAY_ADDRESS"))
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # ray.init puts its own in their place
+                signal.signal(number, handler)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        options |= {
+            "include_dashboard": False,
+            "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+        }
+    try:
+        with _silenced_native_stderr():
+            ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise UsageError(f"cannot reach {where}: {error}") from error
+
+
+@contextmanager
+def _silenced_native_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr meanwhile; failures come as exceptions."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _quiet_ray() -> None:
+    """Keep Ray's own bars and log lines from burying ours; they stay in its session folder."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_operator_progress_bars = False
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
