@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -39,7 +40,7 @@ def generate(
     Raises:
         StopJob: what a stage found that no other shard can escape.
     """
-    job = Job(replace(plan, files=()), ledger.store.url)
+    job = Job(replace(plan, files=()), ledger.store.url, time.time())
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     attempts = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
     spans = make_spans(plan, pending)

@@ -32,6 +32,7 @@ class Job:
 
     plan: Plan
     url: str
+    started_at: float
 
 
 def pause(tries: int) -> None:
@@ -101,6 +102,7 @@ class StageActor:
 
     def __init__(self, job: Job, attempts: Any) -> None:
         self.plan = job.plan
+        self.started_at = job.started_at
         self.attempts = attempts
         self.turns = Turns()
         self.lock = threading.Lock()  # a stage works on one shard at a time
@@ -137,6 +139,9 @@ class StageActor:
         stage = type(self).__name__
         while True:
             begun = ray.get(self.attempts.begun.remote(stage, frame.shard))
+            settled = self._settled(frame.shard) if begun else None
+            if settled is not None:
+                return settled
             with self.turns.alone() if begun else self.turns.shared():
                 tries = ray.get(self.attempts.begin.remote(stage, frame.shard))
                 if tries > limit:
@@ -152,6 +157,16 @@ class StageActor:
                     if tries >= limit:
                         return self._fail(frame, error, tries)
             pause(tries)
+
+    def _settled(self, number: int) -> Frame | None:
+        """How the shard ended in this run, if its answer was lost with the actor that gave it."""
+        marker = self.ledger.marker(number)
+        if marker is not None:
+            return Frame(number, frames.COMMITTED, marker.attempt, marker.to_json())
+        for failed in self.ledger.failures([number]):
+            if failed.failed_at >= self.started_at:
+                return Frame(number, frames.FAILED, failed.attempts, failed.to_json())
+        return None
 
     def _fail(self, frame: Frame, error: BaseException, attempts: int) -> Frame:
         first, stop = self.plan.sample_range(frame.shard)

@@ -107,8 +107,10 @@ def _metrics_section(metrics: dict[str, Any] | None) -> str:
             " recommended settings, the exported",
             "float16 weights run in float32. All three of shape, object colour and background are"
             f" right in {metrics['all_three_agreement']:.3f}.",
-            f"By class: {shape}; {digit}. Guided pictures are more typical than real ones, so a judge may agree",
-            "with them more often than it is right about real ones.",
+            f"By class: {shape}; {digit}.",
+            "Guided pictures are more typical than real ones, so a judge may agree with them more"
+            " often than it is right",
+            "about real ones.",
             "",
             "The judges learnt from real or drawn images only. Digits: an SVM on 8x8 pixels,"
             f" {metrics['digit_judge_accuracy']:.3f} on the held-out",
