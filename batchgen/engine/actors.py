@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -91,7 +92,7 @@ class Attempts:
         return self._begun[stage, number]
 
 
-class StageActor:
+class StageActor(ABC):
     """One replica: a frame in, a frame out, whatever happens.
 
     Row faults were turned into rejects further in. Here a fault that may pass is tried again, any
@@ -116,11 +117,13 @@ class StageActor:
         except Exception as error:  # an actor that cannot start would be started for ever
             self.broken = ModelError(f"the model cannot be loaded: {type(error).__name__}: {error}")
 
+    @abstractmethod
     def load(self) -> None:
-        raise NotImplementedError
+        """Build the stages that this replica holds."""
 
+    @abstractmethod
     def work(self, frame: Frame) -> Frame:
-        raise NotImplementedError
+        """Bring one shard a stage further."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
         frame = frames.from_block(block)
