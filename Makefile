@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	@echo "look at out/demo/_batchgen/contact-sheet.png"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from batchgen import runner
-from batchgen.errors import OutputBusy, PlanChanged
-from batchgen.ledger import Ledger, acquire_lease
+from batchgen.errors import PlanChanged
+from batchgen.ledger import Ledger
 from batchgen.storage import open_store
 from batchgen.verify import verify
 from tests.outputs import digests_of, rejects_of, spec_for, table_of
@@ -250,20 +250,11 @@ def test_a_changed_spec_is_refused_with_field_and_values(
 
 
 def test_a_changed_input_is_refused(prompts: Prompts, tmp_path: Path) -> None:
-    source = prompts(4)
-    make(source, tmp_path / "out")
+    spec = spec_for(prompts(4), tmp_path / "out")
+    ledger(tmp_path / "out").freeze(runner.plan_job(spec), spec)
     prompts(5)
     with pytest.raises(PlanChanged, match=r"prompts\.parquet"):
         runner.resume(str(tmp_path / "out"), quiet=True)
-
-
-def test_a_second_run_beside_the_first_is_refused(prompts: Prompts, tmp_path: Path) -> None:
-    source, output = prompts(4), tmp_path / "out"
-    held = acquire_lease(open_store(str(output)))
-    with pytest.raises(OutputBusy, match="held by another run"):
-        make(source, output)
-    held.release()
-    assert make(source, output).exit_code == 0
 
 
 def test_report_and_card_tell_what_happened(made: tuple[Path, Path]) -> None:
@@ -283,8 +274,8 @@ def test_resume_from_elsewhere_goes_on_where_the_output_is(
 ) -> None:
     prompts(8)
     monkeypatch.chdir(tmp_path)
-    make(Path("prompts.parquet"), Path("out"))
-    (tmp_path / "out" / "_batchgen" / "shards" / "00001.json").unlink()
+    spec = spec_for(Path("prompts.parquet").absolute(), Path("out"))
+    ledger(tmp_path / "out").freeze(runner.plan_job(spec), spec)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "elsewhere")

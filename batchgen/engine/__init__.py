@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -31,7 +31,7 @@ __all__ = ["Generate", "Share", "StageActor", "cluster", "generate"]
 
 
 def generate(
-    plan: Plan, ledger: Ledger, pending: Iterable[int], pools: Pools | None = None
+    plan: Plan, ledger: Ledger, pending: Sequence[int], pools: Pools | None = None
 ) -> Iterator[Marker | FailedMarker]:
     """Make the pending shards; yields each one's marker, or failed marker, as it ends.
 
@@ -45,7 +45,7 @@ def generate(
     attempts = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
     spans = make_spans(plan, pending)
     stream = _read(spans, plan)
-    for actor, share in pools or pools_of(plan):
+    for actor, share in pools or pools_of(plan, len(pending)):
         stream = stream.map_batches(
             actor,
             batch_size=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -25,8 +25,8 @@ class Share:
     num_gpus: float
 
 
-def pools_of(plan: Plan) -> Pools:
-    """The actors of the layout with what each reserves.
+def pools_of(plan: Plan, shards: int) -> Pools:
+    """The actors of the layout with what each reserves, no more of them than there are shards.
 
     Raises:
         UsageError: the smallest pools do not fit; says what was asked and what there is.
@@ -46,7 +46,9 @@ def pools_of(plan: Plan) -> Pools:
     pools = []
     for actor, pool, cpu_share, gpu_share in wanted:
         many = actor in (Generate, Denoise)
-        pools.append((actor, _share(pool, cpu_share, gpu_share, cpus, gpus, many)))
+        share = _share(pool, cpu_share, gpu_share, cpus, gpus, many)
+        most = max(share.min_replicas, min(share.max_replicas, shards))
+        pools.append((actor, replace(share, max_replicas=most)))
     _refuse_impossible([share for _, share in pools], cpus, gpus)
     return pools
 
