@@ -19,6 +19,7 @@ from batchgen.plan import Plan
 
 MAX_PROBLEMS = 100
 _THREADS = 4
+_REMEDY = "remove that marker from _batchgen/shards, and `batchgen resume` makes it again"
 
 
 @dataclass
@@ -213,10 +214,10 @@ def _read(ledger: Ledger, file: Written, problems: list[str]) -> pa.Table | None
     try:
         data = ledger.store.read(file.name)
     except FileNotFoundError:
-        problems.append(f"{file.name}: missing, though its marker names it")
+        problems.append(f"{file.name}: missing, though its marker names it; {_REMEDY}")
         return None
     if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-        problems.append(f"{file.name}: not the bytes that its marker names")
+        problems.append(f"{file.name}: not the bytes that its marker names; {_REMEDY}")
         return None
     table = pq.read_table(io.BytesIO(data))
     if table.num_rows != file.rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,6 @@ class ModelInfo:
     height: int
     num_inference_steps: int
     guidance_scale: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelInfo:
-        """The inverse of ``to_dict``; further keys are ignored."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def inspect(model: Model, task: str) -> ModelInfo:
