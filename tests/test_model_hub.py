@@ -112,17 +112,17 @@ def hub(folder: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
 def inspect_in(environment: dict[str, str], path: str, **model: str) -> ModelInfo | str:
     """What a fresh process finds: the model, or the text of its ModelError."""
     code = (
-        "import json, sys; from batchgen import replicas, spec\n"
+        "import dataclasses, json; from batchgen import replicas, spec\n"
         "try:\n"
         f"    found = replicas.inspect(spec.Model(path={path!r}, **{model!r}), 'text-to-image')\n"
-        "    print(json.dumps(found.to_dict()))\n"
+        "    print(json.dumps(dataclasses.asdict(found)))\n"
         "except replicas.inspection.ModelError as error:\n"
         "    print(json.dumps(str(error)))\n"
     )
     done = run_python(code, environment)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    return answer if isinstance(answer, str) else ModelInfo.from_dict(answer)
+    return answer if isinstance(answer, str) else ModelInfo(**answer)
 
 
 def test_a_hub_model_is_fetched_pinned_and_then_read_offline(
