@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from batchgen.plan import Plan
     from batchgen.runner import Outcome
     from batchgen.spec import Spec
+    from batchgen.tasks import Task
 
 EXIT_CODES = """
 Exit codes: 0 complete; 1 usage or spec; 2 finished with failed samples, or with more rejected than
@@ -28,13 +29,16 @@ the policy allows; 3 interrupted, resumable; 4 verification failed.
 FIELDS: dict[str, tuple[str, Any, str]] = {
     "--input": ("input.path", str, "Parquet file, folder or glob; any fsspec URL."),
     "--output": ("output.url", str, "Folder or URL for images, metadata and the run's ledger."),
-    "--task": ("task", str, "text-to-image (default) or image-to-image."),
+    "--task": ("task", str, "See `batchgen tasks`. [default: text-to-image]"),
     "--model": ("model.path", str, "Shipped model, folder or hub id. [default: digits-shapes]"),
     "--revision": ("model.revision", str, "Hub revision (branch, tag or commit)."),
     "--dtype": ("model.dtype", str, "float32 (default), float16 or bfloat16."),
     "--scheduler": ("model.scheduler", str, "A diffusers scheduler class; default: the model's."),
     "--prompt-column": ("input.columns.prompt", str, "[default: prompt]"),
     "--negative-prompt-column": ("input.columns.negative_prompt", str, ""),
+    "--class-column": ("input.columns.class_label", str, "Class numbers or names."),
+    "--mask-column": ("input.columns.mask", str, "Masks for inpainting; white is repainted."),
+    "--control-column": ("input.columns.control", str, "Control images."),
     "--image-column": ("input.columns.image", str, "Image bytes or Hugging Face image structs."),
     "--key-column": ("input.columns.key", str, "Unique names of the rows; default: file and row."),
     "--label-column": ("input.columns.label", str, "Carried to the output as `label`."),
@@ -192,6 +196,57 @@ def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
     else:
         _show_plan(spec, as_json)
     return 0
+
+
+@main.command()
+@click.argument("name", required=False)
+def tasks(name: str | None) -> None:
+    """List the tasks and the columns of their rows, or explain the one of that NAME.
+
+    \b
+    batchgen tasks
+    batchgen tasks inpainting
+    """
+    from batchgen import explain
+
+    click.echo(explain.task_page(_task(name)) if name else explain.tasks_table())
+
+
+@main.group()
+def models() -> None:
+    """Models to try things with."""
+
+
+@models.command("make-tiny")
+@click.argument("task")
+@click.argument("folder")
+@click.option("--family", help="Which of the task's model families; default: the first.")
+def make_tiny(task: str, folder: str, family: str | None) -> None:
+    """Write a tiny model with random weights for TASK to FOLDER.
+
+    It makes noise, in a second, by the same code as a real model of its family: to try a spec or a
+    cluster with before there are gigabytes to load.
+
+    \b
+    batchgen models make-tiny super-resolution models/tiny-upscaler
+    """
+    from batchgen import explain
+
+    found = _task(task)
+    known = [one.name for one in explain.families_of(found)]
+    if family not in (None, *known):
+        raise SpecError("--family", family, ", ".join(known))
+    made = explain.make_tiny(found, family or known[0], folder)
+    click.echo(f"a tiny {family or known[0]} model for {task}: {made}")
+
+
+def _task(name: str) -> Task:
+    from batchgen.errors import nearest
+    from batchgen.tasks import TASK_NAMES, task_named
+
+    if name not in TASK_NAMES:
+        raise SpecError("task", name, f"{', '.join(TASK_NAMES)}{nearest(name, TASK_NAMES)}")
+    return task_named(name)
 
 
 @main.command()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from batchgen.denoise import filled
+from batchgen.families.adapter import Adapter
 from batchgen.records import ImageBatch, LatentBatch
 
 
@@ -18,13 +19,14 @@ class Decoder:
     is not raised to float32, whatever its ``force_upcast``; overflow shows in ``finite``.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionImg2ImgPipeline`` that holds the
-            VAE only, in ``eval()``.
+        pipeline: a diffusers pipeline that holds the autoencoder only, in ``eval()``.
+        adapter: how such a pipeline decodes.
         batch_size: samples a call of the VAE.
     """
 
-    def __init__(self, pipeline: Any, batch_size: int) -> None:
+    def __init__(self, pipeline: Any, adapter: Adapter, batch_size: int) -> None:
         self.pipeline = pipeline
+        self.adapter = adapter
         self.batch_size = batch_size
 
     @torch.no_grad()
@@ -37,25 +39,16 @@ class Decoder:
             ValueError: more samples than the batch size.
             torch.OutOfMemoryError: the batch size is too large for the device.
         """
-        vae = self.pipeline.vae
         count = len(batch.latents)
-        latents = batch.latents[filled(count, self.batch_size)].to(vae.device)  # (B, C, H/f, W/f)
-        decoded = vae.decode(unscaled(latents, vae.config), return_dict=False)[0]  # (B, 3, H, W)
-        decoded = decoded[:count]
-        unit = self.pipeline.image_processor.postprocess(decoded, output_type="pt")  # in [0, 1]
+        latents = batch.latents[filled(count, self.batch_size)].to(self.pipeline.device)  # (B, ...)
+        decoded = self.adapter.decode(self.pipeline, latents, batch.call)[:count]  # (n, 3, H, W)
+        unit = (decoded / 2 + 0.5).clamp(0, 1)
         finite = torch.isfinite(decoded).flatten(1).all(dim=1)
         return ImageBatch(
             pixels=to_bytes(unit).cpu().numpy(),
             finite=tuple(finite.tolist()),
             truncated=batch.truncated,
         )
-
-
-def unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
-    """Latents as the VAE sees them: its scaling factor undone, its shift (if it has one) added."""
-    plain: torch.Tensor = latents / config.scaling_factor
-    shift = getattr(config, "shift_factor", None)
-    return plain if shift is None else plain + shift
 
 
 def to_bytes(unit: torch.Tensor) -> torch.Tensor:

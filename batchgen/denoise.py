@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from batchgen.records import Call, EncodedBatch, LatentBatch
+from batchgen.families.adapter import Adapter, Given
+from batchgen.records import EncodedBatch, LatentBatch
 
 
 class Denoiser:
-    """U-Net and scheduler, always run at one fixed batch size.
+    """U-Net or transformer, and scheduler, always run at one fixed batch size.
 
     A short batch is filled with dummy samples that copy the first sample's conditions and draw from
     generators of their own, so a sample's latents depend neither on its neighbours, nor on its
@@ -19,17 +20,19 @@ class Denoiser:
     Not safe for two threads at a time (a scheduler counts its steps).
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or, for image tasks, a
-            ``StableDiffusionImg2ImgPipeline``, with U-Net and scheduler only, in ``eval()``.
+        pipeline: a diffusers pipeline that holds the denoising parts only, in ``eval()``.
+        adapter: how such a pipeline is called.
         batch_size: samples a library call.
     """
 
     def __init__(
         self,
         pipeline: Any,
+        adapter: Adapter,
         batch_size: int,
     ) -> None:
         self.pipeline = pipeline
+        self.adapter = adapter
         self.batch_size = batch_size
 
     @torch.no_grad()
@@ -40,30 +43,31 @@ class Denoiser:
             ValueError: more samples than the batch size, or a strength that leaves no step.
             torch.OutOfMemoryError: the batch size is too large for the device.
         """
-        count = len(batch.prompt_index)
+        count = len(batch.generator_states)
         rows = filled(count, self.batch_size)
-        arguments: dict[str, Any] = {
-            "prompt_embeds": self._embeds(batch, batch.prompt_index, rows),
-            "generator": restored_generators(batch.generator_states, self.batch_size),
-            "num_inference_steps": batch.call.num_inference_steps,
-            "guidance_scale": batch.call.guidance_scale,
-            "output_type": "latent",
-            "return_dict": False,
-        }
-        if batch.negative_index is not None:
-            arguments["negative_prompt_embeds"] = self._embeds(batch, batch.negative_index, rows)
-        if batch.image_latents is None:
-            arguments |= {"width": batch.call.width, "height": batch.call.height}
-        else:
-            _require_steps(batch.call)
-            arguments["image"] = batch.image_latents[rows].to(self.pipeline.device)
-            arguments["strength"] = batch.call.strength
-        latents = self.pipeline(**arguments)[0]  # (B, C, H/f, W/f)
+        given = Given(
+            call=batch.call,
+            prompts=self._chosen(batch, batch.prompt_index, rows),
+            negatives=self._chosen(batch, batch.negative_index or (), rows),
+            conditions={
+                name: tensor[rows].to(self.pipeline.device)
+                for name, tensor in batch.conditions.items()
+            },
+            labels=[batch.labels[row] for row in rows] if batch.labels else (),
+            generators=restored_generators(batch.generator_states, self.batch_size),
+        )
+        latents = self.adapter.denoise(self.pipeline, given)  # (B, ...)
         return LatentBatch(batch.call, latents[:count], batch.truncated)
 
-    def _embeds(self, batch: EncodedBatch, index: tuple[int, ...], rows: list[int]) -> torch.Tensor:
-        embeds = batch.embeds.to(self.pipeline.device)
-        return embeds[[index[row] for row in rows]]  # (B, T, D)
+    def _chosen(
+        self, batch: EncodedBatch, index: tuple[int, ...], rows: list[int]
+    ) -> dict[str, torch.Tensor]:
+        """name -> (B, ...): each sample's own prompt of the unique ones."""
+        if not index:
+            return {}
+        chosen = [index[row] for row in rows]
+        device = self.pipeline.device
+        return {name: tensor.to(device)[chosen] for name, tensor in batch.prompts.items()}
 
 
 def filled(count: int, batch_size: int) -> list[int]:
@@ -88,10 +92,3 @@ def restored_generators(states: torch.Tensor, batch_size: int) -> list[torch.Gen
         # A row of a larger tensor crashes set_state (torch 2.13): give it storage of its own.
         generator.set_state(state.clone())
     return generators
-
-
-def _require_steps(call: Call) -> None:
-    if int(call.num_inference_steps * (call.strength or 0.0)) < 1:
-        raise ValueError(
-            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step to make"
-        )

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from batchgen.families.adapter import Adapter, ImageInputs
 from batchgen.records import ConditionBatch, EncodedBatch, Sample
 
 _LOW_BITS = 0xFFFFFFFF
 _STATE_WORDS = 24  # where the words stand in the bytes of torch's generator state
+
+Tensors = Mapping[str, torch.Tensor]
+# prompt (or class), whether a negative one, LoRA in effect
+_PromptKey = tuple[str | int | None, bool, object]
 PROMPTS_CACHED = 512  # 120 MB at the (77, 768) float32 of Stable Diffusion 1
 
 
 class Encoder:
-    """Text encoder, tokenizer and, for image tasks, the encoding half of the VAE.
+    """What turns a sample's conditions into tensors: text encoders, the encoding half of the VAE.
 
-    Every prompt and every source image is encoded alone, at one fixed shape, so that what comes out
-    never depends on the rest of the batch. (The plain image-to-image pipeline, given a list of
-    generators, encodes its images one by one too: the latents are equal to the byte.)
+    Every prompt is encoded alone and every image alone or in a full batch, at one fixed shape, so
+    that what comes out never depends on the rest of the batch.
 
     Not safe for two threads at a time.
 
     Args:
-        pipeline: a ``StableDiffusionPipeline`` or ``StableDiffusionImg2ImgPipeline`` that holds the
-            encoding parts only, in ``eval()``.
+        pipeline: a diffusers pipeline that holds the encoding parts only, in ``eval()``.
+        adapter: how such a pipeline is called.
+        batch_size: B, to which images are filled up where a pipeline encodes them all at once.
         prompts_cached: how many encoded prompts are remembered; the least recently used go first.
     """
 
     def __init__(
         self,
         pipeline: Any,
+        adapter: Adapter,
+        batch_size: int,
         prompts_cached: int = PROMPTS_CACHED,
     ) -> None:
         self.pipeline = pipeline
+        self.adapter = adapter
+        self.batch_size = batch_size
         self._prompts_cached = prompts_cached
-        self._prompts: OrderedDict[str, tuple[torch.Tensor, bool]] = OrderedDict()
+        self._prompts: OrderedDict[_PromptKey, tuple[Tensors, bool]] = OrderedDict()
 
     @torch.no_grad()
     def __call__(self, batch: ConditionBatch) -> EncodedBatch:
@@ -46,66 +56,88 @@ class Encoder:
         Tensors stay on the stage's device; the generator states are on the CPU.
 
         Raises:
-            ValueError: images of another size than the call's, or too few of them.
+            ValueError: images of another size than each other, or too few of them.
         """
-        prompts = [sample.prompt for sample in batch.samples]
-        guided = batch.call.guidance_scale > 1  # as in diffusers: 1 is no guidance
-        negatives = [sample.negative_prompt for sample in batch.samples] if guided else []
+        by_class = self.adapter.encode_label is not None
+        reads = by_class or self.adapter.encode_prompt is not None
+        guided, lora = self.adapter.guided(batch.call), batch.call.lora
+        prompts: list[_PromptKey] = [
+            (one.class_label if by_class else one.prompt, False, lora)
+            for one in batch.samples
+            if reads
+        ]
+        negatives: list[_PromptKey] = [
+            (None if by_class else one.negative_prompt, True, lora)
+            for one in batch.samples
+            if reads and guided
+        ]
         unique = list(dict.fromkeys(prompts + negatives))
         place = {prompt: index for index, prompt in enumerate(unique)}
         encoded = [self._encode_prompt(prompt) for prompt in unique]
         generators = [sample_generator(sample) for sample in batch.samples]
+        labels = [sample.class_label for sample in batch.samples]
         return EncodedBatch(
             call=batch.call,
-            embeds=torch.cat([embeds for embeds, _ in encoded]),  # (U, T, D)
+            prompts=_joined([tensors for tensors, _ in encoded]),  # (U, ...)
             prompt_index=tuple(place[prompt] for prompt in prompts),
-            negative_index=tuple(place[prompt] for prompt in negatives) if guided else None,
-            image_latents=self._encode_images(batch, generators),
+            negative_index=tuple(place[one] for one in negatives) if negatives else None,
+            conditions=self._encode_images(batch, generators),
+            labels=tuple(label for label in labels if label is not None),
             generator_states=torch.stack([g.get_state() for g in generators]),  # (n, 5056) uint8
-            truncated=tuple(encoded[place[prompt]][1] for prompt in prompts),
+            truncated=tuple(encoded[place[prompt]][1] for prompt in prompts)
+            or (False,) * len(batch.samples),
         )
 
-    def _encode_prompt(self, prompt: str) -> tuple[torch.Tensor, bool]:
-        known = self._prompts.pop(prompt, None)
+    def _encode_prompt(self, key: _PromptKey) -> tuple[Tensors, bool]:
+        known = self._prompts.pop(key, None)
         if known is None:
-            embeds, _ = self.pipeline.encode_prompt(
-                prompt, self.pipeline.device, 1, do_classifier_free_guidance=False
-            )  # (1, T, D)
-            known = embeds, self._is_truncated(prompt)
-        self._prompts[prompt] = known
+            prompt, negative, _ = key
+            if isinstance(prompt, str):
+                assert self.adapter.encode_prompt is not None
+                tensors = self.adapter.encode_prompt(self.pipeline, prompt, negative)  # (1, ...)
+                known = tensors, self._is_truncated(prompt)
+            else:
+                assert self.adapter.encode_label is not None
+                known = self.adapter.encode_label(self.pipeline, prompt), False  # (1, ...) each
+        self._prompts[key] = known
         if len(self._prompts) > self._prompts_cached:
             self._prompts.popitem(last=False)
         return known
 
     def _is_truncated(self, prompt: str) -> bool:
-        tokenizer = self.pipeline.tokenizer
-        text = self.pipeline.maybe_convert_prompt(prompt, tokenizer)  # textual inversion tokens
-        return len(tokenizer(text).input_ids) > int(tokenizer.model_max_length)
+        """No tokenizer reads the prompt whole."""
+        fits = []
+        for name, limit in self.adapter.tokenizers:
+            tokenizer = getattr(self.pipeline, name)
+            if tokenizer is None:
+                continue
+            text = prompt
+            if hasattr(self.pipeline, "maybe_convert_prompt"):  # textual inversion tokens
+                text = self.pipeline.maybe_convert_prompt(prompt, tokenizer)
+            length = len(tokenizer(text).input_ids)
+            fits.append(length <= (limit or int(tokenizer.model_max_length)))
+        return bool(fits) and not any(fits)
 
     def _encode_images(
         self, batch: ConditionBatch, generators: list[torch.Generator]
-    ) -> torch.Tensor | None:
-        if batch.images is None:
-            return None
-        expected = (batch.call.height, batch.call.width, 3)
-        shapes = {image.shape for image in batch.images}
-        if shapes != {expected} or len(batch.images) != len(batch.samples):
-            raise ValueError(f"expected {len(batch.samples)} images {expected}, got {shapes}")
-        distinct = {id(image): image for image in batch.images}  # variants share their row's array
-        posteriors = {key: self._posterior(image) for key, image in distinct.items()}
-        drawn = [
-            posteriors[id(image)].sample(generator)  # (1, C, H/f, W/f)
-            for image, generator in zip(batch.images, generators, strict=True)
-        ]
-        scaled: torch.Tensor = self.pipeline.vae.config.scaling_factor * torch.cat(drawn)
-        return scaled  # (n, C, H/f, W/f)
+    ) -> dict[str, torch.Tensor]:
+        if self.adapter.encode_images is None or not batch.images:
+            return {}
+        for part, images in batch.images.items():
+            shapes = {image.shape for image in images}
+            if len(shapes) != 1 or len(images) != len(batch.samples):
+                raise ValueError(
+                    f"{part}: expected {len(batch.samples)} images of one size, got {len(images)}"
+                    f" of {sorted(shapes)}"
+                )
+        inputs = ImageInputs(batch.call, batch.images, generators, self.batch_size)
+        return dict(self.adapter.encode_images(self.pipeline, inputs))
 
-    def _posterior(self, image: np.ndarray[Any, Any]) -> Any:
-        vae = self.pipeline.vae
-        pixels = self.pipeline.image_processor.preprocess(
-            image[None].astype(np.float32) / 255.0
-        )  # (1, 3, H, W) in [-1, 1]
-        return vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist
+
+def _joined(encoded: Sequence[Tensors]) -> dict[str, torch.Tensor]:
+    if not encoded:
+        return {}
+    return {name: torch.cat([tensors[name] for tensors in encoded]) for name in encoded[0]}
 
 
 def sample_generator(sample: Sample) -> torch.Generator:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 
 from batchgen.errors import BatchgenError
-from batchgen.records import Call, Dropped, Sample, ShardRows
+from batchgen.records import Dropped, Sample, ShardRows, call_from_json
 from batchgen.shard import Notes, ShardWork
 
 ROWS, ENCODED, DENOISED = "rows", "encoded", "denoised"
@@ -97,7 +97,7 @@ def to_work(frame: Frame) -> ShardWork:
     return ShardWork(
         rows=_rows(frame, facts),
         samples=tuple(
-            Sample(**{**sample, "call": Call(**sample["call"])}) for sample in facts["samples"]
+            Sample(**{**sample, "call": call_from_json(sample["call"])}) for sample in facts["samples"]
         ),
         dropped=tuple(Dropped(**dropped) for dropped in facts["dropped"]),
         notes=Notes(**facts["notes"]),

@@ -1,54 +1,19 @@
-"""Image files in and out: conditioning images become arrays, pixels become PNG, JPEG or WebP."""
+"""Image files out: pixels become PNG, JPEG or WebP; thumbnails and sheets of what was made."""
 
 from __future__ import annotations
 
 import io
 import struct
 import textwrap
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from isal import isal_zlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from batchgen.errors import RejectRow
-
 Array = np.ndarray[Any, Any]
 ImageFormat = Literal["png", "jpeg", "webp"]
-
-MAX_PIXELS = 64 * 1024 * 1024  # 8192 x 8192; 192 MB once decoded
-SIXTEEN_BIT = 65535
-# Raster formats only: Pillow would hand EPS to Ghostscript. (JPEG includes cameras' MPO.)
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
-
-def decode_condition(data: object, width: int, height: int) -> Array:
-    """A conditioning image as uint8 RGB (height, width, 3).
-
-    Of an animation the first frame is taken. The EXIF orientation is applied, transparency is laid
-    over white, 16-bit grey is scaled to 8 bit. An image of another shape is cropped about its
-    centre to the wanted aspect, then resized with the Lanczos filter.
-
-    Args:
-        data: the file's bytes, or the ``{"bytes", "path"}`` struct of Hugging Face datasets.
-        width: wanted width in pixels.
-        height: wanted height in pixels.
-
-    Raises:
-        RejectRow: ``null-image``, ``undecodable-image``, ``unsupported-image`` or
-            ``image-too-large``.
-    """
-    image = _open(_file_bytes(data))
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise _undecodable(error) from error
-    fitted = ImageOps.fit(_to_rgb(upright), (width, height), method=Image.Resampling.LANCZOS)
-    return np.array(fitted, dtype=np.uint8)  # (height, width, 3)
 
 
 def encode_image(pixels: Array, image_format: ImageFormat, quality: int) -> bytes:
@@ -99,88 +64,6 @@ def _png(pixels: Array) -> bytes:
 def _chunk(kind: bytes, body: bytes) -> bytes:
     checksum = isal_zlib.crc32(body, isal_zlib.crc32(kind))
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
-
-
-def _file_bytes(data: object) -> bytes:
-    if isinstance(data, Mapping):
-        path, data = data.get("path"), data.get("bytes")
-        if data is None and path:
-            raise RejectRow(
-                "null-image", f"image has the path {path!r} but no bytes; allowed: image bytes"
-            )
-    if data is None:
-        raise RejectRow("null-image", "image is null; allowed: image bytes")
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise RejectRow(
-            "undecodable-image", f"image is of type {type(data).__name__}; allowed: image bytes"
-        )
-    if len(data) == 0:
-        raise RejectRow("null-image", "image has zero bytes; allowed: a whole image file")
-    return bytes(data)
-
-
-def _open(data: bytes) -> Image.Image:
-    """The opened and wholly decoded first frame; its size is checked before it is decoded."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=_readable())
-        pixels = image.width * image.height
-        if pixels <= MAX_PIXELS:
-            image.load()
-            return image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RejectRow("image-too-large", f"{error}; allowed: {MAX_PIXELS} pixels") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise _undecodable(error) from error
-    raise RejectRow(
-        "image-too-large",
-        f"image of {image.width} x {image.height} pixels; allowed: {MAX_PIXELS} pixels",
-    )
-
-
-@cache
-def _readable() -> tuple[str, ...]:
-    """``FORMATS`` as far as this build of Pillow has them; it fails on a name it does not know."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _undecodable(error: Exception) -> RejectRow:
-    known = ", ".join(_readable())
-    return RejectRow(
-        "undecodable-image",
-        f"image cannot be decoded ({type(error).__name__}: {error}); allowed: a whole {known} file",
-    )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _sixteen_bit_grey(image)
-    if image.mode == "F":
-        raise RejectRow("unsupported-image", "image of floats; allowed: 1, 8 or 16 bit a channel")
-    try:
-        if not image.has_transparency_data:
-            return image.convert("RGB")
-        over = image.convert("RGBA")
-    except ValueError as error:
-        raise RejectRow(
-            "unsupported-image",
-            f"image of mode {image.mode}; allowed: grey, palette, RGB, YCbCr, CMYK, with alpha",
-        ) from error
-    white = Image.new("RGBA", over.size, "white")
-    return Image.alpha_composite(white, over).convert("RGB")
-
-
-def _sixteen_bit_grey(image: Image.Image) -> Image.Image:
-    levels = np.asarray(image).astype(np.int64)  # (H, W)
-    if levels.min() < 0 or levels.max() > SIXTEEN_BIT:
-        raise RejectRow(
-            "unsupported-image",
-            f"grey levels {levels.min()} to {levels.max()}; allowed: 0 to {SIXTEEN_BIT}",
-        )
-    scaled = (levels + 128) // 257  # 65535 / 257 = 255, to the nearest
-    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
 def thumbnail(data: bytes, size: int) -> bytes:

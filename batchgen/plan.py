@@ -26,19 +26,17 @@ import pyarrow.parquet as pq
 
 from batchgen import __version__
 from batchgen.errors import InputError, PlanChanged, nearest
+from batchgen.fit import check_columns, check_fit, settle
+from batchgen.records import tupled
 from batchgen.replicas import ModelInfo
-from batchgen.spec import Sampling, Spec, canonical_json
+from batchgen.spec import Spec, canonical_json
 from batchgen.storage import Stat, find_files, is_within, open_input
 
-VERSION = 1
+VERSION = 2
 _FOOTER_THREADS = 16
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _CHANGED = re.compile(r"(^|-)x[0-9a-f]{20}$")
 _MAX_KEY = 100
-
-_TEXT = ("prompt", "negative_prompt")
-_WHOLE = ("seed", "num_inference_steps", "width", "height")
-_REAL = ("guidance_scale", "strength")
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def read_plan(text: str | bytes) -> Plan:
         files = [SourceFile(**{**f, "row_groups": tuple(f["row_groups"])}) for f in tree["files"]]
         return Plan(
             spec=Spec.model_validate(tree["spec"]),
-            model=ModelInfo(**tree["model"]),
+            model=ModelInfo(**{name: tupled(value) for name, value in tree["model"].items()}),
             files=tuple(files),
             columns=tuple((name, kind) for name, kind in tree["columns"]),
             rows=tree["rows"],
@@ -163,6 +161,7 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
         footers = list(pool.map(lambda stat: _footer(stat, base, spec.input.path), stats))
     schema = footers[0][1]
     check_columns(spec, schema, footers[0][0].path)
+    check_fit(spec, model)
     for file, other in footers[1:]:
         _same_schema(schema, other, footers[0][0].path, file.path)
     if not spec.input.columns.key:
@@ -180,19 +179,6 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
     if check_keys and spec.input.check_keys and spec.input.columns.key:
         refuse_duplicate_keys(plan)
     return plan
-
-
-def settle(spec: Spec, model: ModelInfo) -> Spec:
-    """The spec with the sampling defaults that the model recommends filled in."""
-    given = {name: value for name, value in spec.sampling.model_dump().items() if value is not None}
-    filled = {
-        "num_inference_steps": model.num_inference_steps,
-        "guidance_scale": model.guidance_scale,
-        "width": model.width,
-        "height": model.height,
-        **given,
-    }
-    return spec.model_copy(update={"sampling": Sampling(**filled)})
 
 
 def compare(saved: Plan, now: Plan) -> None:
@@ -252,53 +238,6 @@ def _same_schema(schema: pa.Schema, other: pa.Schema, path: str, other_path: str
                 f"input files differ in column {name!r}: {kinds[0]} in {path}, "
                 f"{kinds[1]} in {other_path}; all files of a dataset need the same columns"
             )
-
-
-def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
-    """Every mapped or kept column is there and has a type that can play its part."""
-    wanted = {f"input.columns.{part}": name for part, name in spec.input.columns.mapped().items()}
-    keep = spec.input.keep_columns
-    for name in schema.names if keep is None else keep:
-        wanted[f"input.keep_columns {name}"] = name
-    for field, name in wanted.items():
-        if name not in schema.names:
-            raise InputError(
-                f"{field}: no column {name!r} in {path}; it has {', '.join(schema.names)}"
-                f"{nearest(name, schema.names)}"
-            )
-        if schema.names.count(name) > 1:
-            raise InputError(f"{field}: column {name!r} stands twice in {path}")
-        part = field.removeprefix("input.columns.")
-        _check_type(part, name, schema.field(name).type, path)
-
-
-def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
-    types = pa.types
-    value = kind.value_type if types.is_dictionary(kind) else kind
-    text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
-    whole = types.is_integer(value)
-    allowed = {
-        **dict.fromkeys(_TEXT, (text or types.is_null(value), "text")),
-        "key": (text or whole, "text or integers"),
-        **dict.fromkeys(_WHOLE, (whole, "integers")),
-        **dict.fromkeys(_REAL, (whole or types.is_floating(value), "numbers")),
-        "image": (_holds_image(value), "image bytes or an image struct with bytes"),
-    }.get(part)
-    if allowed is not None and not allowed[0]:
-        raise InputError(
-            f"input.columns.{part}: column {name!r} in {path} holds {kind}; needed: {allowed[1]}"
-        )
-
-
-def _holds_image(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def safe_key(value: str) -> str:

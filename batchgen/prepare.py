@@ -12,49 +12,60 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
+from batchgen.conditions import (
+    fit_image,
+    fit_mask,
+    make_condition,
+    match_mask,
+    open_image,
+    open_mask,
+    size_for,
+    to_array,
+)
 from batchgen.errors import RejectRow
-from batchgen.images import decode_condition
-from batchgen.plan import python_values, safe_key
+from batchgen.plan import Plan, python_values, safe_key
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
-from batchgen.spec import Guidance, Seed, Size, Spec, Steps, Strength
+from batchgen.settings import Settings, read_setting
+from batchgen.spec import Conditioning, Seed, Spec
+from batchgen.tasks import is_image, task_named
 
-_OVERRIDES: dict[str, TypeAdapter[Any]] = {
-    "seed": TypeAdapter(Seed),
-    "num_inference_steps": TypeAdapter(Steps),
-    "guidance_scale": TypeAdapter(Guidance),
-    "strength": TypeAdapter(Strength),
-    "width": TypeAdapter(Size),
-    "height": TypeAdapter(Size),
-}
+Array = np.ndarray[Any, Any]
+_SEED: TypeAdapter[int] = TypeAdapter(Seed)
+_TEXT = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Every planned sample of a shard, as one to make or one dropped.
 
-    ``images``: for image tasks, row -> uint8 RGB (height, width, 3).
+    ``images``: for tasks with images, part -> row -> uint8 array at its planned size: RGB (height,
+    width, 3), or for the part ``mask`` (height, width).
     """
 
     samples: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
-    images: dict[int, np.ndarray[Any, Any]]
+    images: dict[str, dict[int, Array]]
 
 
-def prepare(rows: ShardRows, spec: Spec) -> Prepared:
+def prepare(rows: ShardRows, plan: Plan) -> Prepared:
     """Turn the shard's rows into samples; ``len(samples) + len(dropped)`` is what was planned."""
+    spec = plan.spec
     samples: list[Sample] = []
     dropped: list[Dropped] = []
-    images: dict[int, np.ndarray[Any, Any]] = {}
+    parts = [part for part in spec.input.columns.mapped() if is_image(part)]
+    images: dict[str, dict[int, Array]] = {part: {} for part in parts}
     for row, values in enumerate(_values(rows, spec)):
         variants = _variants(rows, spec.variants, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
         try:
-            made = [_sample(values, spec, key, source_id, row, variant) for variant in variants]
-            if spec.task == "image-to-image":
-                images[row] = decode_condition(
-                    values["image"], made[0].call.width, made[0].call.height
-                )
-            samples += made
+            _require_text(values, spec)
+            opened = _opened(values, parts)
+            call = _call(values, plan, opened)
+            arrays = _fitted(opened, plan, call)
+            shared = _Row(key, source_id, row, call, values)
+            samples += [_sample(shared, plan, variant) for variant in variants]
+            for part, array in arrays.items():
+                images[part][row] = array
         except RejectRow as error:
             dropped += [
                 Dropped(
@@ -75,15 +86,26 @@ def sample_key(key: str, variant: int) -> str:
     return f"{key}-v{variant}"
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What the samples of one row share."""
+
+    key: str
+    source_id: str
+    row: int
+    call: Call
+    values: Mapping[str, Any]
+
+
 def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
     """For each row, the value of every mapped part."""
-    mapped = spec.input.columns.mapped()
-    table = rows.table
-    columns = {part: table.column(name) for part, name in mapped.items()}
-    if "image" in columns and pa.types.is_struct(columns["image"].type):
-        columns["image"] = pc.struct_field(columns["image"], "bytes")
-    lists = {part: python_values(column) for part, column in columns.items()}
-    for row in range(table.num_rows):
+    lists = {}
+    for part, name in spec.input.columns.mapped().items():
+        column = rows.table.column(name)
+        if is_image(part) and pa.types.is_struct(column.type):
+            column = pc.struct_field(column, "bytes")
+        lists[part] = python_values(column)
+    for row in range(rows.table.num_rows):
         yield {part: values[row] for part, values in lists.items()}
 
 
@@ -102,61 +124,126 @@ def _key(values: Mapping[str, Any], spec: Spec, fallback: str) -> str:
     return f"null-key-{fallback}" if value is None else safe_key(str(value))
 
 
-def _sample(
-    values: Mapping[str, Any], spec: Spec, key: str, source_id: str, row: int, variant: int
-) -> Sample:
+def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
+    mapped = spec.input.columns.mapped()
     if "key" in values and values["key"] is None:
-        raise RejectRow("null-key", f"column {spec.input.columns.key!r} is null; a key is needed")
-    for part in ("key", "prompt", "negative_prompt"):
+        raise RejectRow("null-key", f"column {mapped['key']!r} is null; a key is needed")
+    for part in _TEXT:
         if isinstance(values.get(part), bytes):
-            column = getattr(spec.input.columns, part)
-            raise RejectRow("not-utf8", f"column {column!r} holds {values[part]!r}; allowed: UTF-8")
-    sampling = spec.sampling
-    call = Call(
-        num_inference_steps=_setting(values, spec, "num_inference_steps"),
-        guidance_scale=float(_setting(values, spec, "guidance_scale")),
-        strength=_setting(values, spec, "strength") if spec.task == "image-to-image" else None,
-        width=_setting(values, spec, "width"),
-        height=_setting(values, spec, "height"),
-    )
+            raise RejectRow(
+                "not-utf8", f"column {mapped[part]!r} holds {values[part]!r}; allowed: UTF-8"
+            )
+
+
+def _opened(values: Mapping[str, Any], parts: list[str]) -> dict[str, Any]:
+    """The row's images, upright."""
+    return {
+        part: open_mask(values[part]) if part == "mask" else open_image(values[part])
+        for part in parts
+    }
+
+
+def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> Call:
+    settings = Settings(plan.spec.sampling, plan.model, plan.spec.model)
+    mapped = plan.spec.input.columns.mapped()
+
+    def setting(name: str) -> Any:
+        value = values.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RejectRow(
+                f"bad-{name}", f"column {mapped[name]!r} holds {value!r}; a number is needed"
+            )
+        try:
+            return read_setting(settings, name, value)
+        except ValueError as error:
+            raise RejectRow(
+                f"bad-{name}", f"column {mapped.get(name)!r} holds {value!r}; allowed: {error}"
+            ) from error
+
+    width, height = setting("width"), setting("height")
+    if opened and plan.spec.conditioning.resize == "multiple-of":
+        times = plan.model.upscale
+        first = next(iter(opened.values()))
+        size = size_for(first, plan.model.multiple_of, times)
+        width, height = size[0] * times, size[1] * times
+    names = ("num_inference_steps", "guidance_scale", "strength", "eta", "image_guidance_scale")
+    more = ("noise_level", "control_scale", "image_prompt_scale", "scheduler", "lora", "regions")
+    call = Call(width=width, height=height, **{name: setting(name) for name in (*names, *more)})
     if call.strength is not None and int(call.num_inference_steps * call.strength) < 1:
         raise RejectRow(
             "strength-too-low",
             f"strength {call.strength} of {call.num_inference_steps} steps leaves no step; "
             "allowed: strength * num_inference_steps of at least 1",
         )
-    name = sample_key(key, variant)
+    return call
+
+
+def _fitted(opened: Mapping[str, Any], plan: Plan, call: Call) -> dict[str, Array]:
+    """The row's images at the size that the call takes them in, with what is made of them."""
+    conditioning: Conditioning = plan.spec.conditioning
+    width, height = call.width // plan.model.upscale, call.height // plan.model.upscale
+    arrays = {}
+    for number, (part, image) in enumerate(opened.items()):
+        follows = number > 0 and part != "mask" and conditioning.resize == "multiple-of"
+        policy = "fill" if follows else conditioning.resize
+        if part == "mask":
+            arrays[part] = fit_mask(match_mask(image, opened["image"]), width, height, policy)
+            continue
+        fitted = fit_image(image, width, height, policy)
+        made = conditioning.make.get(part)
+        if made is not None:
+            fitted = make_condition(made.name, made.options, fitted)
+        arrays[part] = to_array(fitted)
+    return arrays
+
+
+def _sample(shared: _Row, plan: Plan, variant: int) -> Sample:
+    spec, values = plan.spec, shared.values
+    name = sample_key(shared.key, variant)
     negative = values.get("negative_prompt")
     return Sample(
         key=name,
-        source_id=source_id,
-        row=row,
+        source_id=shared.source_id,
+        row=shared.row,
         variant=variant,
         seed=_seed(values, spec, name, variant),
         prompt=_prompt(values, spec),
-        negative_prompt=sampling.negative_prompt if negative is None else negative,
-        call=call,
+        negative_prompt=spec.sampling.negative_prompt if negative is None else negative,
+        call=shared.call,
+        class_label=_class_label(values, plan),
     )
 
 
 def _prompt(values: Mapping[str, Any], spec: Spec) -> str:
-    if "prompt" not in values:
-        return ""
-    prompt = values["prompt"]
+    """The row's prompt; empty where none is mapped, or where the task needs none and it is null."""
+    prompt = values.get("prompt")
+    needed = "prompt" in values and task_named(spec.task).prompt_column is not None
     column = spec.input.columns.prompt
-    if prompt is None:
+    if prompt is None and needed:
         raise RejectRow("null-prompt", f"column {column!r} is null; a prompt is needed")
-    if not prompt.strip():
+    if needed and not prompt.strip():
         raise RejectRow("empty-prompt", f"column {column!r} is {prompt!r}; a prompt is needed")
-    return str(prompt)
+    return str(prompt or "")
 
 
-def _setting(values: Mapping[str, Any], spec: Spec, name: str) -> Any:
-    """The row's own value where its column has one, else the spec's."""
-    value = values.get(name)
+def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:
+    """The class as its number in the model, given by number or by name."""
+    if "class_label" not in values:
+        return None
+    value, names = values["class_label"], plan.model.class_names
+    column = plan.spec.input.columns.class_label
     if value is None:
-        return getattr(spec.sampling, name)
-    return _checked(name, value, spec)
+        raise RejectRow("null-class", f"column {column!r} is null; a class is needed")
+    if isinstance(value, int) and 0 <= value < len(names):
+        return value
+    if isinstance(value, str) and value and value in names:
+        return names.index(value)
+    known = ", ".join([name for name in names if name][:5])
+    named = f" or one of its names ({known}, ...)" if known else ""
+    raise RejectRow(
+        "unknown-class",
+        f"column {column!r} holds {value!r}; allowed: 0 to {len(names) - 1}{named}",
+    )
 
 
 def _seed(values: Mapping[str, Any], spec: Spec, key: str, variant: int) -> int:
@@ -164,18 +251,14 @@ def _seed(values: Mapping[str, Any], spec: Spec, key: str, variant: int) -> int:
     value = values.get("seed")
     if value is None:
         return derive_seed(spec.seed, key)
-    seed = int(_checked("seed", value, spec))
-    return seed if variant == 0 else derive_seed(seed, key)
-
-
-def _checked(name: str, value: Any, spec: Spec) -> Any:
-    column = getattr(spec.input.columns, name)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RejectRow(f"bad-{name}", f"column {column!r} holds {value!r}; a number is needed")
+    column = spec.input.columns.seed
     try:
-        return _OVERRIDES[name].validate_python(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RejectRow("bad-seed", f"column {column!r} holds {value!r}; a number is needed")
+        seed = _SEED.validate_python(value)
     except ValidationError as error:
         allowed = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise RejectRow(
-            f"bad-{name}", f"column {column!r} holds {value!r}; allowed: {allowed}"
+            "bad-seed", f"column {column!r} holds {value!r}; allowed: {allowed}"
         ) from error
+    return seed if variant == 0 else derive_seed(seed, key)

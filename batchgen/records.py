@@ -25,7 +25,17 @@ GENERATOR_STATE_BYTES = 5056  # torch's CPU generator (mt19937)
 class Call:
     """Settings that are one value for a whole library call; a micro-batch shares them.
 
-    ``strength`` is None for tasks without a source image. Sizes are in pixels.
+    A setting that the task or the pipeline does not take is None. Sizes are in pixels, those of
+    the image to be made.
+
+    Attributes:
+        eta: the share of fresh noise in DDIM (eta of Song et al., 2021); other schedulers ignore it.
+        noise_level: noise added to the conditioning image: super-resolution, unCLIP.
+        control_scale: weight of each control image.
+        image_prompt_scale: weight of an image prompt (IP-Adapter).
+        scheduler: a class name; None stands for the run's own.
+        lora: (name, weight) of the adapters in effect, by name; None where the run loads none.
+        regions: (phrase, (x0, y0, x1, y1) in shares of the image) for layouts.
     """
 
     num_inference_steps: int
@@ -33,6 +43,24 @@ class Call:
     strength: float | None
     width: int
     height: int
+    eta: float = 0.0
+    image_guidance_scale: float | None = None
+    noise_level: int | None = None
+    control_scale: tuple[float, ...] | None = None
+    image_prompt_scale: float | None = None
+    scheduler: str | None = None
+    lora: tuple[tuple[str, float], ...] | None = None
+    regions: tuple[tuple[str, tuple[float, ...]], ...] | None = None
+
+
+def call_from_json(values: dict[str, Any]) -> Call:
+    """The call whose ``asdict`` went through JSON, which knows no tuples."""
+    return Call(**{name: tupled(value) for name, value in values.items()})
+
+
+def tupled(value: Any) -> Any:
+    """A value that went through JSON, with tuples for its lists."""
+    return tuple(tupled(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,7 @@ class Sample:
     prompt: str
     negative_prompt: str
     call: Call
+    class_label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,13 +114,14 @@ class ShardRows:
 
 @dataclass(frozen=True)
 class ConditionBatch:
-    """What the encoder is given: samples of one call and, for image tasks, their images.
+    """What the encoder is given: samples of one call and, for tasks with images, their images.
 
-    ``images``: one uint8 RGB array (height, width, 3) a sample, already at the call's size.
+    ``images``: part (``image``, ``mask``, ``control``, ``control_1``, ...) -> one array a sample,
+    already at its planned size: uint8 RGB (height, width, 3), or for masks uint8 (height, width).
     """
 
     samples: tuple[Sample, ...]
-    images: tuple[np.ndarray[Any, Any], ...] | None
+    images: dict[str, tuple[np.ndarray[Any, Any], ...]]
 
     @property
     def call(self) -> Call:
@@ -103,19 +133,21 @@ class EncodedBatch:
     """Conditions as the denoiser takes them, each unique prompt once.
 
     Attributes:
-        embeds: (U, T, D) embeddings of the unique prompts and negative prompts.
-        prompt_index: n positions in ``embeds``.
-        negative_index: n positions in ``embeds``; None when the call runs without guidance.
-        image_latents: (n, C, H/f, W/f) scaled latents of the source images, or None.
+        prompts: name -> (U, ...) tensors of the unique prompts and negative prompts.
+        prompt_index: n positions in ``prompts``; empty for a task without prompts.
+        negative_index: n positions in ``prompts``; None when the call runs without guidance.
+        conditions: name -> (n, ...) tensors of the conditioning images.
+        labels: n class numbers, or empty.
         generator_states: (n, 5056) uint8, the CPU generators' state after this stage.
         truncated: for each sample, the prompt was longer than the text encoder reads.
     """
 
     call: Call
-    embeds: torch.Tensor
+    prompts: dict[str, torch.Tensor]
     prompt_index: tuple[int, ...]
     negative_index: tuple[int, ...] | None
-    image_latents: torch.Tensor | None
+    conditions: dict[str, torch.Tensor]
+    labels: tuple[int, ...]
     generator_states: torch.Tensor
     truncated: tuple[bool, ...]
 

@@ -70,10 +70,12 @@ def start_work(rows: ShardRows, plan: Plan) -> tuple[ShardWork, Prepared]:
     """Rows into samples and rejects; the conditioning images go no further than the encoder."""
     notes = Notes()
     with notes.timed("prepare"):
-        prepared = prepare(rows, plan.spec)
-    image = plan.spec.input.columns.image
-    if image is not None and image not in (plan.spec.input.keep_columns or ()):
-        rows = replace(rows, table=rows.table.drop_columns([image]))
+        prepared = prepare(rows, plan)
+    mapped = plan.spec.input.columns.mapped()
+    kept = plan.spec.input.keep_columns or ()
+    images = {mapped[part] for part in prepared.images} - set(kept)
+    if images:
+        rows = replace(rows, table=rows.table.drop_columns(sorted(images)))
     return ShardWork(rows, prepared.samples, prepared.dropped, notes), prepared
 
 
@@ -82,9 +84,10 @@ def condition_batches(prepared: Prepared, batch_size: int) -> list[ConditionBatc
     return [
         ConditionBatch(
             samples=group,
-            images=tuple(prepared.images[sample.row] for sample in group)
-            if prepared.images
-            else None,
+            images={
+                part: tuple(images[sample.row] for sample in group)
+                for part, images in prepared.images.items()
+            },
         )
         for group in micro_batches(prepared.samples, batch_size)
     ]

@@ -6,16 +6,24 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from batchgen.errors import InputError, SpecError, nearest
+from batchgen.model_spec import Lora as Lora
+from batchgen.model_spec import Model as Model
+from batchgen.model_spec import Section as Section
+from batchgen.tasks import TASK_NAMES, is_image, parse_lora, task_named
 
 MAX_SIZE = 4096
 _USERINFO = re.compile(r"^([A-Za-z0-9+.-]+://)[^/@]*@")
-Task = Literal["text-to-image", "image-to-image"]
+
+Label = Annotated[int, Field(ge=0)]
+Eta = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Noise = Annotated[int, Field(ge=0, le=1000)]
+Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
 
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
@@ -25,24 +33,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Section(BaseModel):
-    """A frozen part of the spec that knows its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_section(cls, value: object) -> object:
-        """A section that stands in the file with nothing under it has its defaults."""
-        return {} if value is None else value
-
-
 class Columns(Section):
     """Which input column plays which part. A null part is not read from the data."""
 
-    prompt: str | None = "prompt"
+    prompt: str | None = Field(
+        default=None, description="default: `prompt`, for the tasks that need one"
+    )
     negative_prompt: str | None = None
+    class_label: str | None = Field(default=None, description="class numbers or names")
     image: str | None = None
+    mask: str | None = Field(default=None, description="white is repainted")
+    control: str | tuple[str, ...] | None = Field(
+        default=None, description="control images, a column for each ControlNet"
+    )
+    regions: str | None = Field(default=None, description="lists of {phrase, box} for layouts")
     key: str | None = None
     label: str | None = None
     seed: str | None = None
@@ -51,10 +55,29 @@ class Columns(Section):
     strength: str | None = None
     width: str | None = None
     height: str | None = None
+    eta: str | None = None
+    image_guidance_scale: str | None = None
+    noise_level: str | None = None
+    control_scale: str | None = None
+    image_prompt_scale: str | None = None
+    scheduler: str | None = None
+    lora: str | None = Field(default=None, description="`name:weight,name:weight`, or empty")
 
     def mapped(self) -> dict[str, str]:
-        """Part -> column for the parts that are read from the data."""
-        return {part: column for part, column in self.model_dump().items() if column is not None}
+        """Part -> column for the parts that are read from the data.
+
+        Of several control images the first is ``control``, the next ``control_1`` and so on.
+        """
+        parts = {part: getattr(self, part) for part in type(self).model_fields}
+        several = parts.pop("control")
+        controls = (several,) if isinstance(several, str) else several or ()
+        parts |= {control_part(number): column for number, column in enumerate(controls)}
+        return {part: column for part, column in parts.items() if column is not None}
+
+
+def control_part(number: int) -> str:
+    """The part that the control image of that number plays."""
+    return f"control_{number}" if number else "control"
 
 
 class Input(Section):
@@ -74,18 +97,6 @@ class Input(Section):
     )
 
 
-class Model(Section):
-    """A diffusers model: the shipped one by name, a folder, or a hub id with its revision."""
-
-    path: str = "digits-shapes"
-    revision: str | None = None
-    variant: str | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    scheduler: str | None = Field(
-        default=None, description="a diffusers scheduler class; null: the model's own"
-    )
-
-
 class Sampling(Section):
     """Defaults for every sample; a mapped column overrides them row by row.
 
@@ -94,10 +105,47 @@ class Sampling(Section):
 
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
-    strength: Strength = 0.6
+    strength: Strength | None = None
     width: Size | None = None
     height: Size | None = None
     negative_prompt: str = ""
+    eta: Eta = Field(default=0.0, description="share of fresh noise in DDIM")
+    image_guidance_scale: Guidance = Field(default=1.5, description="image-edit: towards the image")
+    noise_level: Noise | None = Field(
+        default=None, description="noise added to the condition; null: the pipeline's default"
+    )
+    control_scale: Scale | tuple[Scale, ...] = Field(
+        default=1.0, description="weight of the control images, one for all or one for each"
+    )
+    image_prompt_scale: Scale = Field(default=1.0, description="weight of an image prompt")
+    lora: str | None = Field(
+        default=None, description="`name:weight,...` of model.loras; null: all, at their weights"
+    )
+
+
+class Made(Section):
+    """A condition made on the fly from an image, by a classical method (``batchgen tasks``)."""
+
+    name: str
+    options: dict[str, float] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Conditioning(Section):
+    """How conditioning images are brought to the size of the call, and what is made of them."""
+
+    resize: Literal["fill", "fit", "stretch", "multiple-of"] = Field(
+        default="fill",
+        description="fill: cover, crop about the centre; fit: lie inside, pad; stretch: regardless "
+        "of aspect; multiple-of: each image keeps its size, cropped to what the model can take",
+    )
+    make: dict[str, Made] = Field(
+        default={}, description="part (image, control, control_1, ...) -> what is made of its image"
+    )
 
 
 class Output(Section):
@@ -162,9 +210,10 @@ class Spec(Section):
     """The whole order. Two specs with equal fingerprints give the same images."""
 
     input: Input
-    task: Task = "text-to-image"
+    task: str = "text-to-image"
     model: Model = Model()
     sampling: Sampling = Sampling()
+    conditioning: Conditioning = Conditioning()
     variants: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     seed: Seed = 0
     output: Output
@@ -174,6 +223,7 @@ class Spec(Section):
     @model_validator(mode="after")
     def _no_secrets_in_urls(self) -> Spec:
         urls = {"input.path": self.input.path, "output.url": self.output.url}
+        urls |= {f"{field}.path": added.path for field, added in self.model.added()}
         for field, url in {**urls, "model.path": self.model.path}.items():
             if _USERINFO.match(url):
                 raise SpecError(field, _USERINFO.sub(r"\1...@", url), "a URL without credentials")
@@ -182,20 +232,52 @@ class Spec(Section):
     @field_validator("task", mode="before")
     @classmethod
     def _task_name(cls, value: object) -> object:
-        return value.replace("_", "-") if isinstance(value, str) else value
+        name = value.replace("_", "-") if isinstance(value, str) else value
+        if name not in TASK_NAMES:
+            hint = nearest(str(name), TASK_NAMES)
+            raise SpecError("task", value, f"{', '.join(TASK_NAMES)}{hint}")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompt_column(cls, tree: Any) -> Any:
+        """Tasks that need a prompt find it in the column ``prompt``, if none is named."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("input"), dict):
+            return tree
+        columns = tree["input"].get("columns") or {}
+        name = str(tree.get("task", "text-to-image")).replace("_", "-")
+        if name not in TASK_NAMES or not isinstance(columns, dict) or "prompt" in columns:
+            return tree
+        columns = {**columns, "prompt": task_named(name).prompt_column}
+        return {**tree, "input": {**tree["input"], "columns": columns}}
 
     @model_validator(mode="after")
     def _columns_fit_the_task(self) -> Spec:
-        columns = self.input.columns
-        if self.task == "image-to-image" and columns.image is None:
-            raise SpecError("input.columns.image", None, "a column, for image-to-image")
-        if self.task == "text-to-image":
-            for part in ("image", "strength"):
-                column = getattr(columns, part)
-                if column is not None:
-                    raise SpecError(f"input.columns.{part}", column, "null, for text-to-image")
-            if columns.prompt is None:
-                raise SpecError("input.columns.prompt", None, "a column, for text-to-image")
+        task, columns = task_named(self.task), self.input.columns
+        mapped = columns.mapped()
+        for part in self.conditioning.make:
+            allowed = [name for name in mapped if is_image(name) and name != "mask"]
+            if part not in allowed:
+                named = ", ".join(allowed) or "none"
+                raise SpecError("conditioning.make", part, f"mapped image parts: {named}")
+        for part in type(columns).model_fields:
+            column = getattr(columns, part)
+            if column is None and part in task.needs:
+                raise SpecError(f"input.columns.{part}", None, f"a column, for {self.task}")
+            if column is not None and part not in task.parts:
+                raise SpecError(f"input.columns.{part}", column, f"null, for {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _loras_are_known(self) -> Spec:
+        if self.input.columns.lora is not None and not self.model.loras:
+            raise SpecError(
+                "input.columns.lora", self.input.columns.lora, "null, where model.loras names none"
+            )
+        try:
+            parse_lora(self.sampling.lora or "", self.model.lora_weights)
+        except ValueError as error:
+            raise SpecError("sampling.lora", self.sampling.lora, str(error)) from error
         return self
 
     def result_fields(self) -> dict[str, Any]:
@@ -206,6 +288,7 @@ class Spec(Section):
             "task": whole["task"],
             "model": whole["model"],
             "sampling": whole["sampling"],
+            "conditioning": whole["conditioning"],
             "variants": whole["variants"],
             "seed": whole["seed"],
             "output": {
@@ -316,10 +399,15 @@ def _flag_hint(field: str) -> str:
 
 
 def _fields_at(path: list[str]) -> list[str]:
+    """The fields of the section there; a list's sections stand under their numbers."""
     model: type[BaseModel] = Spec
     for part in path:
+        if part.isdecimal():
+            continue
         annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        section = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if section is None:
             break
-        model = annotation
+        model = section
     return list(model.model_fields)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from batchgen.records import Call, EncodedBatch, LatentBatch
+from batchgen.records import EncodedBatch, LatentBatch, call_from_json
 
 
 def encoded_to_bytes(batches: list[EncodedBatch]) -> bytes:
@@ -21,15 +21,16 @@ def encoded_to_bytes(batches: list[EncodedBatch]) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
     facts = []
     for number, batch in enumerate(batches):
-        tensors[f"{number}.embeds"] = batch.embeds
         tensors[f"{number}.generator_states"] = batch.generator_states
-        if batch.image_latents is not None:
-            tensors[f"{number}.image_latents"] = batch.image_latents
+        for group in ("prompts", "conditions"):
+            for name, tensor in getattr(batch, group).items():
+                tensors[f"{number}.{group}.{name}"] = tensor
         facts.append(
             {
                 "call": asdict(batch.call),
                 "prompt_index": batch.prompt_index,
                 "negative_index": batch.negative_index,
+                "labels": batch.labels,
                 "truncated": batch.truncated,
             }
         )
@@ -45,16 +46,25 @@ def encoded_from_bytes(data: bytes) -> list[EncodedBatch]:
     facts, tensors = _from_bytes("encoded", data)
     return [
         EncodedBatch(
-            call=Call(**fact["call"]),
-            embeds=tensors[f"{number}.embeds"],
+            call=call_from_json(fact["call"]),
+            prompts=_group(tensors, f"{number}.prompts."),
             prompt_index=tuple(fact["prompt_index"]),
             negative_index=_optional_tuple(fact["negative_index"]),
-            image_latents=tensors.get(f"{number}.image_latents"),
+            conditions=_group(tensors, f"{number}.conditions."),
+            labels=tuple(fact["labels"]),
             generator_states=tensors[f"{number}.generator_states"],
             truncated=tuple(fact["truncated"]),
         )
         for number, fact in enumerate(facts)
     ]
+
+
+def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def latents_to_bytes(batches: list[LatentBatch]) -> bytes:
@@ -72,7 +82,9 @@ def latents_from_bytes(data: bytes) -> list[LatentBatch]:
     """
     facts, tensors = _from_bytes("latents", data)
     return [
-        LatentBatch(Call(**fact["call"]), tensors[f"{number}.latents"], tuple(fact["truncated"]))
+        LatentBatch(
+            call_from_json(fact["call"]), tensors[f"{number}.latents"], tuple(fact["truncated"])
+        )
         for number, fact in enumerate(facts)
     ]
 

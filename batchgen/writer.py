@@ -12,11 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.conditions import describe
 from batchgen.ledger import Written, data_name, rejects_name
 from batchgen.plan import Plan
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec import Spec
 from batchgen.storage import Store
+from batchgen.tasks import is_image
 
 ROW_GROUP_BYTES = 32 << 20
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -46,6 +48,20 @@ COLUMNS = pa.schema(
         pa.field("pixel_std", pa.float32()),
     ]
 )
+# Further columns, each where the task has it.
+EXTRA_COLUMNS = pa.schema(
+    [
+        pa.field("class_label", pa.int32()),
+        pa.field("eta", pa.float64()),
+        pa.field("image_guidance_scale", pa.float64()),
+        pa.field("noise_level", pa.int32()),
+        pa.field("control_scale", pa.list_(pa.float64())),
+        pa.field("image_prompt_scale", pa.float64()),
+        pa.field("denoising_end", pa.float64()),
+        pa.field("lora", pa.string()),
+        pa.field("conditioning", pa.string()),
+    ]
+)
 REJECT_COLUMNS = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -69,7 +85,18 @@ class Finished:
     pixel_std: float
 
 
-def kept_columns(spec: Spec, names: Sequence[str]) -> dict[str, str]:
+def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
+    """Our columns for a spec and the settings that its model takes; without the source's."""
+    present = {
+        "class_label": spec.input.columns.class_label is not None,
+        "lora": bool(spec.model.loras),
+        "conditioning": any(is_image(part) for part in spec.input.columns.mapped()),
+    }
+    extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
+    return pa.schema([*COLUMNS, *extra])
+
+
+def kept_columns(spec: Spec, names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, str]:
     """Source column -> its name in the output.
 
     A column that plays a part and bears the part's own name (``prompt``) is there already; any
@@ -79,38 +106,44 @@ def kept_columns(spec: Spec, names: Sequence[str]) -> dict[str, str]:
     columns = spec.input.columns
     wanted = spec.input.keep_columns
     if wanted is None:
-        wanted = tuple(name for name in names if name != columns.image)
-    same = {part for part, name in columns.mapped().items() if part == name} - {
-        "image",
-        "key",
-        "seed",
-    }
+        images = {name for part, name in columns.mapped().items() if is_image(part)}
+        wanted = tuple(name for name in names if name not in images)
+    ours = set(own_columns(spec, settings).names)
+    same = {part for part, name in columns.mapped().items() if part == name and part in ours}
+    same -= {"image", "key", "seed"}
     kept: dict[str, str] = {}
     for name in names:
         if name in wanted and name not in same:
-            output = f"source_{name}" if name in COLUMNS.names else name
+            output = f"source_{name}" if name in ours else name
             while output in kept.values() or (output != name and output in names):
                 output += "_"
             kept[name] = output
     return kept
 
 
-def output_schema(spec: Spec, source: pa.Schema) -> pa.Schema:
-    """The schema of the data files, with the Hugging Face features that make images decode."""
-    columns = COLUMNS
+def output_schema(spec: Spec, source: pa.Schema, settings: Sequence[str] = ()) -> pa.Schema:
+    """The schema of the data files, with the Hugging Face features that make images decode.
+
+    Args:
+        spec: names the columns' parts.
+        source: the input's schema.
+        settings: the settings of a call that the model takes.
+    """
+    columns = own_columns(spec, settings)
     label = spec.input.columns.label
     if label is not None:
         index = columns.get_field_index("label")
         columns = columns.set(index, source.field(label).with_name("label").remove_metadata())
-    for name, output in kept_columns(spec, source.names).items():
+    kept = kept_columns(spec, source.names, settings)
+    for name, output in kept.items():
         columns = columns.append(source.field(name).with_name(output).remove_metadata())
-    return columns.with_metadata({"huggingface": json.dumps(_features(spec, source))})
+    return columns.with_metadata({"huggingface": json.dumps(_features(spec, source, kept))})
 
 
-def _features(spec: Spec, source: pa.Schema) -> dict[str, Any]:
+def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, Any]:
     """Features that Arrow types do not tell: images, and what the input says of kept columns."""
     label = spec.input.columns.label
-    copies = [*kept_columns(spec, source.names).items(), *([(label, "label")] if label else [])]
+    copies = [*kept.items(), *([(label, "label")] if label else [])]
     inherited = json.loads((source.metadata or {}).get(b"huggingface", b"{}"))
     known = (inherited.get("info") or {}).get("features") or {}
     features = {output: known[name] for name, output in copies if name in known}
@@ -120,7 +153,7 @@ def _features(spec: Spec, source: pa.Schema) -> dict[str, Any]:
 def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
     """The accepted samples of a shard in the output's columns."""
     spec, source = plan.spec, rows.table
-    schema = output_schema(spec, source.schema)
+    schema = output_schema(spec, source.schema, plan.model.settings)
     extension = {"jpeg": "jpg"}.get(spec.output.image_format, spec.output.image_format)
     samples = [one.sample for one in finished]
     positions = pa.array([sample.row for sample in samples], pa.int64())
@@ -137,7 +170,7 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         "task": [spec.task] * len(samples),
         "model_id": [plan.model.model_id] * len(samples),
         "model_revision": [plan.model.revision] * len(samples),
-        "scheduler": [plan.model.scheduler] * len(samples),
+        "scheduler": [sample.call.scheduler or plan.model.scheduler for sample in samples],
         "num_inference_steps": [sample.call.num_inference_steps for sample in samples],
         "guidance_scale": [sample.call.guidance_scale for sample in samples],
         "strength": [sample.call.strength for sample in samples],
@@ -147,10 +180,18 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         "prompt_truncated": [one.truncated for one in finished],
         "pixel_mean": [one.pixel_mean for one in finished],
         "pixel_std": [one.pixel_std for one in finished],
+        "class_label": [sample.class_label for sample in samples],
+        "lora": [lora_text(sample.call.lora) for sample in samples],
+        "conditioning": [conditioning_text(spec)] * len(samples),
+        **{
+            name: [getattr(sample.call, name) for sample in samples]
+            for name in EXTRA_COLUMNS.names
+            if name in plan.model.settings
+        },
     }
     if spec.input.columns.label is not None:
         values["label"] = source.column(spec.input.columns.label).take(positions)
-    for name, output in kept_columns(spec, source.schema.names).items():
+    for name, output in kept_columns(spec, source.schema.names, plan.model.settings).items():
         values[output] = source.column(name).take(positions)
     arrays = [
         values[field.name]
@@ -159,6 +200,21 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def lora_text(lora: tuple[tuple[str, float], ...] | None) -> str:
+    """``name:weight,name:weight``, as a row's own column has it."""
+    return ",".join(f"{name}:{weight:g}" for name, weight in lora or ())
+
+
+def conditioning_text(spec: Spec) -> str:
+    """How the conditioning images were prepared: ``image: fill; control: canny(low=100), fill``."""
+    made = {
+        part: describe(one.name, one.options) + ", "
+        for part, one in spec.conditioning.make.items()
+    }
+    parts = [part for part in spec.input.columns.mapped() if is_image(part)]
+    return "; ".join(f"{part}: {made.get(part, '')}{spec.conditioning.resize}" for part in parts)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -33,10 +33,11 @@ class ArithmeticEncoder(Arithmetic):
         facts = torch.tensor([_facts(sample, batch, n) for n, sample in enumerate(batch.samples)])
         return EncodedBatch(
             call=batch.call,
-            embeds=facts,  # (n, 4)
+            prompts={"facts": facts},  # (n, 4)
             prompt_index=tuple(range(count)),
             negative_index=None,
-            image_latents=None,
+            conditions={},
+            labels=(),
             generator_states=facts[:, :1],
             truncated=tuple("long" in sample.prompt for sample in batch.samples),
         )
@@ -44,7 +45,7 @@ class ArithmeticEncoder(Arithmetic):
 
 class ArithmeticDenoiser(Arithmetic):
     def __call__(self, batch: EncodedBatch) -> LatentBatch:
-        return LatentBatch(batch.call, batch.embeds, batch.truncated)
+        return LatentBatch(batch.call, batch.prompts["facts"], batch.truncated)
 
 
 class ArithmeticDecoder(Arithmetic):
@@ -59,8 +60,8 @@ class ArithmeticDecoder(Arithmetic):
 
 def _facts(sample: Sample, batch: ConditionBatch, place: int) -> list[int]:
     given = sample.prompt.encode() + sample.negative_prompt.encode()
-    if batch.images is not None:
-        given += batch.images[place].tobytes()
+    for images in batch.images.values():
+        given += images[place].tobytes()
     words = sample.prompt.split()
     return [sample.seed, zlib.crc32(given), "flat" in words, "broken" in words]
 

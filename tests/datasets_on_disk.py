@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ MODEL = ModelInfo(
     revision="0123456789ab",
     manifest_sha256="f" * 64,
     pipeline_class="StableDiffusionPipeline",
+    family="stable-diffusion",
     scheduler="DDIMScheduler",
     latent_channels=4,
     vae_scale_factor=8,
     width=16,
     height=8,
+    multiple_of=8,
     num_inference_steps=5,
     guidance_scale=3.0,
 )
+IMAGE_MODEL = replace(MODEL, settings=("strength",))
 
 
 def spec_for(path: str | Path, output: str | Path = "out", **dotted: Any) -> Spec:
@@ -39,7 +43,13 @@ def spec_for(path: str | Path, output: str | Path = "out", **dotted: Any) -> Spe
 
 
 def plan_for(path: str | Path, output: str | Path = "out", **dotted: Any) -> Plan:
-    return make_plan(spec_for(path, output, **dotted), MODEL)
+    spec = spec_for(path, output, **dotted)
+    return make_plan(spec, model_for(spec))
+
+
+def model_for(spec: Spec) -> ModelInfo:
+    """The model on paper, as it serves the task."""
+    return IMAGE_MODEL if spec.task == "image-to-image" else MODEL
 
 
 def paper_plan(rows_of_files: Sequence[Sequence[int]], **dotted: Any) -> Plan:
@@ -49,7 +59,8 @@ def paper_plan(rows_of_files: Sequence[Sequence[int]], **dotted: Any) -> Plan:
         for index, groups in enumerate(rows_of_files)
     )
     rows = sum(file.rows for file in files)
-    return Plan(spec_for("/in", **dotted), MODEL, files, (("prompt", "string"),), rows)
+    spec = spec_for("/in", **dotted)
+    return Plan(spec, model_for(spec), files, (("prompt", "string"),), rows)
 
 
 def write_table(path: Path, table: pa.Table, groups: Sequence[int] | None = None) -> Path:

@@ -50,19 +50,20 @@ def test_each_unique_prompt_is_encoded_once_and_kept(folder: Path) -> None:
         lambda _module, args, output: shapes.append(tuple(args[0].shape))
     )
     first = encoder(batch_of("text-to-image", [0, 1, 2], negative="seven"))
-    assert first.embeds.shape == (3, 16, 32)  # two prompts and the negative
+    assert first.prompts["prompt_embeds"].shape == (3, 16, 32)  # two prompts and the negative
     assert first.prompt_index == (0, 1, 0)
     assert first.negative_index == (2, 2, 2)
     encoder(batch_of("text-to-image", [3, 2, 1]))
-    assert shapes == [(1, 16)] * 4  # "seven" was known as a negative, "grey" is new
+    assert shapes == [(1, 16)] * 5  # "seven" as a prompt, and "grey" as a negative, are new
 
 
 def test_the_oldest_prompts_are_forgotten(folder: Path) -> None:
     encoder = Stages(folder, "text-to-image").encode
-    small = Encoder(encoder.pipeline, prompts_cached=2)
-    expected = encoder(batch_of("text-to-image", [0, 1, 3])).embeds
-    assert torch.equal(small(batch_of("text-to-image", [0, 1, 3])).embeds, expected)
-    assert list(small._prompts) == ["seven", "grey"]
+    small = Encoder(encoder.pipeline, encoder.adapter, B, prompts_cached=2)
+    expected = encoder(batch_of("text-to-image", [0, 1, 3])).prompts
+    again = small(batch_of("text-to-image", [0, 1, 3])).prompts
+    assert torch.equal(again["prompt_embeds"], expected["prompt_embeds"])
+    assert [prompt for prompt, *_ in small._prompts] == ["seven", "grey"]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_negatives_are_encoded_for_guidance_only(
     encoder = stages(folder, "text-to-image").encode
     encoded = encoder(batch_of("text-to-image", [0, 1], guidance_scale=guidance_scale))
     assert (encoded.negative_index is not None) == guided
-    assert len(encoded.embeds) == (3 if guided else 2)
+    assert len(encoded.prompts["prompt_embeds"]) == (3 if guided else 2)
 
 
 def test_a_prompt_longer_than_the_text_encoder_reads_is_reported(folder: Path) -> None:
@@ -82,11 +83,11 @@ def test_a_prompt_longer_than_the_text_encoder_reads_is_reported(folder: Path) -
     sample = batch_of("text-to-image", [0]).samples[0]
     words = ["a", "ab" * 7, "ab" * 7 + "a", ""]  # 14 letters, start and end: 16 tokens
     samples = tuple(replace(sample, prompt=word) for word in words[:B])
-    encoded = run.encode(ConditionBatch(samples, None))
+    encoded = run.encode(ConditionBatch(samples, {}))
     assert encoded.truncated == (False, False, True)
     denoised = run.denoise(encoded)
     assert denoised.truncated == run.decode(denoised).truncated == (False, False, True)
-    assert run.encode(ConditionBatch((replace(sample, prompt=""),), None)).truncated == (False,)
+    assert run.encode(ConditionBatch((replace(sample, prompt=""),), {})).truncated == (False,)
 
 
 def test_text_batches_carry_fresh_generators(folder: Path) -> None:
@@ -101,8 +102,7 @@ def test_text_batches_carry_fresh_generators(folder: Path) -> None:
 def test_image_batches_carry_generators_that_drew_the_posterior(folder: Path) -> None:
     batch = batch_of("image-to-image", [0, 1])
     encoded = stages(folder, "image-to-image").encode(batch)
-    assert encoded.image_latents is not None
-    assert encoded.image_latents.shape == (2, 4, 8, 8)
+    assert encoded.conditions["image"].shape == (2, 4, 8, 8)
     for sample, state in zip(batch.samples, encoded.generator_states, strict=True):
         used = seeded_generator(sample.seed)
         torch.randn((1, 4, 8, 8), generator=used)
@@ -117,22 +117,22 @@ def test_variants_of_one_image_are_encoded_once_and_differ(folder: Path) -> None
     )
     batch = batch_of("image-to-image", [0, 1, 2])
     same = image(0)
-    latents = encoder(ConditionBatch(batch.samples, (same, same, same))).image_latents
+    latents = encoder(ConditionBatch(batch.samples, {"image": (same, same, same)})).conditions[
+        "image"
+    ]
     assert calls == [1]
-    assert latents is not None
     assert not torch.equal(latents[0], latents[1])
-    copies = encoder(ConditionBatch(batch.samples, (same, same.copy(), same.copy())))
+    copies = encoder(ConditionBatch(batch.samples, {"image": (same, same.copy(), same.copy())}))
     assert calls == [1, 1, 1, 1]
-    assert copies.image_latents is not None
-    assert torch.equal(copies.image_latents, latents)
+    assert torch.equal(copies.conditions["image"], latents)
 
 
 def test_images_of_another_size_are_refused(folder: Path) -> None:
     encoder = stages(folder, "image-to-image").encode
     samples = batch_of("image-to-image", [0, 1]).samples
     for images in ((image(0), image(1, width=40)), (image(0),)):
-        with pytest.raises(ValueError, match=r"expected 2 images \(32, 32, 3\)"):
-            encoder(ConditionBatch(samples, images))
+        with pytest.raises(ValueError, match="image: expected 2 images of one size"):
+            encoder(ConditionBatch(samples, {"image": images}))
 
 
 # --- denoise and decode --------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_half_precision_equals_the_plain_pipeline(folder: Path, task: str) -> No
     batch = batch_of(task, [0, 1, 2])
     run = Stages(folder, task, dtype="bfloat16")
     encoded = run.encode(batch)
-    assert encoded.embeds.dtype == torch.bfloat16
+    assert encoded.prompts["prompt_embeds"].dtype == torch.bfloat16
     pipeline = PLAIN[task].from_pretrained(
         folder, dtype=torch.bfloat16, safety_checker=None, requires_safety_checker=False
     )

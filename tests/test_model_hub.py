@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from batchgen.records import tupled
 from batchgen.replicas import ModelInfo
 from tests.model_folders import inspect, run_python
 from tests.tiny_models import build_model
@@ -122,7 +123,11 @@ def inspect_in(environment: dict[str, str], path: str, **model: str) -> ModelInf
     done = run_python(code, environment)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    return answer if isinstance(answer, str) else ModelInfo(**answer)
+    return (
+        answer
+        if isinstance(answer, str)
+        else ModelInfo(**{name: tupled(value) for name, value in answer.items()})
+    )
 
 
 def test_a_hub_model_is_fetched_pinned_and_then_read_offline(

@@ -155,7 +155,7 @@ def with_file(index: int, **facts: Any) -> Plan:
         (with_spec({"seed": 5}), "seed", "0", "5"),
         (with_spec({"variants": 2}), "variants", "1", "2"),
         (with_spec({"input.limit": 3}), "input.limit", "None", "3"),
-        (with_spec({"sampling.strength": 0.1}), "sampling.strength", "0.6", "0.1"),
+        (with_spec({"sampling.eta": 0.5}), "sampling.eta", "0.0", "0.5"),
         (with_spec({"model.path": "x/y"}), "model.path", "'digits-shapes'", "'x/y'"),
         (
             with_spec({"input.columns.label": "kind"}),

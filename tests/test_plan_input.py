@@ -317,7 +317,7 @@ def test_files_that_would_share_keys_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_plan_is_said_to_be_damaged() -> None:
-    for text in ("", "{", "{}", '{"version": 1}'):
+    for text in ("", "{", "{}", '{"version": 2}'):
         with pytest.raises(PlanChanged, match="damaged"):
             read_plan(text)
 

@@ -11,22 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.plan import settle
+from batchgen.fit import settle
+from batchgen.plan import Plan
 from batchgen.prepare import Prepared, prepare
 from batchgen.records import ShardRows, derive_seed
-from batchgen.spec import Spec
-from tests.datasets_on_disk import MODEL, png, spec_for, text_column
+from tests.datasets_on_disk import model_for, png, spec_for, text_column
 
 OVERRIDES = ("seed", "num_inference_steps", "guidance_scale", "width", "height")
 
 
-def settled(columns: tuple[str, ...] = (), **dotted: Any) -> Spec:
-    """A settled spec; each named part is mapped to a column of its own name."""
+def settled(columns: tuple[str, ...] = (), **dotted: Any) -> Plan:
+    """A plan of no files; each named part is mapped to a column of its own name."""
     mapped = {f"input__columns__{part}": part for part in columns}
-    return settle(spec_for("in", **mapped, **dotted), MODEL)
+    spec = spec_for("in", **mapped, **dotted)
+    model = model_for(spec)
+    return Plan(settle(spec, model), model, (), (), 0)
 
 
-def image_spec(columns: tuple[str, ...] = (), **dotted: Any) -> Spec:
+def image_spec(columns: tuple[str, ...] = (), **dotted: Any) -> Plan:
     return settled(("image", *columns), task="image-to-image", **dotted)
 
 
@@ -48,8 +50,8 @@ def shard_of(
     )
 
 
-def prepared(columns: dict[str, Any], spec: Spec) -> Prepared:
-    return prepare(shard_of(columns, spec.variants), spec)
+def prepared(columns: dict[str, Any], plan: Plan) -> Prepared:
+    return prepare(shard_of(columns, plan.spec.variants), plan)
 
 
 def reasons(result: Prepared) -> list[tuple[str, str]]:
@@ -57,8 +59,8 @@ def reasons(result: Prepared) -> list[tuple[str, str]]:
 
 
 def test_a_row_without_overrides_takes_the_spec() -> None:
-    spec = settled(sampling__guidance_scale=2.0, sampling__negative_prompt="blur")
-    (sample,) = prepared({"prompt": ["a cat"]}, spec).samples
+    plan = settled(sampling__guidance_scale=2.0, sampling__negative_prompt="blur")
+    (sample,) = prepared({"prompt": ["a cat"]}, plan).samples
     assert (sample.key, sample.source_id) == ("a-00000000-v0", "a.parquet#0")
     assert (sample.prompt, sample.negative_prompt) == ("a cat", "blur")
     call = sample.call
@@ -76,8 +78,8 @@ def test_a_row_overrides_the_spec_where_it_is_not_null() -> None:
         "width": pa.array([64, None], pa.uint16()),
         "height": pa.array([32, None], pa.int64()),
     }
-    spec = settled((*OVERRIDES, "negative_prompt"), sampling__negative_prompt="blur")
-    one, two = prepared(columns, spec).samples
+    plan = settled((*OVERRIDES, "negative_prompt"), sampling__negative_prompt="blur")
+    one, two = prepared(columns, plan).samples
     assert (one.seed, one.negative_prompt) == (7, "")
     call = one.call
     assert (call.num_inference_steps, call.guidance_scale) == (9, 1.5)
@@ -115,8 +117,8 @@ def test_a_bad_value_rejects_its_row_alone(part: str, value: Any, allowed: str) 
 
 
 def test_a_bad_value_names_the_column_not_the_part() -> None:
-    spec = settled(input__columns__seed="lucky number")
-    result = prepared({"prompt": ["a"], "lucky number": [-5]}, spec)
+    plan = settled(input__columns__seed="lucky number")
+    result = prepared({"prompt": ["a"], "lucky number": [-5]}, plan)
     assert result.dropped[0].message.startswith("column 'lucky number' holds -5; allowed: ")
 
 
@@ -197,11 +199,11 @@ def test_seeds_depend_on_run_seed_and_key_alone_and_do_not_repeat() -> None:
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 8))
 def test_variants_are_split_over_shard_borders(rows: int, variants: int, size: int) -> None:
     columns = {"prompt": [f"p{row}" if row % 3 else "" for row in range(rows)]}
-    spec = settled(variants=variants)
+    plan = settled(variants=variants)
     found: list[tuple[str, int]] = []
     for first in range(0, rows * variants, size):
         stop = min(first + size, rows * variants)
-        result = prepare(shard_of(columns, variants, first, stop), spec)
+        result = prepare(shard_of(columns, variants, first, stop), plan)
         made = [(one.source_id, one.variant) for one in (*result.samples, *result.dropped)]
         assert len(made) == stop - first
         found += made
@@ -212,9 +214,9 @@ def test_variants_are_split_over_shard_borders(rows: int, variants: int, size: i
 
 def test_a_sample_is_the_same_in_whatever_shard_it_lies() -> None:
     columns = {"prompt": ["a", "b", "c"]}
-    spec = settled(variants=4)
-    whole = {sample.key: sample for sample in prepared(columns, spec).samples}
-    for sample in prepare(shard_of(columns, 4, 6, 9), spec).samples:
+    plan = settled(variants=4)
+    whole = {sample.key: sample for sample in prepared(columns, plan).samples}
+    for sample in prepare(shard_of(columns, 4, 6, 9), plan).samples:
         twin = whole[sample.key]
         assert (sample.seed, sample.prompt, sample.call) == (twin.seed, twin.prompt, twin.call)
         assert sample.row == twin.row - 1  # its place in its own shard's table
@@ -265,12 +267,14 @@ def test_every_planned_sample_is_made_or_dropped(
         settled(everything, variants=variants),
         image_spec((*everything, "strength"), variants=variants),
     )
-    spec = image if images else text
+    plan = image if images else text
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    result = prepare(shard_of({name: table[name] for name in SCHEMA.names}, spec.variants), spec)
+    result = prepare(
+        shard_of({name: table[name] for name in SCHEMA.names}, plan.spec.variants), plan
+    )
     outcomes = [(one.source_id, one.variant) for one in (*result.samples, *result.dropped)]
     assert sorted(outcomes) == [
-        (f"a.parquet#{row}", v) for row in range(len(rows)) for v in range(spec.variants)
+        (f"a.parquet#{row}", v) for row in range(len(rows)) for v in range(plan.spec.variants)
     ]
     assert all(one.reason and one.message for one in result.dropped)
     for sample in result.samples:
@@ -280,7 +284,7 @@ def test_every_planned_sample_is_made_or_dropped(
         assert math.isfinite(call.guidance_scale)
         assert call.width % 8 == call.height % 8 == 0
         if images:
-            assert result.images[sample.row].shape == (call.height, call.width, 3)
+            assert result.images["image"][sample.row].shape == (call.height, call.width, 3)
             assert call.strength is not None
             assert 0 < call.strength <= 1
 
@@ -291,9 +295,11 @@ def test_image_rows(as_struct: bool) -> None:
     values = pa.array([{"bytes": one, "path": None} for one in data] if as_struct else data)
     result = prepared({"prompt": ["p"] * 5, "image": values}, image_spec())
     assert [sample.row for sample in result.samples] == [0]
-    assert list(result.images) == [0]
-    assert result.images[0].shape == (8, 16, 3)
-    assert np.array_equal(np.unique(result.images[0].reshape(-1, 3), axis=0), [[255, 0, 0]])
+    assert list(result.images["image"]) == [0]
+    assert result.images["image"][0].shape == (8, 16, 3)
+    assert np.array_equal(
+        np.unique(result.images["image"][0].reshape(-1, 3), axis=0), [[255, 0, 0]]
+    )
     assert [reason for _, reason in reasons(result)] == [
         "null-image",
         "null-image",
@@ -306,15 +312,15 @@ def test_an_image_is_decoded_once_for_all_variants_at_its_rows_size() -> None:
     columns = {"prompt": ["p", "q"], "image": [png(), png()], "width": pa.array([24, None])}
     result = prepared(columns, image_spec(("width",), variants=3))
     assert len(result.samples) == 6
-    assert {row: image.shape for row, image in result.images.items()} == {
+    assert {row: image.shape for row, image in result.images["image"].items()} == {
         0: (8, 24, 3),
         1: (8, 16, 3),
     }
 
 
 def test_images_without_prompts() -> None:
-    spec = image_spec(input__columns__prompt=None)
-    (sample,) = prepared({"image": [png()]}, spec).samples
+    plan = image_spec(input__columns__prompt=None)
+    (sample,) = prepared({"image": [png()]}, plan).samples
     assert (sample.prompt, sample.call.strength) == ("", 0.6)
 
 

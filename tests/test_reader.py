@@ -20,7 +20,7 @@ from batchgen.errors import InputError, RetryShard
 from batchgen.plan import Plan, make_plan, row_key
 from batchgen.reader import CountingFile, make_spans, read_columns, read_span, span_from_json
 from batchgen.records import ShardRows
-from tests.datasets_on_disk import MODEL, plan_for, spec_for, write_prompts, write_table
+from tests.datasets_on_disk import model_for, plan_for, spec_for, write_prompts, write_table
 
 
 def columns_of(plan: Plan) -> list[str]:
@@ -59,7 +59,7 @@ class Case:
             input__limit=self.limit,
             output__samples_per_shard=self.samples_per_shard,
         )
-        return make_plan(spec, MODEL)
+        return make_plan(spec, model_for(spec))
 
     def pending(self, plan: Plan) -> list[int]:
         chance = random.Random(self.seed)

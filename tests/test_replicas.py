@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from batchgen import replicas
 from batchgen.errors import ModelError
+from batchgen.records import tupled
 from batchgen.replicas import ModelInfo
 from tests.model_folders import IMAGE, TEXT, edit, inspect, refusal, run_python, spec_of
 from tests.tiny_models import build_model
@@ -42,16 +43,20 @@ def test_a_local_folder_is_described(saved: Path) -> None:
         revision=f"sha256:{info.manifest_sha256[:12]}",
         manifest_sha256=info.manifest_sha256,
         pipeline_class="StableDiffusionPipeline",
+        family="stable-diffusion",
         scheduler="PNDMScheduler",
         latent_channels=4,
         vae_scale_factor=4,
         width=32,
         height=32,
+        multiple_of=4,
         num_inference_steps=25,
         guidance_scale=7.5,
+        settings=("eta",),
     )
     assert len(info.manifest_sha256) == 64
-    assert ModelInfo(**json.loads(json.dumps(asdict(info)))) == info
+    values = json.loads(json.dumps(asdict(info)))
+    assert ModelInfo(**{name: tupled(value) for name, value in values.items()}) == info
 
 
 def test_the_scheduler_of_the_spec_is_in_effect(saved: Path) -> None:

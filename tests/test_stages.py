@@ -13,7 +13,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from batchgen import replicas, wire
-from batchgen.decode import to_bytes, unscaled
+from batchgen.decode import to_bytes
+from batchgen.families.calls import unscaled
 from batchgen.records import (
     Call,
     ConditionBatch,
@@ -143,7 +144,7 @@ def test_seeds_and_prompts_both_matter(folder: Path) -> None:
     base = run(batch).pixels
     sample = batch.samples[0]
     for change in ({"seed": sample.seed + 1}, {"prompt": "x"}, {"negative_prompt": "y"}):
-        changed = ConditionBatch((replace(sample, **change),), None)
+        changed = ConditionBatch((replace(sample, **change),), {})
         assert not np.array_equal(base, run(changed).pixels)
 
 
@@ -190,10 +191,16 @@ def test_payloads_carry_everything(folder: Path, task: str) -> None:
 def assert_same_encoded(before: EncodedBatch, after: EncodedBatch) -> None:
     assert (before.call, before.prompt_index) == (after.call, after.prompt_index)
     assert (before.negative_index, before.truncated) == (after.negative_index, after.truncated)
-    for name in ("embeds", "generator_states", "image_latents"):
-        left, right = getattr(before, name), getattr(after, name)
-        assert (left is None) == (right is None)
-        assert left is None or (left.dtype == right.dtype and torch.equal(left, right))
+    assert (before.prompts.keys(), before.conditions.keys()) == (
+        after.prompts.keys(),
+        after.conditions.keys(),
+    )
+    assert torch.equal(before.generator_states, after.generator_states)
+    for left, right in (
+        *zip(before.prompts.values(), after.prompts.values(), strict=True),
+        *zip(before.conditions.values(), after.conditions.values(), strict=True),
+    ):
+        assert left.dtype == right.dtype and torch.equal(left, right)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -70,7 +70,7 @@ def first_rows(plan: Plan) -> ShardRows:
 def finished_samples(rows: ShardRows, plan: Plan) -> list[Finished]:
     return [
         Finished(sample, f"bytes of {sample.key}".encode(), False, 1.0, 2.0)
-        for sample in prepare(rows, plan.spec).samples
+        for sample in prepare(rows, plan).samples
     ]
 
 

@@ -96,8 +96,8 @@ def batch_of(task: str, rows: list[int], *, negative: str = "grey", **call: Any)
         for row in rows
     )
     pictured = task == "image-to-image"
-    images = tuple(image(row, shared.width, shared.height) for row in rows) if pictured else None
-    return ConditionBatch(samples, images)
+    pictures = tuple(image(row, shared.width, shared.height) for row in rows)
+    return ConditionBatch(samples, {"image": pictures} if pictured else {})
 
 
 def plain_pixels(pipeline: Any, batch: ConditionBatch, *, from_embeds: bool) -> Any:
@@ -114,10 +114,10 @@ def plain_pixels(pipeline: Any, batch: ConditionBatch, *, from_embeds: bool) -> 
         arguments = {"prompt_embeds": torch.cat([positive for positive, _ in pairs])}
         if guided:
             arguments["negative_prompt_embeds"] = torch.cat([negative for _, negative in pairs])
-    if batch.images is None:
+    if not batch.images:
         arguments |= {"width": batch.call.width, "height": batch.call.height}
     else:
-        arguments["image"] = VaeImageProcessor.numpy_to_pil(np.stack(batch.images) / 255.0)
+        arguments["image"] = VaeImageProcessor.numpy_to_pil(np.stack(batch.images["image"]) / 255.0)
         arguments["strength"] = batch.call.strength
     images = pipeline(
         **arguments,

@@ -1,6 +1,5 @@
 """From the spec's model to ready stages: the only home of finding, checking and loading models."""
 
-from batchgen.replicas.families import FAMILIES, REFUSED_SCHEDULERS, SCHEDULERS, check_scheduler
 from batchgen.replicas.find import shipped_names
 from batchgen.replicas.inspection import ModelInfo, inspect
 from batchgen.replicas.load import (
@@ -9,13 +8,21 @@ from batchgen.replicas.load import (
     load_encoder,
     parameter_counts,
 )
+from batchgen.replicas.schedulers import (
+    FLOW_SCHEDULERS,
+    REFUSED_SCHEDULERS,
+    SCHEDULERS,
+    check_scheduler,
+    chosen_scheduler,
+)
 
 __all__ = [
-    "FAMILIES",
+    "FLOW_SCHEDULERS",
     "REFUSED_SCHEDULERS",
     "SCHEDULERS",
     "ModelInfo",
     "check_scheduler",
+    "chosen_scheduler",
     "inspect",
     "load_decoder",
     "load_denoiser",

@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from batchgen.errors import ModelError, nearest
-from batchgen.replicas.families import FAMILIES, WEIGHT_STEMS, weight_globs
-from batchgen.spec import Model
+from batchgen.families import FAMILIES
 
 SHIPPED = Path(__file__).parent.parent / "models"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-TEXT_FILES = (".json", ".txt")
+TEXT_FILES = (".json", ".txt", ".model", ".jinja")
 RECOMMENDED_FILE = "batchgen.json"
 
+# Library of a component -> the stem of its weight files.
+WEIGHT_STEMS = {
+    "diffusers": "diffusion_pytorch_model",
+    "transformers": "model",
+    "batchgen": "diffusion_pytorch_model",  # ``replicas.own``: what neither library has
+}
 
-def find(model: Model, task: str) -> tuple[Path, str | None]:
-    """The model's folder and, if it came from the hub, its commit.
+
+def find_pipeline(
+    path: str, revision: str | None, variant: str | None, task: str
+) -> tuple[Path, str | None]:
+    """The folder of a whole model and, if it came from the hub, its commit.
 
     Raises:
         ModelError: it is nowhere, or cannot be reached.
     """
-    shipped = shipped_names()
-    folder = Path(model.path).expanduser()
-    if model.path in shipped:
-        return _without_revision(SHIPPED / model.path, model), None
-    if folder.is_dir():
-        return _without_revision(folder.resolve(), model), None
-    if folder.is_file():
-        raise ModelError(f"model {model.path} is a file; allowed: a folder in diffusers layout")
-    if HUB_ID.fullmatch(model.path):
-        return _from_hub(model, task)
-    names = ", ".join(shipped) or "none"
-    raise ModelError(
-        f"model {model.path!r}: no such folder, no shipped model of that name ({names}"
-        f"{nearest(model.path, shipped)}), and a hub id reads owner/name"
-    )
+    return _find(path, revision, "model", _pipeline_patterns(variant, task))
+
+
+def find_component(path: str, name: str, variant: str | None) -> tuple[Path, str | None]:
+    """The folder of one component that stands by itself, such as a ControlNet; see above."""
+    stems = WEIGHT_STEMS.values()
+    patterns = [f"*{end}" for end in TEXT_FILES]
+    patterns += [glob for stem in stems for glob in weight_globs(stem, variant)]
+    return _find(path, None, f"model.components.{name}", patterns)
 
 
 def shipped_names() -> list[str]:
@@ -43,16 +46,49 @@ def shipped_names() -> list[str]:
     return sorted(index.parent.name for index in SHIPPED.glob("*/model_index.json"))
 
 
-def _without_revision(folder: Path, model: Model) -> Path:
-    if model.revision is not None:
+def weight_globs(stem: str, variant: str | None) -> list[str]:
+    """File patterns of one component's safetensors weights, whole or in parts."""
+    if variant is None:
+        return [f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors"]
+    return [
+        f"{stem}.{variant}.safetensors",
+        f"{stem}.{variant}-?????-of-?????.safetensors",
+        f"{stem}-?????-of-?????.{variant}.safetensors",
+    ]
+
+
+def _find(
+    path: str, revision: str | None, what: str, patterns: Sequence[str]
+) -> tuple[Path, str | None]:
+    shipped = shipped_names()
+    folder = Path(path).expanduser()
+    if path in shipped:
+        return _without_revision(SHIPPED / path, path, revision), None
+    if folder.is_dir():
+        return _without_revision(folder.resolve(), path, revision), None
+    if folder.is_file():
+        raise ModelError(f"{what} {path} is a file; allowed: a folder in diffusers layout")
+    if HUB_ID.fullmatch(path):
+        return _from_hub(path, revision, what, patterns)
+    names = ", ".join(shipped) or "none"
+    raise ModelError(
+        f"{what} {path!r}: no such folder, no shipped model of that name ({names}"
+        f"{nearest(path, shipped)}), and a hub id reads owner/name"
+    )
+
+
+def _without_revision(folder: Path, path: str, revision: str | None) -> Path:
+    if revision is not None:
         raise ModelError(
-            f"model {model.path} is the local folder {folder}, which has no revisions; allowed for"
-            f" model.revision: null (it is {model.revision!r})"
+            f"model {path} is the local folder {folder}, which has no revisions; allowed for"
+            f" model.revision: null (it is {revision!r})"
         )
     return folder
 
 
-def _from_hub(model: Model, task: str) -> tuple[Path, str]:
+def _from_hub(
+    path: str, revision: str | None, what: str, patterns: Sequence[str]
+) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -62,11 +98,9 @@ def _from_hub(model: Model, task: str) -> tuple[Path, str]:
         RevisionNotFoundError,
     )
 
-    named = f"model {model.path!r} (revision {model.revision or 'main'})"
+    named = f"{what} {path!r} (revision {revision or 'main'})"
     try:
-        snapshot = snapshot_download(
-            model.path, revision=model.revision, allow_patterns=_hub_patterns(model, task)
-        )
+        snapshot = snapshot_download(path, revision=revision, allow_patterns=list(patterns))
     except GatedRepoError as error:
         raise ModelError(f"{named} is gated: accept its licence on the hub, then log in") from error
     except RevisionNotFoundError as error:
@@ -85,15 +119,16 @@ def _from_hub(model: Model, task: str) -> tuple[Path, str]:
     return Path(snapshot), Path(snapshot).name
 
 
-def _hub_patterns(model: Model, task: str) -> list[str]:
+def _pipeline_patterns(variant: str | None, task: str) -> list[str]:
     """The files that would be loaded, without the weights of other precisions."""
+    families = [family for family in FAMILIES if family.task == task]
+    components = sorted({name for family in families for name in family.components})
     patterns = ["model_index.json", RECOMMENDED_FILE]
-    for family in (family for family in FAMILIES if task in family.pipelines):
-        patterns += [f"{name}/*{end}" for name in family.components for end in TEXT_FILES]
-        patterns += [
-            f"{name}/{glob}"
-            for name in family.weighted
-            for stem in WEIGHT_STEMS.values()
-            for glob in weight_globs(stem, model.variant)
-        ]
+    patterns += [f"{name}/*{end}" for name in components for end in TEXT_FILES]
+    patterns += [
+        f"{name}/{glob}"
+        for name in components
+        for stem in WEIGHT_STEMS.values()
+        for glob in weight_globs(stem, variant)
+    ]
     return patterns

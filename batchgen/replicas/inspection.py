@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchgen.errors import ModelError
-from batchgen.replicas.families import (
-    WEIGHT_STEMS,
-    Family,
-    check_scheduler,
-    family_of,
-    weight_globs,
+from batchgen.families import FAMILIES, Family
+from batchgen.replicas.files import (
+    Part,
+    check_control_parts,
+    check_text_parts,
+    config_name,
+    files_of,
+    latent_facts,
+    need,
+    pipeline_index,
+    read_json,
 )
-from batchgen.replicas.find import RECOMMENDED_FILE, TEXT_FILES, find
+from batchgen.replicas.find import RECOMMENDED_FILE, find_component, find_pipeline
+from batchgen.replicas.schedulers import chosen_scheduler
 from batchgen.spec import Model
-
-UNSAFE_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
-RECOMMENDED_STEPS = 25
-RECOMMENDED_GUIDANCE = 7.5
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,21 @@ class ModelInfo:
         revision: the hub's commit, or ``sha256:`` and the head of ``manifest_sha256``.
         manifest_sha256: over name, size and SHA-256 of every file that would be loaded.
         pipeline_class: the diffusers class the folder was saved from.
+        family: name of the family that it serves the task as.
         scheduler: class name of the scheduler in effect.
         latent_channels: C of the latents (C, height / f, width / f).
         vae_scale_factor: f.
-        width: the U-Net's native width in pixels.
-        height: the U-Net's native height in pixels.
-        num_inference_steps: the model's own recommendation, or 25.
-        guidance_scale: the model's own recommendation, or 7.5.
+        width: the denoiser's native width in pixels.
+        height: the denoiser's native height in pixels.
+        multiple_of: what width and height must be multiples of.
+        num_inference_steps: the model's own recommendation, or the family's.
+        guidance_scale: the model's own recommendation, or the family's.
+        class_names: for class-conditional models, the name of each class ("" if it has none).
+        controls: how many control images a call takes.
+        upscale: pixels of an image made a pixel of the conditioning image, each way.
+        fixed_size: images of the native size alone can be made.
+        settings: settings of a call, beside steps, guidance and size, that the pipeline takes.
+        strength: used where neither the spec nor the row names one.
     """
 
     model_id: str
@@ -49,13 +58,21 @@ class ModelInfo:
     revision: str
     manifest_sha256: str
     pipeline_class: str
+    family: str
     scheduler: str
     latent_channels: int
     vae_scale_factor: int
     width: int
     height: int
+    multiple_of: int
     num_inference_steps: int
     guidance_scale: float
+    class_names: tuple[str, ...] = ()
+    controls: int = 0
+    upscale: int = 1
+    fixed_size: bool = False
+    settings: tuple[str, ...] = ()
+    strength: float = 0.6
 
 
 def inspect(model: Model, task: str) -> ModelInfo:
@@ -68,168 +85,182 @@ def inspect(model: Model, task: str) -> ModelInfo:
         ModelError: not found or not cached; no pipeline, component, weights or scheduler that can
             be used. The message names the component and the file.
     """
-    folder, commit = find(model, task)
+    folder, commit = find_pipeline(model.path, model.revision, model.variant, task)
     index = pipeline_index(folder)
-    family = family_of(index.get("_class_name"), task, str(folder))
-    files = _files(folder, index, family, model.variant)
-    _check_fit(folder, family, task)
-    manifest = _manifest_sha256(folder, files)
-    factor = 2 ** (len(_need(folder, "vae", "block_out_channels")) - 1)
-    height, width = _native_size(folder)
-    steps, guidance = _recommended(folder)
+    family = family_for(folder, index, model, task)
+    parts = parts_of(folder, index, model, family)
+    files = [folder / "model_index.json", folder / RECOMMENDED_FILE]
+    named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
+    for part in parts:
+        named |= {f"{part.label}/{path.name}": path for path in files_of(part, model.variant)}
+    check_text_parts(parts)
+    latents = latent_facts(_part(parts, family.vae))
+    height, width = _native_size(parts, family, latents.factor)
+    steps, guidance = _recommended(folder, family)
+    manifest = _manifest_sha256(named)
     return ModelInfo(
         model_id=model.path,
         path=str(folder),
         revision=commit or f"sha256:{manifest[:12]}",
         manifest_sha256=manifest,
         pipeline_class=index["_class_name"],
-        scheduler=check_scheduler(model.scheduler or index["scheduler"][1]),
-        latent_channels=_need(folder, "vae", "latent_channels"),
-        vae_scale_factor=factor,
-        width=width * factor,
-        height=height * factor,
+        family=family.name,
+        scheduler=chosen_scheduler(index["scheduler"][1], model.scheduler),
+        latent_channels=latents.channels,
+        vae_scale_factor=latents.factor,
+        width=width,
+        height=height,
+        multiple_of=latents.factor * (family.multiple_of or latents.factor),
         num_inference_steps=steps,
         guidance_scale=guidance,
+        class_names=_class_names(index, parts) if task == "class-conditional" else (),
+        controls=sum(part.name in CONTROLS for part in parts),
+        upscale=family.upscale or latents.factor,
+        fixed_size=family.fixed_size,
+        settings=family.settings,
+        strength=family.strength,
     )
 
 
-def pipeline_index(folder: Path) -> dict[str, Any]:
-    """The content of ``model_index.json``.
+CONTROLS = ("controlnet", "adapter")
+
+
+def family_for(folder: Path, index: Mapping[str, Any], model: Model, task: str) -> Family:
+    """The family that a saved model serves a task as.
 
     Raises:
-        ModelError: it is missing or is not JSON.
+        ModelError: none; says what is missing or does not fit, and which tasks do.
     """
-    path = folder / "model_index.json"
-    if not path.is_file():
-        raise ModelError(
-            f"model folder {folder} has no model_index.json; allowed: a folder in diffusers layout,"
-            " as save_pretrained writes it"
-        )
-    return _read_json(path)
+    saved_as = index.get("_class_name")
+    reasons: list[tuple[bool, str]] = []
+    for family in FAMILIES:
+        if family.task == task and saved_as in family.saved_as:
+            reason = _misfit(folder, index, model, family)
+            if reason is None:
+                return family
+            reasons.append((not set(model.components) <= set(family.external), reason))
+    others = [
+        family.task
+        for family in FAMILIES
+        if saved_as in family.saved_as and _misfit(folder, index, model, family) is None
+    ]
+    fitting = f"; it fits {', '.join(dict.fromkeys(others))}" if others else ""
+    if reasons:
+        _, nearest_reason = min(reasons, key=lambda one: one[0])  # of one that takes the components
+        raise ModelError(f"{nearest_reason}{fitting}")
+    known = sorted({name for one in FAMILIES if one.task == task for name in one.saved_as})
+    raise ModelError(
+        f"model {folder} is a {saved_as}; allowed for {task}: {', '.join(known)}{fitting}"
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> str | None:
+    """Why the model's parts are not those of the family, from their configurations alone."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model file {path} cannot be read as JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ModelError(f"model file {path}: expected a JSON object")
-    return tree
+        parts = parts_of(folder, index, model, family)
+        _check_channels(parts, family)
+        check_control_parts(parts)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
-def _config(folder: Path, component: str, name: str = "config.json") -> dict[str, Any]:
-    path = folder / component / name
-    if not path.is_file():
-        raise ModelError(f"{component}: the file {path} is missing")
-    return _read_json(path)
-
-
-def _need(folder: Path, component: str, key: str) -> Any:
-    value = _config(folder, component).get(key)
-    if value is None:
-        raise ModelError(f"{component}: {folder / component / 'config.json'} has no {key!r}")
-    return value
-
-
-def _files(
-    folder: Path, index: Mapping[str, Any], family: Family, variant: str | None
-) -> list[Path]:
-    """Every file that would be loaded; each component is checked on the way."""
-    files = [folder / "model_index.json", folder / RECOMMENDED_FILE]
-    for component in family.components:
-        _check_entry(folder, index, component)
-        inside = (folder / component).iterdir()
-        files += [path for path in inside if path.suffix in TEXT_FILES]
-    for component, name in family.others.items():
-        _config(folder, component, name)
-    for component in family.weighted:
-        _config(folder, component)
-        files += _weights(folder / component, WEIGHT_STEMS[index[component][0]], variant)
-    return sorted(path for path in files if path.is_file())
-
-
-def _check_entry(folder: Path, index: Mapping[str, Any], component: str) -> None:
-    entry = index.get(component)
-    if not (isinstance(entry, list) and len(entry) == 2 and entry[1]):
-        raise ModelError(f"{component}: {folder / 'model_index.json'} names none")
-    if entry[0] not in WEIGHT_STEMS:
+def _check_channels(parts: list[Part], family: Family) -> None:
+    """That the denoiser takes what the task gives it, which loading the parts does not show."""
+    channels = latent_facts(_part(parts, family.vae)).channels
+    denoiser = next(part for part in parts if part.name in ("unet", "transformer", "prior"))
+    taken = need(denoiser, "in_channels")
+    allowed = [times * channels + plus for times, plus in family.channels]
+    if taken not in allowed:
+        wanted = " or ".join(str(one) for one in allowed)
         raise ModelError(
-            f"{component}: {folder / 'model_index.json'} names {entry[0]}.{entry[1]}; allowed:"
-            " classes of diffusers and transformers (code that comes with a model is never run)"
+            f"{denoiser.name} takes {taken} channels, a {family.name} model for {family.task} takes"
+            f" {wanted} (its {family.vae}'s latents have {channels}): a model for another task, or"
+            " parts of two models"
         )
-    if not (folder / component).is_dir():
-        raise ModelError(f"{component}: the folder {folder / component} is missing")
-
-
-def _weights(component: Path, stem: str, variant: str | None) -> list[Path]:
-    found = {path for glob in weight_globs(stem, variant) for path in component.glob(glob)}
-    suffix = f".{variant}" if variant else ""
-    parts = component / f"{stem}.safetensors.index{suffix}.json"
-    if parts.is_file():
-        found |= {component / name for name in _read_json(parts).get("weight_map", {}).values()}
-    if not found:
-        raise ModelError(_no_weights(component, stem, variant))
-    for path in sorted(found):
-        if not path.is_file() or path.stat().st_size == 0:
-            raise ModelError(f"{component.name}: the weights {path} are missing or empty")
-    return sorted(found)
-
-
-def _no_weights(component: Path, stem: str, variant: str | None) -> str:
-    wanted = component / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
-    message = f"{component.name}: the weights {wanted} are missing"
-    present = sorted(path.name for path in component.iterdir())
-    others = [name for name in present if name.endswith(".safetensors")]
-    if others:
-        return f"{message}; there are {', '.join(others)} (model.variant is {variant!r})"
-    unsafe = [name for name in present if name.endswith(UNSAFE_WEIGHTS)]
-    if unsafe:
-        return f"{message}; {', '.join(unsafe)} cannot be used: allowed is safetensors alone"
-    return message
-
-
-def _check_fit(folder: Path, family: Family, task: str) -> None:
-    """That the parts fit each other and the task, which loading them alone does not show."""
-    channels = _need(folder, "vae", "latent_channels")
-    taken = _need(folder, "unet", "in_channels")
-    if taken != channels:
+    if family.image_latent_channels not in (None, channels):
         raise ModelError(
-            f"unet takes {taken} channels, the vae's latents have {channels}: a model for another"
-            " task (inpainting, editing), or parts of two models"
-        )
-    if task == "image-to-image" and channels != family.image_latent_channels:
-        allowed = family.image_latent_channels
-        raise ModelError(f"vae has {channels} latent channels; allowed for {task}: {allowed}")
-    _check_text(folder)
-
-
-def _check_text(folder: Path) -> None:
-    text, unet = _config(folder, "text_encoder"), _config(folder, "unet")
-    given, taken = text.get("hidden_size"), unet.get("cross_attention_dim")
-    if given is not None and taken is not None and given != taken:
-        raise ModelError(f"unet attends to embeddings of width {taken}, text_encoder gives {given}")
-    reads = text.get("max_position_embeddings")
-    longest = _config(folder, "tokenizer", "tokenizer_config.json").get("model_max_length")
-    if reads is not None and (longest is None or longest > reads):
-        raise ModelError(
-            f"tokenizer: {folder / 'tokenizer' / 'tokenizer_config.json'} has model_max_length"
-            f" {longest}, the text_encoder reads {reads} tokens"
+            f"{family.vae} has {channels} latent channels; allowed for {family.task}:"
+            f" {family.image_latent_channels}"
         )
 
 
-def _native_size(folder: Path) -> tuple[int, int]:
-    """(height, width) of the latents that the U-Net was made for."""
-    size = _need(folder, "unet", "sample_size")
+def parts_of(
+    folder: Path, index: Mapping[str, Any], model: Model, family: Family
+) -> list[Part]:
+    """Every component that some stage holds, with the folder that it is loaded from.
+
+    Raises:
+        ModelError: one is missing, or given where the family takes none from elsewhere.
+    """
+    for name in model.components:
+        if name not in family.external:
+            allowed = ", ".join(family.external) or "none"
+            raise ModelError(
+                f"model.components.{name}: a {family.name} model for {family.task} takes none from"
+                f" elsewhere; allowed: {allowed}"
+            )
+    return [part for name in family.components for part in _parts(folder, index, model, family, name)]
+
+
+def _parts(
+    folder: Path, index: Mapping[str, Any], model: Model, family: Family, name: str
+) -> Iterator[Part]:
+    given = model.components.get(name)
+    if given is not None:
+        paths = [given] if isinstance(given, str) else list(given)
+        for number, path in enumerate(paths):
+            found, _ = find_component(path, name, model.variant)
+            label = name if len(paths) == 1 else f"{name}.{number}"
+            yield Part.from_elsewhere(name, label, found)
+        return
+    entry = index.get(name)
+    if entry in (None, [None, None]):
+        if name in family.optional:
+            return
+        raise ModelError(_missing(folder, family, name))
+    yield Part.from_index(folder, name, entry)
+
+
+def _missing(folder: Path, family: Family, name: str) -> str:
+    elsewhere = f"; give one by model.components.{name}" if name in family.external else ""
+    return f"{name}: {folder / 'model_index.json'} names none{elsewhere}"
+
+
+def _part(parts: list[Part], name: str) -> Part:
+    return next(part for part in parts if part.name == name)
+
+
+def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, int]:
+    """(height, width) in pixels that the denoiser was made for."""
+    size: Any
+    if isinstance(family.size, int):
+        size = family.size
+    else:
+        component, key = family.size
+        size = need(_part(parts, component), key)
     height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    return height * factor, width * factor
 
 
-def _recommended(folder: Path) -> tuple[int, float]:
+def _class_names(index: Mapping[str, Any], parts: list[Part]) -> tuple[str, ...]:
+    """Names by class number, from ``id2label`` in the model's index or in its class embedding."""
+    labels: Any = index.get("id2label")
+    for part in parts:
+        labels = labels or part.config.get("id2label")
+    labels = labels or {}
+    for part in parts:
+        count = part.config.get("num_embeds_ada_norm") or part.config.get("num_classes")
+        if count:
+            return tuple(str(labels.get(str(number), "")) for number in range(count))
+    raise ModelError("the model names no number of classes (num_embeds_ada_norm or num_classes)")
+
+
+def _recommended(folder: Path, family: Family) -> tuple[int, float]:
     path = folder / RECOMMENDED_FILE
-    given = _read_json(path) if path.is_file() else {}
-    steps = given.get("num_inference_steps", RECOMMENDED_STEPS)
-    guidance = given.get("guidance_scale", RECOMMENDED_GUIDANCE)
+    given = read_json(path) if path.is_file() else {}
+    steps = given.get("num_inference_steps", family.recommended[0])
+    guidance = given.get("guidance_scale", family.recommended[1])
     if type(steps) is not int or not 1 <= steps <= 1000:
         raise ModelError(f"{path}: num_inference_steps is {steps!r}; allowed: 1 to 1000")
     if type(guidance) not in (int, float) or not 0 <= guidance <= 100:
@@ -237,11 +268,10 @@ def _recommended(folder: Path) -> tuple[int, float]:
     return steps, float(guidance)
 
 
-def _manifest_sha256(folder: Path, files: list[Path]) -> str:
+def _manifest_sha256(named: Mapping[str, Path]) -> str:
     manifest = hashlib.sha256()
-    for path in files:
+    for name, path in sorted(named.items()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        name = path.relative_to(folder).as_posix()
         manifest.update(f"{name}\x1f{path.stat().st_size}\x1f{digest}\n".encode())
     return manifest.hexdigest()

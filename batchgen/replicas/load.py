@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import ModelError
-from batchgen.replicas.families import check_scheduler, family_of
-from batchgen.replicas.inspection import ModelInfo, inspect, pipeline_index
+from batchgen.families import Family
+from batchgen.replicas.files import Part, config_name, pipeline_index
+from batchgen.replicas.inspection import ModelInfo, family_for, inspect, parts_of
+from batchgen.replicas.schedulers import check_scheduler
 from batchgen.spec import Model, Spec
 
 if TYPE_CHECKING:
@@ -18,8 +20,22 @@ if TYPE_CHECKING:
     from batchgen.encode import Encoder
 
 
+class Stub:
+    """What a pipeline asks of a component that another stage holds: its configuration and dtype.
+
+    Not a module, so that the pipeline finds its device among the components that are there.
+    """
+
+    def __init__(self, config: Any, dtype: Any) -> None:
+        self.config = config
+        self.dtype = dtype
+
+    def to(self, *_: Any, **__: Any) -> Stub:
+        return self
+
+
 def load_encoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Encoder:
-    """Tokenizer, text encoder and, for image tasks, the encoding half of the VAE.
+    """Tokenizers, text encoders and, for image tasks, the encoding half of the VAE.
 
     Args:
         info: the model as planned.
@@ -31,76 +47,141 @@ def load_encoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Encoder:
     """
     from batchgen.encode import Encoder
 
-    takes_images = spec.task == "image-to-image"
-    parts = ("tokenizer", "text_encoder", "vae") if takes_images else ("tokenizer", "text_encoder")
-    pipeline = _load(info, spec, parts)
-    if takes_images:
-        pipeline.vae.decoder = pipeline.vae.post_quant_conv = None
-    return Encoder(pipeline.to(device))
+    family, pipeline = _load(info, spec, "encoder")
+    if family.vae in family.encoder:
+        _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
+    return Encoder(pipeline.to(device), family.adapter, spec.resources.batch_size)
 
 
 def load_denoiser(info: ModelInfo, spec: Spec, device: str = "cpu") -> Denoiser:
-    """U-Net and scheduler, for calls of ``resources.batch_size`` samples; see ``load_encoder``."""
+    """U-Net or transformer, and scheduler, for calls of ``resources.batch_size`` samples."""
     from batchgen.denoise import Denoiser
 
-    pipeline = _load(info, spec, ("unet", "scheduler"))
+    family, pipeline = _load(info, spec, "denoiser")
     if spec.model.scheduler is not None:
         import diffusers
 
         scheduler_class = getattr(diffusers, check_scheduler(spec.model.scheduler))
         pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
-    return Denoiser(pipeline.to(device), spec.resources.batch_size)
+    return Denoiser(pipeline.to(device), family.adapter, spec.resources.batch_size)
 
 
 def load_decoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Decoder:
-    """The decoding half of the VAE, for calls of ``resources.batch_size``; see ``load_encoder``."""
+    """The decoding half of the VAE, for calls of ``resources.batch_size`` samples."""
     from batchgen.decode import Decoder
 
-    pipeline = _load(info, spec, ("vae",))
-    pipeline.vae.encoder = pipeline.vae.quant_conv = None
-    return Decoder(pipeline.to(device), spec.resources.batch_size)
+    family, pipeline = _load(info, spec, "decoder")
+    _drop(getattr(pipeline, family.vae), "encoder", "quant_conv")
+    return Decoder(pipeline.to(device), family.adapter, spec.resources.batch_size)
 
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
     """Component -> number of parameters held, for the components of a stage that have any."""
     return {
         name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in stage.pipeline.components.items()
+        for name, part in vars(stage.pipeline).items()
         if hasattr(part, "parameters")
     }
 
 
-def _load(info: ModelInfo, spec: Spec, parts: tuple[str, ...]) -> Any:
-    """A diffusers pipeline of the task's class that holds ``parts``, and None for the others."""
+def _drop(module: Any, *halves: str) -> None:
+    """Take away what the stage does not run.
+
+    An empty module stays in its place: the VAE of Qwen-Image counts the layers of both its halves.
+    """
+    import torch
+
+    for name in halves:
+        if hasattr(module, name):
+            setattr(module, name, torch.nn.Module().eval())
+
+
+def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
+    """The family, and a pipeline of its class that holds one stage's components.
+
+    Other components are None; those that the pipeline must ask for their configuration are stubs.
+    Components of batchgen's own classes are mere attributes: the pipeline's class knows of none.
+    """
     _prepare_libraries(spec.resources.torch_threads)
     import diffusers
     import torch
-    from diffusers.image_processor import VaeImageProcessor
 
-    folder = _planned_folder(info, spec.model, spec.task)
-    family = family_of(pipeline_index(folder).get("_class_name"), spec.task, str(folder))
-    pipeline_class = getattr(diffusers, family.pipelines[spec.task])
+    folder = _planned_folder(info, spec.model.model_dump_json(), spec.task)
+    index = pipeline_index(folder)
+    family = family_for(folder, index, spec.model, spec.task)
+    held: tuple[str, ...] = getattr(family, stage)
+    dtype = getattr(torch, spec.model.dtype)
+    given: dict[str, Any] = dict.fromkeys((*family.components, *family.null))
+    later: dict[str, Any] = {}
+    for part in parts_of(folder, index, spec.model, family):
+        if part.library == "batchgen":
+            del given[part.name]
+            if part.name in held:
+                later[part.name] = _load_part(part, dtype, spec.model.variant)
+        elif part.name in held and part.folder.parent == folder:
+            given.pop(part.name, None)  # from_pretrained loads it
+        elif part.name in held:
+            _add(given, part, _load_part(part, dtype, spec.model.variant))
+        elif part.name in family.stubs:
+            empty = _without_weights(part)
+            given[part.name] = empty
+            later[part.name] = Stub(empty.config, dtype)
     with warnings.catch_warnings():
         # of outdated scheduler files, which diffusers mends by itself
         warnings.simplefilter("ignore", FutureWarning)
-        pipeline = pipeline_class.from_pretrained(
+        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
             folder,
-            dtype=getattr(torch, spec.model.dtype),
+            dtype=dtype,
             variant=spec.model.variant,
             use_safetensors=True,
             local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-            **{name: None for name in family.components if name not in parts},
+            **({"requires_safety_checker": False} if "safety_checker" in family.null else {}),
+            **given,
         )
-    pipeline.vae_scale_factor = info.vae_scale_factor  # a pipeline without a VAE assumes 8
-    pipeline.image_processor = VaeImageProcessor(vae_scale_factor=info.vae_scale_factor)
+    for name, component in later.items():
+        setattr(pipeline, name, component)
     pipeline.set_progress_bar_config(disable=True)
-    for name in set(parts) & set(family.weighted):
-        getattr(pipeline, name).eval().requires_grad_(False)
-    return pipeline
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval().requires_grad_(False)
+    return family, pipeline
+
+
+def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:
+    """One component, or a list of those whose label has a number (several ControlNets)."""
+    if part.label == part.name:
+        given[part.name] = loaded
+    else:
+        given[part.name] = [*(given[part.name] or []), loaded]
+
+
+def _class_of(part: Part) -> Any:
+    import diffusers
+    import transformers
+
+    from batchgen.replicas import own
+
+    libraries = {"diffusers": diffusers, "transformers": transformers, "batchgen": own}
+    return getattr(libraries[part.library], part.class_name)
+
+
+def _load_part(part: Part, dtype: Any, variant: str | None) -> Any:
+    """One component from its folder."""
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    if part.library != "transformers":
+        options["torch_dtype"] = options.pop("dtype")
+    loaded: Any = _class_of(part).from_pretrained(part.folder, variant=variant, **options)
+    return loaded
+
+
+def _without_weights(part: Part) -> Any:
+    """A component of which the configuration alone is real."""
+    import torch
+
+    with torch.device("meta"):
+        return _class_of(part).from_config(
+            _class_of(part).load_config(part.folder / config_name(part.name))
+        )
 
 
 def _prepare_libraries(threads: int) -> None:
@@ -121,11 +202,12 @@ def _prepare_libraries(threads: int) -> None:
 
 
 @cache
-def _planned_folder(info: ModelInfo, model: Model, task: str) -> Path:
+def _planned_folder(info: ModelInfo, model_json: str, task: str) -> Path:
     """The planned model's folder on this machine, which need not be the one that planned.
 
     Its files are hashed again, once a process; those of a hub's commit cannot change.
     """
+    model = Model.model_validate_json(model_json)
     here = Path(info.path).is_dir()
     if not info.revision.startswith("sha256:"):
         if here:

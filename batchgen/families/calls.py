@@ -1,0 +1,114 @@
+"""What the adapters of several families share: arguments of a call, image latents, plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from batchgen.families.adapter import Given, ImageInputs
+from batchgen.records import Call
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def call_pipeline(pipeline: Any, given: Given, **more: Any) -> torch.Tensor:
+    """The pipeline's own call up to its latents, with everything that all pipelines share.
+
+    ``more`` is added, and wins. Negative prompts' tensors bear their names with ``negative_``
+    before, as in every diffusers pipeline.
+    """
+    arguments: dict[str, Any] = {
+        **given.prompts,
+        **{f"negative_{name}": tensor for name, tensor in given.negatives.items()},
+        "num_inference_steps": given.call.num_inference_steps,
+        "guidance_scale": given.call.guidance_scale,
+        "generator": given.generators,
+        "output_type": "latent",
+        "return_dict": False,
+        **more,
+    }
+    latents: torch.Tensor = pipeline(**arguments)[0]
+    return latents
+
+
+def size_of(call: Call) -> dict[str, int]:
+    """``width`` and ``height`` as arguments."""
+    return {"width": call.width, "height": call.height}
+
+
+def require_steps(call: Call) -> None:
+    """Refuse a strength that leaves no step, on which the libraries fail obscurely."""
+    if int(call.num_inference_steps * (call.strength or 0.0)) < 1:
+        raise ValueError(
+            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step to make"
+        )
+
+
+def decode_scaled(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
+    """The VAE's image of latents, their scaling factor undone and their shift (if any) added."""
+    return decode_by(pipeline.vae, unscaled(latents, pipeline.vae.config))
+
+
+def decode_by(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """(B, C, h, w) latents as the VAE sees them to (B, 3, H, W)."""
+    decoded: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+    return decoded
+
+
+def unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
+    """Latents as the VAE sees them: its scaling factor undone, its shift (if it has one) added."""
+    plain: torch.Tensor = latents / config.scaling_factor
+    shift = getattr(config, "shift_factor", None)
+    return plain if shift is None else plain + shift
+
+
+def pixels_of(pipeline: Any, image: np.ndarray[Any, Any]) -> torch.Tensor:
+    """One uint8 RGB image as (1, 3, H, W) in [-1, 1], by the pipeline's own image processor."""
+    pixels: torch.Tensor = pipeline.image_processor.preprocess(
+        image[None].astype("float32") / 255.0
+    )
+    return pixels
+
+
+def posteriors(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
+    """Each image's posterior, encoded one by one; variants of a row, which share their array, once.
+
+    (A plain pipeline that is given a list of generators encodes its images one by one too.)
+    """
+    vae = pipeline.vae
+    known: dict[int, Any] = {}
+    for image in images:
+        if id(image) not in known:
+            pixels = pixels_of(pipeline, image).to(device=vae.device, dtype=vae.dtype)
+            known[id(image)] = vae.encode(pixels).latent_dist
+    return [known[id(image)] for image in images]
+
+
+def shifted_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+    """``image``: (n, C, H/f, W/f) latents drawn from each posterior, shifted, then scaled."""
+    import torch
+
+    drawn = [
+        posterior.sample(generator)
+        for posterior, generator in zip(
+            posteriors(pipeline, inputs.images["image"]), inputs.generators, strict=True
+        )
+    ]
+    config = pipeline.vae.config
+    return {"image": (torch.cat(drawn) - (config.shift_factor or 0.0)) * config.scaling_factor}
+
+
+def known_posterior(moments: torch.Tensor) -> SimpleNamespace:
+    """What a VAE's ``encode`` returns, of moments (B, 2C, h, w) that the encode stage made."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(moments))
+
+
+def filled_images(inputs: ImageInputs, part: str) -> list[np.ndarray[Any, Any]]:
+    """B images of a part, for pipelines that encode all at once: after the last the first again."""
+    images = inputs.images[part]
+    return [*images, *[images[0]] * (inputs.batch_size - len(images))]

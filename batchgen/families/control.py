@@ -1,0 +1,302 @@
+"""Prompts with control images or boxes: ControlNet, T2I-Adapter and GLIGEN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from batchgen.families import stable_diffusion, stable_diffusion_xl
+from batchgen.families.adapter import Adapter, Given, ImageInputs
+from batchgen.families.calls import call_pipeline, decode_scaled, require_steps, size_of
+from batchgen.families.family import Family
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Array = np.ndarray[Any, Any]
+
+
+def encode_controls(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+    """``control``, ``control_1``, ...: (n, H, W, 3) uint8, the control images as they are."""
+    import numpy as np
+    import torch
+
+    return {
+        part: torch.from_numpy(np.stack(images))
+        for part, images in inputs.images.items()
+        if part.startswith("control")
+    }
+
+
+def with_source(
+    encode_source: Callable[[Any, ImageInputs], dict[str, torch.Tensor]],
+) -> Callable[[Any, ImageInputs], dict[str, torch.Tensor]]:
+    """Encodes the control images and, where rows have one, ``image``: the source's latents."""
+
+    def encode(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+        controls = encode_controls(pipeline, inputs)
+        if "image" not in inputs.images:
+            return controls
+        channels = pipeline.vae.config.latent_channels
+        if channels != 4:  # by which the pipeline tells latents from pixels
+            raise ValueError(f"the VAE has {channels} latent channels; allowed with an image: 4")
+        return {**controls, **encode_source(pipeline, inputs)}
+
+    return encode
+
+
+def controls_of(given: Given, wanted: int, what: str) -> list[Array]:
+    """For each of the ``wanted`` models its control images, (B, H, W, 3) uint8.
+
+    Raises:
+        ValueError: more or fewer control images than models.
+    """
+    names = ["control", *(f"control_{number}" for number in range(1, wanted))]
+    present = sorted(name for name in given.conditions if name.startswith("control"))
+    if present != sorted(names):
+        raise ValueError(
+            f"the model has {wanted} {what}{'s' if wanted > 1 else ''}, each of which takes one"
+            f" control image; got {len(present)} ({', '.join(present) or 'none'})"
+        )
+    return [given.conditions[name].cpu().numpy() for name in names]
+
+
+def scales_of(given: Given, wanted: int) -> list[float]:
+    """The weight of each control image; 1 if the call names none."""
+    scales = given.call.control_scale
+    if scales is None:
+        return [1.0] * wanted
+    if len(scales) != wanted:
+        raise ValueError(f"control_scale has {len(scales)} weights for {wanted} control image(s)")
+    return [float(scale) for scale in scales]
+
+
+def by_controlnet(pipeline: Any, given: Given) -> torch.Tensor:
+    """From noise or, where rows have a source image, from it."""
+    if "image" in given.conditions:
+        return _from_source(pipeline, given)
+    controls, scale = _controlnet_inputs(pipeline, given)
+    return call_pipeline(
+        pipeline,
+        given,
+        image=controls,
+        controlnet_conditioning_scale=scale,
+        eta=given.call.eta,
+        **size_of(given.call),
+    )
+
+
+def _from_source(pipeline: Any, given: Given) -> torch.Tensor:
+    """By the image-to-image pipeline of the same parts."""
+    import diffusers
+
+    require_steps(given.call)
+    controls, scale = _controlnet_inputs(pipeline, given)
+    name = type(pipeline).__name__.replace("ControlNetPipeline", "ControlNetImg2ImgPipeline")
+    options = {"requires_safety_checker": False} if "safety_checker" in pipeline.components else {}
+    other = getattr(diffusers, name)(**pipeline.components, **options)
+    other.set_progress_bar_config(disable=True)
+    return call_pipeline(
+        other,
+        given,
+        image=given.conditions["image"],
+        control_image=controls,
+        strength=given.call.strength,
+        controlnet_conditioning_scale=scale,
+        eta=given.call.eta,
+    )
+
+
+def _controlnet_inputs(pipeline: Any, given: Given) -> tuple[Any, Any]:
+    """Images and weight for one ControlNet, or a list of each for several.
+
+    Images are (B, H, W, 3) float32 in [0, 1], as the pipelines make them of PIL images themselves;
+    with several ControlNets not all of them take lists of PIL images.
+    """
+    nets = getattr(pipeline.controlnet, "nets", None)
+    count = 1 if nets is None else len(nets)
+    controls = [
+        array.astype("float32") / 255.0 for array in controls_of(given, count, "ControlNet")
+    ]
+    scales = scales_of(given, count)
+    return (controls[0], scales[0]) if nets is None else (controls, scales)
+
+
+def by_adapter(pipeline: Any, given: Given) -> torch.Tensor:
+    """From noise; an adapter of one channel (sketches, edges) is given grey images."""
+    from PIL import Image
+
+    several = getattr(pipeline.adapter, "adapters", None)
+    adapters = [pipeline.adapter] if several is None else list(several)
+    modes = ["L" if adapter.config.in_channels == 1 else "RGB" for adapter in adapters]
+    controls = [
+        [Image.fromarray(image).convert(mode) for image in array]
+        for mode, array in zip(modes, controls_of(given, len(adapters), "T2I-Adapter"), strict=True)
+    ]
+    scales = scales_of(given, len(adapters))
+    return call_pipeline(
+        pipeline,
+        given,
+        image=controls[0] if several is None else controls,
+        adapter_conditioning_scale=scales[0] if several is None else scales,
+        eta=given.call.eta,
+        **size_of(given.call),
+    )
+
+
+def by_regions(pipeline: Any, given: Given) -> torch.Tensor:
+    """From noise, with what stands in each box; the pipeline encodes these phrases itself.
+
+    Raises:
+        ValueError: no region or too many, a phrase too long, or a call that ends before the boxes
+            could act. (The pipeline would fail obscurely, cut them off or ignore them.)
+    """
+    regions = given.call.regions or ()
+    if not 1 <= len(regions) <= MOST_REGIONS:
+        raise ValueError(f"{len(regions)} regions; allowed: 1 to {MOST_REGIONS}")
+    phrases = [phrase for phrase, _ in regions]
+    longest = pipeline.tokenizer.model_max_length
+    for phrase in phrases:
+        length = len(pipeline.tokenizer(phrase).input_ids)
+        if length > longest:
+            raise ValueError(f"the region {phrase!r} has {length} tokens; allowed: up to {longest}")
+    pipeline.scheduler.set_timesteps(given.call.num_inference_steps)
+    if int(GROUNDED_SHARE * len(pipeline.scheduler.timesteps)) < 1:
+        raise ValueError(
+            f"{given.call.num_inference_steps} steps leave none in which the regions act, which is"
+            f" in the first {GROUNDED_SHARE:.0%} of them"
+        )
+    return call_pipeline(
+        pipeline,
+        given,
+        gligen_phrases=phrases,
+        gligen_boxes=[list(box) for _, box in regions],
+        gligen_scheduled_sampling_beta=GROUNDED_SHARE,
+        eta=given.call.eta,
+        **size_of(given.call),
+    )
+
+
+MOST_REGIONS = 30  # as many as the pipeline reads
+GROUNDED_SHARE = 0.3  # of the steps, as is the pipeline's default
+
+TEXT = ("tokenizer", "text_encoder")
+BY_CONTROLNET = (
+    "by public arguments: prompts' embeddings and control images in, latents out; a source image"
+    " goes in as latents, to the image-to-image pipeline of the same parts"
+)
+BY_ADAPTER = "by public arguments: prompts' embeddings and control images in, latents out"
+
+FAMILIES = (
+    Family(
+        name="controlnet",
+        task="control",
+        pipeline="StableDiffusionControlNetPipeline",
+        saved_as=(
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            *stable_diffusion.SAVED_AS,
+        ),
+        encoder=(*TEXT, "vae"),
+        denoiser=("unet", "controlnet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=stable_diffusion.encode_prompt,
+            encode_images=with_source(stable_diffusion.encode_source),
+            denoise=by_controlnet,
+            decode=decode_scaled,
+            tokenizers=(("tokenizer", 0),),
+        ),
+        split=BY_CONTROLNET,
+        null=stable_diffusion.NULL,
+        settings=("control_scale", "strength", "eta"),
+        external=("vae", "controlnet"),
+    ),
+    Family(
+        name="controlnet-xl",
+        task="control",
+        pipeline="StableDiffusionXLControlNetPipeline",
+        saved_as=(
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+            *stable_diffusion_xl.SAVED_AS,
+        ),
+        encoder=(*stable_diffusion_xl.TEXT, "vae"),
+        denoiser=("unet", "controlnet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=stable_diffusion_xl.encode_prompt,
+            encode_images=with_source(stable_diffusion_xl.encode_source),
+            denoise=by_controlnet,
+            decode=stable_diffusion_xl.decode,
+            tokenizers=stable_diffusion_xl.TOKENIZERS,
+        ),
+        split=BY_CONTROLNET,
+        null=stable_diffusion_xl.NULL,
+        settings=("control_scale", "strength", "eta"),
+        external=("vae", "controlnet"),
+        recommended=stable_diffusion_xl.RECOMMENDED,
+    ),
+    Family(
+        name="t2i-adapter",
+        task="control",
+        pipeline="StableDiffusionAdapterPipeline",
+        saved_as=("StableDiffusionAdapterPipeline", *stable_diffusion.SAVED_AS),
+        encoder=TEXT,
+        denoiser=("unet", "adapter", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=stable_diffusion.encode_prompt,
+            encode_images=encode_controls,
+            denoise=by_adapter,
+            decode=decode_scaled,
+            tokenizers=(("tokenizer", 0),),
+        ),
+        split=BY_ADAPTER,
+        null=("safety_checker", "feature_extractor"),
+        settings=("control_scale", "eta"),
+        external=("vae", "adapter"),
+    ),
+    Family(
+        name="t2i-adapter-xl",
+        task="control",
+        pipeline="StableDiffusionXLAdapterPipeline",
+        saved_as=("StableDiffusionXLAdapterPipeline", *stable_diffusion_xl.SAVED_AS),
+        encoder=stable_diffusion_xl.TEXT,
+        denoiser=("unet", "adapter", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=stable_diffusion_xl.encode_prompt,
+            encode_images=encode_controls,
+            denoise=by_adapter,
+            decode=stable_diffusion_xl.decode,
+            tokenizers=stable_diffusion_xl.TOKENIZERS,
+        ),
+        split=BY_ADAPTER,
+        null=stable_diffusion_xl.NULL,
+        settings=("control_scale", "eta"),
+        multiple_of=2,  # such adapters read blocks of two latents each way
+        external=("vae", "adapter"),
+        recommended=stable_diffusion_xl.RECOMMENDED,
+    ),
+    Family(
+        name="gligen",
+        task="control",
+        pipeline="StableDiffusionGLIGENPipeline",
+        saved_as=("StableDiffusionGLIGENPipeline",),
+        encoder=TEXT,
+        denoiser=(*TEXT, "unet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=stable_diffusion.encode_prompt,
+            denoise=by_regions,
+            decode=decode_scaled,
+            tokenizers=(("tokenizer", 0),),
+        ),
+        split="by public arguments: prompt_embeds in, latents out; the denoise stage holds the text"
+        " encoder too, since the pipeline encodes the regions' phrases itself",
+        null=("safety_checker", "feature_extractor"),
+        settings=("regions", "eta"),
+    ),
+)

@@ -1,0 +1,185 @@
+"""Stable Diffusion with an image as a further condition: InstructPix2Pix, and depth to image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
+from batchgen.families.calls import (
+    call_pipeline,
+    decode_scaled,
+    filled_images,
+    known_posterior,
+    pixels_of,
+    posteriors,
+    require_steps,
+)
+from batchgen.families.family import Family
+from batchgen.families.stable_diffusion import NULL, TOKENIZERS, encode_prompt, strength_of
+from batchgen.records import Call
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+def encode_instruction(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
+    """``prompt_embeds`` (1, T, D) of CLIP; the pipeline has no public method for them."""
+    embeds = pipeline._encode_prompt(prompt, pipeline.device, 1, do_classifier_free_guidance=False)
+    return {"prompt_embeds": embeds}
+
+
+def encode_edited(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+    """``image``: (n, C, H/f, W/f), the modes of the posteriors, not scaled; encoded all at once."""
+    import torch
+
+    vae = pipeline.vae
+    pixels = torch.cat([pixels_of(pipeline, one) for one in filled_images(inputs, "image")])
+    latents = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist.mode()
+    return {"image": latents[: len(inputs.images["image"])]}
+
+
+def edit(pipeline: Any, given: Given) -> torch.Tensor:
+    scale = given.call.image_guidance_scale
+    return call_pipeline(
+        pipeline,
+        given,
+        image=given.conditions["image"],
+        **({} if scale is None else {"image_guidance_scale": scale}),
+        eta=given.call.eta,
+    )
+
+
+def edit_is_guided(call: Call) -> bool:
+    """Guidance is off if either scale says so, as in the pipeline."""
+    return is_guided(call) and (call.image_guidance_scale is None or call.image_guidance_scale >= 1)
+
+
+def encode_depth(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+    """``image``: (n, 2C, H/f, W/f) moments; ``depth_map``: (n, H/f, W/f), far to near.
+
+    Depth is the row's control image, or what the model's estimator sees in the source.
+
+    Raises:
+        ValueError: rows without an image; without a control image too, and no estimator.
+    """
+    import torch
+
+    if "image" not in inputs.images:
+        raise ValueError("depth-to-image needs an image for every row: input.columns.image")
+    images = inputs.images["image"]
+    if "control" in inputs.images:
+        depth = _given_depth(inputs.images["control"])
+    else:
+        depth = _estimated_depth(pipeline, filled_images(inputs, "image"))[: len(images)]
+    height, width = images[0].shape[:2]
+    factor = pipeline.vae_scale_factor
+    # As the pipeline does, to which a map of the right size stays as it is.
+    small = torch.nn.functional.interpolate(
+        depth.unsqueeze(1),
+        size=(height // factor, width // factor),
+        mode="bicubic",
+        align_corners=False,
+    )
+    moments = [one.parameters for one in posteriors(pipeline, images)]
+    return {"image": torch.cat(moments), "depth_map": small.squeeze(1)}
+
+
+def _given_depth(controls: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
+    """(n, H, W) float32: the first channel of grey images. Only relative depth counts."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.stack([image[..., 0] for image in controls])).float()
+
+
+def _estimated_depth(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
+    """(B, h, w) depth of all images at once, in the precision that the pipeline estimates in."""
+    import torch
+    from PIL import Image
+
+    estimator, dtype = pipeline.depth_estimator, pipeline.vae.dtype
+    if estimator is None or pipeline.feature_extractor is None:
+        raise ValueError(
+            "the model has no depth_estimator with its feature_extractor: give every row a depth"
+            " map, input.columns.control"
+        )
+    pictures = [Image.fromarray(image) for image in images]
+    pixels = pipeline.feature_extractor(images=pictures, return_tensors="pt").pixel_values
+    device = pipeline.device
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        depth: torch.Tensor = estimator(pixels.to(device=device, dtype=dtype)).predicted_depth
+    return depth
+
+
+def from_depth(pipeline: Any, given: Given) -> torch.Tensor:
+    """From noise over the source's latents.
+
+    Given latents the pipeline would take their size for that of the pixels. It is given blank
+    pixels, and of the VAE a stand-in that gives the posteriors of the images one by one.
+    """
+    import torch
+
+    if given.call.strength is not None:
+        require_steps(given.call)
+    moments = iter(given.conditions["image"].split(1))
+    pipeline.vae.encode = lambda _: known_posterior(next(moments))
+    blank = torch.zeros(len(given.generators), 3, given.call.height, given.call.width)
+    return call_pipeline(
+        pipeline,
+        given,
+        image=blank,
+        depth_map=given.conditions["depth_map"],
+        **strength_of(given.call),
+        eta=given.call.eta,
+    )
+
+
+FAMILIES = (
+    Family(
+        name="instruct-pix2pix",
+        task="image-edit",
+        pipeline="StableDiffusionInstructPix2PixPipeline",
+        saved_as=("StableDiffusionInstructPix2PixPipeline",),
+        encoder=("tokenizer", "text_encoder", "vae"),
+        denoiser=("unet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=encode_instruction,
+            encode_images=encode_edited,
+            denoise=edit,
+            decode=decode_scaled,
+            guided=edit_is_guided,
+            tokenizers=TOKENIZERS,
+        ),
+        split="by public arguments: prompt_embeds and the image's unscaled latents in, latents out",
+        null=NULL,
+        channels=((2, 0),),
+        image_latent_channels=4,
+        settings=("image_guidance_scale", "eta"),
+        recommended=(50, 7.5),
+    ),
+    Family(
+        name="depth-to-image",
+        task="control",
+        pipeline="StableDiffusionDepth2ImgPipeline",
+        saved_as=("StableDiffusionDepth2ImgPipeline",),
+        encoder=("tokenizer", "text_encoder", "vae", "depth_estimator", "feature_extractor"),
+        denoiser=("unet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=encode_prompt,
+            encode_images=encode_depth,
+            denoise=from_depth,
+            decode=decode_scaled,
+            tokenizers=TOKENIZERS,
+        ),
+        split="prompt_embeds and depth_map in, latents out; the image goes in as the moments of its"
+        " posterior, of which a stand-in for the VAE draws when the pipeline encodes blank pixels",
+        optional=("depth_estimator", "feature_extractor"),
+        channels=((1, 1),),
+        settings=("strength", "eta"),
+        strength=0.8,
+    ),
+)

@@ -1,0 +1,123 @@
+"""Image variations: models whose prompt is an image (CLIP image embeddings, unCLIP)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from batchgen.families.adapter import Adapter, Given, ImageInputs
+from batchgen.families.calls import call_pipeline, decode_scaled, size_of
+from batchgen.families.family import Family
+from batchgen.families.stable_diffusion import encode_prompt
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Encoded:
+    """Stands where the image encoder was: what it is given has been encoded by another stage."""
+
+    def __init__(self, embeds: torch.Tensor) -> None:
+        self.image_embeds = embeds
+
+    def __call__(self, image: torch.Tensor) -> Encoded:
+        return Encoded(image)
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """Of which the pipeline asks the first one's dtype."""
+        yield self.image_embeds
+
+
+@contextmanager
+def encoded_already(pipeline: Any, embeds: torch.Tensor) -> Iterator[None]:
+    """Inside, the pipeline has no need of its image encoder."""
+    pipeline.image_encoder = Encoded(embeds)
+    try:
+        yield
+    finally:
+        pipeline.image_encoder = None
+
+
+def pictures(images: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
+    """As PIL images."""
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in images]
+
+
+def encode_pictures(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+    """``embeds`` (n, D) of the CLIP image encoder, all B images at once as the pipelines do."""
+    images = pictures(inputs.images["image"])
+    images += images[:1] * (inputs.batch_size - len(images))
+    encoder = pipeline.image_encoder
+    pixels = pipeline.feature_extractor(images=images, return_tensors="pt").pixel_values
+    embeds = encoder(pixels.to(device=encoder.device, dtype=encoder.dtype)).image_embeds
+    return {"embeds": embeds[: len(inputs.images["image"])]}
+
+
+def by_picture(pipeline: Any, given: Given) -> torch.Tensor:
+    embeds = given.conditions["embeds"]
+    with encoded_already(pipeline, embeds):
+        return call_pipeline(
+            pipeline, given, image=embeds, eta=given.call.eta, **size_of(given.call)
+        )
+
+
+def by_noised_picture(pipeline: Any, given: Given) -> torch.Tensor:
+    """Each sample's generator draws its embedding's noise first, then its latents."""
+    embeds = given.conditions["embeds"]
+    with encoded_already(pipeline, embeds):
+        return call_pipeline(
+            pipeline,
+            given,
+            image_embeds=embeds,
+            noise_level=given.call.noise_level or 0,
+            eta=given.call.eta,
+            **size_of(given.call),
+        )
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="image-variation",
+        task="variation",
+        pipeline="StableDiffusionImageVariationPipeline",
+        saved_as=("StableDiffusionImageVariationPipeline",),
+        encoder=("image_encoder", "feature_extractor"),
+        denoiser=("unet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_images=encode_pictures,
+            denoise=by_picture,
+            decode=decode_scaled,
+            guided=lambda call: False,  # there is no negative prompt
+        ),
+        split="the image's embeddings go in as the image, past a stand-in for the image encoder;"
+        " latents come out",
+        null=("safety_checker",),
+        guidance="null",
+        settings=("eta",),
+    ),
+    Family(
+        name="unclip",
+        task="variation",
+        pipeline="StableUnCLIPImg2ImgPipeline",
+        saved_as=("StableUnCLIPImg2ImgPipeline",),
+        encoder=("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
+        denoiser=("unet", "scheduler", "image_normalizer", "image_noising_scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=encode_prompt,
+            encode_images=encode_pictures,
+            denoise=by_noised_picture,
+            decode=decode_scaled,
+            tokenizers=(("tokenizer", 0),),
+        ),
+        split="by public arguments: prompt_embeds and image_embeds in, latents out; a stand-in for"
+        " the image encoder tells its dtype",
+        settings=("eta", "noise_level"),
+        recommended=(20, 10.0),
+    ),
+)

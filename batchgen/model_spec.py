@@ -1,0 +1,109 @@
+"""The section ``model`` of the spec: the model, and what is added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from batchgen.tasks import MAX_LORA_WEIGHT
+
+Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Option = bool | int | float | str | tuple[float, ...] | None
+
+
+class Section(BaseModel):
+    """A frozen part of the spec that knows its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, value: object) -> object:
+        """A section that stands in the file with nothing under it has its defaults."""
+        return {} if value is None else value
+
+
+class Added(Section):
+    """A file that is added to the model."""
+
+    path: str = Field(description="a safetensors file, a folder that holds one, or a hub id")
+    weight_name: str | None = Field(
+        default=None, description="the file's name, where a folder or repository has several"
+    )
+    revision: str | None = Field(default=None, description="of a hub id")
+
+
+class Lora(Added):
+    """A LoRA, chosen row by row by its name (column ``lora``)."""
+
+    name: Name
+    weight: Weight = Field(default=1.0, description="where a row names the LoRA without a weight")
+
+
+class TextualInversion(Added):
+    """Learned embeddings of a token that prompts then may use."""
+
+    token: str | None = Field(default=None, description="null: the one that the file names")
+
+
+class IpAdapter(Added):
+    """Weights that let a text-to-image model take an image as its prompt (task variation)."""
+
+    subfolder: str = Field(default="", description="where the file lies under the path")
+    image_encoder: str = Field(
+        default="image_encoder",
+        description="folder of the image encoder under the subfolder; with a / in it, under the "
+        "path; read only where the model has none itself and model.components names none",
+    )
+
+
+class Model(Section):
+    """A diffusers model: the shipped one by name, a folder, or a hub id with its revision."""
+
+    path: str = "digits-shapes"
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    scheduler: str | None = Field(
+        default=None, description="a diffusers scheduler class; null: the model's own"
+    )
+    scheduler_options: dict[str, Option] = Field(
+        default={},
+        description="given to the scheduler, and to those that rows name where they know them",
+    )
+    components: dict[str, str | tuple[str, ...]] = Field(
+        default={},
+        description="component -> folder or hub id to load it from, or several (ControlNets)",
+    )
+    loras: tuple[Lora, ...] = Field(default=(), description="LoRA files that rows choose from")
+    textual_inversions: tuple[TextualInversion, ...] = Field(
+        default=(), description="learned tokens that prompts may use"
+    )
+    ip_adapter: IpAdapter | None = Field(
+        default=None, description="for task variation: an image as the prompt of a text model"
+    )
+
+    @model_validator(mode="after")
+    def _names_once(self) -> Model:
+        names = [lora.name for lora in self.loras]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"each name of loras once ({', '.join(twice)} stands there twice)")
+        return self
+
+    @property
+    def lora_weights(self) -> dict[str, float]:
+        """Name -> the weight where a row gives none."""
+        return {lora.name: lora.weight for lora in self.loras}
+
+    def added(self) -> Iterator[tuple[str, Added]]:
+        """Every added file with the field that names it."""
+        for number, lora in enumerate(self.loras):
+            yield f"model.loras.{number}", lora
+        for number, inversion in enumerate(self.textual_inversions):
+            yield f"model.textual_inversions.{number}", inversion
+        if self.ip_adapter is not None:
+            yield "model.ip_adapter", self.ip_adapter

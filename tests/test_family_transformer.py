@@ -1,0 +1,292 @@
+"""PixArt, Stable Diffusion 3, Flux, Sana, Qwen-Image, Z-Image: equal to the plain pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+
+from batchgen.families import family_named
+from batchgen.records import ConditionBatch
+from batchgen.replicas.tiny.transformer import BUILDERS, build_flux, build_stable_diffusion_3
+from tests.family_stages import (
+    Array,
+    FamilyStages,
+    as_array,
+    batch,
+    call,
+    check_family,
+    generators,
+    picture,
+    sample,
+)
+from tests.transformer_calls import plain_call
+
+TEXT, IMAGE = "text-to-image", "image-to-image"
+FAMILIES = tuple(name for task, name in BUILDERS if task == TEXT)
+FROM_IMAGES = tuple(name for task, name in BUILDERS if task == IMAGE)
+GUIDED = tuple(name for name in FAMILIES if name != "flux")
+WIDTH, HEIGHT = 48, 32
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One tiny model of each family."""
+    made = tmp_path_factory.mktemp("models")
+    return {name: BUILDERS[TEXT, name](made / name) for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def loaded(folders: dict[str, Path]) -> Any:
+    """(family, task) -> its stages, loaded once."""
+    known: dict[tuple[str, str], FamilyStages] = {}
+
+    def stages(name: str, task: str = TEXT) -> FamilyStages:
+        if (name, task) not in known:
+            known[name, task] = FamilyStages(folders[name], task)
+        return known[name, task]
+
+    return stages
+
+
+def size(name: str, **settings: Any) -> Any:
+    """A call that is wider than high; Sana's latents are of 32 pixels."""
+    scale = 2 if name == "sana" else 1
+    return call(**{"width": WIDTH * scale, "height": HEIGHT * scale, **settings})
+
+
+def pictures() -> dict[str, list[Array]]:
+    return {"image": [picture(number, WIDTH, HEIGHT) for number in range(3)]}
+
+
+def from_image(name: str, strength: float) -> Any:
+    """Of five steps, these pipelines leave out 5 - 5 * strength, rounded down; with none left out
+    they start from noise alone, whatever the image."""
+    return size(name, strength=strength, num_inference_steps=5)
+
+
+def check(
+    name: str, task: str, folder: Path, stages: FamilyStages, given: ConditionBatch, **parts: Any
+) -> None:
+    """What holds of every family, and that latents equal the plain pipeline's to the last bit."""
+    family = family_named(task, name)
+    plain = getattr(diffusers, family.pipeline).from_pretrained(folder, **parts)
+    plain.set_progress_bar_config(disable=True)
+    latents = stages.denoise(stages.encode(given)).latents
+    assert (latents - plain_call(name, plain, given, "latent")).abs().max() == 0
+    check_family(family, stages, given, as_array(plain_call(name, plain, given)))
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_to_image(folders: dict[str, Path], loaded: Any, name: str, guidance: float) -> None:
+    given = batch([0, 1, 2], size(name, guidance_scale=guidance))
+    check(name, TEXT, folders[name], loaded(name), given)
+
+
+def test_z_image_without_guidance(folders: dict[str, Path], loaded: Any) -> None:
+    """Its scale of none is 0, and of 1 is guidance."""
+    given = batch([0, 1, 2], size("z-image", guidance_scale=0.0))
+    assert loaded("z-image").encode(given).negative_index is None
+    check("z-image", TEXT, folders["z-image"], loaded("z-image"), given)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("name", FROM_IMAGES)
+def test_image_to_image(folders: dict[str, Path], loaded: Any, name: str, strength: float) -> None:
+    given = batch([0, 1, 2], from_image(name, strength), pictures())
+    check(name, IMAGE, folders[name], loaded(name, IMAGE), given)
+
+
+def test_flux_without_guidance_embeddings(tmp_path: Path) -> None:
+    """As schnell: it ignores the scale."""
+    folder = build_flux(tmp_path / "schnell", guidance_embeds=False)
+    stages = FamilyStages(folder, TEXT)
+    given = batch([0, 1, 2], size("flux"))
+    check("flux", TEXT, folder, stages, given)
+    other = batch([0, 1, 2], size("flux", guidance_scale=7.0))
+    assert np.array_equal(stages.fused(given).pixels, stages.fused(other).pixels)
+
+
+@pytest.mark.parametrize("task", [TEXT, IMAGE])
+def test_stable_diffusion_3_without_t5(tmp_path: Path, task: str) -> None:
+    folder = build_stable_diffusion_3(tmp_path / "small", t5=False)
+    stages = FamilyStages(folder, task)
+    assert "text_encoder_3" not in stages.parts()["encoder"]
+    shared = from_image("stable-diffusion-3", 0.6) if task == IMAGE else size("")
+    given = batch([0, 1, 2], shared, pictures() if task == IMAGE else None)
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    check("stable-diffusion-3", task, folder, stages, given, **absent)
+
+
+# --- every condition and setting matters ---------------------------------------------------------
+
+
+def differs(stages: FamilyStages, one: ConditionBatch, other: ConditionBatch) -> bool:
+    return not np.array_equal(stages.fused(one).pixels, stages.fused(other).pixels)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompt_seed_and_steps_matter(loaded: Any, name: str) -> None:
+    stages, shared = loaded(name), size(name)
+    given = batch([0], shared)
+    assert differs(stages, given, batch([0], shared, prompt="a blue dog"))
+    assert differs(stages, given, batch([0], shared, seed=sample(0, shared).seed + 1))
+    assert differs(stages, given, batch([0], size(name, num_inference_steps=2)))
+    assert differs(stages, given, batch([0], size(name, guidance_scale=6.0)))
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_negative_prompts_matter_under_guidance_alone(loaded: Any, name: str) -> None:
+    stages = loaded(name)
+    none = 0.0 if name == "z-image" else 1.0
+    for guidance, matters in ((3.0, True), (none, False)):
+        shared = size(name, guidance_scale=guidance)
+        pair = batch([0], shared), batch([0], shared, negative_prompt="loud")
+        assert differs(stages, *pair) is matters
+
+
+def test_flux_encodes_no_negative_prompt(loaded: Any) -> None:
+    encoded = loaded("flux").encode(batch([0, 1], size("flux", guidance_scale=9.0)))
+    assert encoded.negative_index is None
+    assert len(encoded.prompts["prompt_embeds"]) == 2
+
+
+@pytest.mark.parametrize("name", FROM_IMAGES)
+def test_image_and_strength_matter(loaded: Any, name: str) -> None:
+    stages, images = loaded(name, IMAGE), pictures()["image"]
+    shared = from_image(name, 0.6)
+    given = batch([0], shared, {"image": images[:1]})
+    assert differs(stages, given, batch([0], shared, {"image": images[1:2]}))
+    assert differs(stages, given, batch([0], from_image(name, 0.4), {"image": images[:1]}))
+    with pytest.raises(ValueError, match="leaves no step"):
+        stages.fused(batch([0], from_image(name, 0.1), {"image": images[:1]}))
+
+
+@pytest.mark.parametrize("name", ["pixart-alpha", "pixart-sigma"])
+def test_eta_reaches_the_scheduler(folders: dict[str, Path], name: str) -> None:
+    stages = FamilyStages(folders[name], TEXT, scheduler="DDIMScheduler")
+    assert differs(stages, batch([0], size(name)), batch([0], size(name, eta=1.0)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16(folders: dict[str, Path], name: str) -> None:
+    """No stage hands the next a dtype that it does not take."""
+    stages = FamilyStages(folders[name], TEXT, dtype="bfloat16")
+    given = batch([0, 1, 2], size(name))
+    made = stages.fused(given)
+    assert all(made.finite) and made.pixels.std() > 5
+    assert np.array_equal(stages.staged(given).pixels, made.pixels)
+
+
+# --- prompts of different lengths ----------------------------------------------------------------
+
+LAST_TOKENIZER = {"stable-diffusion-3": "tokenizer_3", "flux": "tokenizer_2"}
+LONG = "a very long line of words about one red star and one blue circle"
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "z-image"])
+def test_lengths_of_other_prompts_do_not_matter(loaded: Any, name: str) -> None:
+    """A long prompt beside a short one changes nothing of either, and both are themselves."""
+    stages, shared = loaded(name), size(name)
+    short, long = batch([0], shared).samples[0], sample(1, shared, prompt=LONG)
+    mixed = stages.fused(ConditionBatch((short, long, short), {})).pixels
+    assert np.array_equal(mixed[0], stages.fused(ConditionBatch((short,), {})).pixels[0])
+    assert np.array_equal(mixed[1], stages.fused(ConditionBatch((long,), {})).pixels[0])
+    assert np.array_equal(mixed[0], mixed[2])
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "z-image"])
+def test_texts_given_to_the_plain_pipeline(
+    folders: dict[str, Path], loaded: Any, name: str
+) -> None:
+    """It fills prompts up to the longest of the call, on which its rounding depends.
+
+    Measured: 7e-7 in the latents of Qwen-Image, 0 in those of Z-Image; no pixel differs.
+    """
+    shared = size(name)
+    samples = (sample(0, shared), sample(1, shared, prompt=LONG), sample(2, shared))
+    given = ConditionBatch(samples, {})
+    plain = diffusers.DiffusionPipeline.from_pretrained(folders[name])
+    plain.set_progress_bar_config(disable=True)
+    latents = plain(
+        prompt=[one.prompt for one in samples],
+        negative_prompt=["grey"] * 3,
+        **{"true_cfg_scale" if name == "qwen-image" else "guidance_scale": 3.0},
+        width=WIDTH,
+        height=HEIGHT,
+        num_inference_steps=3,
+        generator=generators(given),
+        output_type="latent",
+    ).images
+    ours = loaded(name).denoise(loaded(name).encode(given))
+    assert (ours.latents - latents).abs().max() < 5e-6
+    theirs = loaded(name).decode(replace(ours, latents=latents))
+    assert np.abs(loaded(name).decode(ours).pixels.astype(int) - theirs.pixels).max() <= 1
+
+
+def test_an_empty_negative_prompt_is_what_the_library_makes_of_none(
+    folders: dict[str, Path], loaded: Any
+) -> None:
+    """But for Qwen-Image, which would not guide without one: there it is a blank."""
+    for name, none in {**dict.fromkeys(GUIDED, None), "qwen-image": " "}.items():
+        family = family_named(TEXT, name)
+        plain = getattr(diffusers, family.pipeline).from_pretrained(folders[name])
+        plain.set_progress_bar_config(disable=True)
+        given = batch([0, 1, 2], size(name), negative_prompt="")
+        negative = {} if none is None else {"negative_prompt": [none] * 3}
+        special = {"use_resolution_binning": False, "clean_caption": False}
+        scale = "true_cfg_scale" if name == "qwen-image" else "guidance_scale"
+        images = plain(
+            prompt=[one.prompt for one in given.samples],
+            **negative,
+            **{scale: 3.0},
+            **(special if "pixart" in name or name == "sana" else {}),
+            width=given.call.width,
+            height=given.call.height,
+            num_inference_steps=3,
+            generator=generators(given),
+        ).images
+        ours = loaded(name).fused(given).pixels.astype(int)
+        assert np.abs(ours - as_array(images)).max() <= 1, name  # prompts all at once: rounding
+
+
+def test_prompts_that_are_cut_are_recorded(loaded: Any) -> None:
+    """To the token: what the pipeline reads whole is not truncated, one letter more is."""
+    longest = {
+        "pixart-alpha": 118,  # and a space before the word, </s> after
+        "pixart-sigma": 298,
+        "stable-diffusion-3": 254,
+        "flux": 510,
+        "sana": 298,  # <bos>
+        "qwen-image": 507,
+        "z-image": 504,
+    }
+    for name in FAMILIES:
+        letters = longest[name]
+        for count, cut in ((letters, False), (letters + 1, True)):
+            given = batch([0], size(name), prompt="x" * count)
+            assert loaded(name).encode(given).truncated == (cut,), (name, count)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_last_letter_that_is_read_matters(loaded: Any, name: str) -> None:
+    """The limit above is the pipeline's: a change beyond it goes unseen, one before it does not."""
+    (_, limit), *_ = reversed(loaded(name).encode.adapter.tokenizers)
+    tokenizer = loaded(name).encode.pipeline.tokenizer
+    one = getattr(loaded(name).encode.pipeline, LAST_TOKENIZER.get(name, "tokenizer"))
+    around = len(one("x").input_ids) - 1
+    encode = loaded(name).encode.adapter.encode_prompt
+
+    def embeds(text: str) -> Any:
+        return encode(loaded(name).encode.pipeline, text, False)["prompt_embeds"]
+
+    del tokenizer
+    read = limit - around
+    base = embeds("x" * read)
+    assert (base - embeds("x" * (read - 1) + "y")).abs().max() > 0
+    assert (embeds("x" * read + "y") - embeds("x" * read + "z")).abs().max() == 0
