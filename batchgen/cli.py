@@ -28,6 +28,7 @@ the policy allows; 3 interrupted, resumable; 4 verification failed.
 # Flag -> (dotted field of the spec, type, help). Flags win over the spec file.
 FIELDS: dict[str, tuple[str, Any, str]] = {
     "--input": ("input.path", str, "Parquet file, folder or glob; any fsspec URL."),
+    "--count": ("input.count", int, "Instead of --input: so many rows that carry nothing."),
     "--output": ("output.url", str, "Folder or URL for images, metadata and the run's ledger."),
     "--task": ("task", str, "See `batchgen tasks`. [default: text-to-image]"),
     "--model": ("model.path", str, "Shipped model, folder or hub id. [default: digits-shapes]"),
@@ -337,6 +338,11 @@ def _finish(job: Callable[[], Outcome], url: str, as_json: bool) -> int:
     return outcome.exit_code
 
 
+def _source(plan: Plan) -> str:
+    given = plan.spec.input
+    return f"in {len(plan.files)} files of {given.path}" if given.path else "that carry nothing"
+
+
 def _show_plan(spec: Spec, as_json: bool) -> None:
     from batchgen import runner
 
@@ -346,7 +352,7 @@ def _show_plan(spec: Spec, as_json: bool) -> None:
         return
     calls = -(-made.spec.output.samples_per_shard // made.spec.resources.batch_size)
     click.echo(
-        f"input    {made.rows} rows in {len(made.files)} files of {spec.input.path}\n"
+        f"input    {made.rows} rows {_source(made)}\n"
         f"samples  {made.samples} ({spec.variants} a row) in {made.shards} shards of "
         f"{made.spec.output.samples_per_shard}, at least {calls} micro-batches of "
         f"{made.spec.resources.batch_size} each\n"

@@ -114,8 +114,8 @@ def fit_image(image: Image.Image, width: int, height: int, policy: Resize) -> Im
 def fit_mask(mask: Image.Image, width: int, height: int, policy: Resize) -> Array:
     """The mask of an image that `fit_image` fits by the same policy, as uint8 (height, width).
 
-    255 is repainted, 0 is kept; nothing lies between. A pixel is repainted where the mean of the
-    mask over it is at least 128. The padding of ``fit`` is kept: the row's mask does not ask for
+    255 is repainted, 0 is kept; nothing lies between. A pixel is repainted where the mask has a
+    mean of at least 128. The padding of ``fit`` is kept: the row's mask does not ask for
     it, and the bars stay as black as in the conditioning image, to be cut off again. (To paint
     beyond an image, give it the larger canvas and a mask that is white there.)
 

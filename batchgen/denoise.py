@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from batchgen.families.adapter import Adapter, Given
-from batchgen.records import EncodedBatch, LatentBatch
+from batchgen.records import Call, EncodedBatch, LatentBatch
 
 
 class Denoiser:
@@ -23,6 +24,8 @@ class Denoiser:
         pipeline: a diffusers pipeline that holds the denoising parts only, in ``eval()``.
         adapter: how such a pipeline is called.
         batch_size: samples a library call.
+        switch: brings the pipeline to what a call asks for (its LoRAs, its scheduler), before every
+            call.
     """
 
     def __init__(
@@ -30,10 +33,12 @@ class Denoiser:
         pipeline: Any,
         adapter: Adapter,
         batch_size: int,
+        switch: Callable[[Any, Call], None] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.adapter = adapter
         self.batch_size = batch_size
+        self._switch = switch
 
     @torch.no_grad()
     def __call__(self, batch: EncodedBatch) -> LatentBatch:
@@ -43,6 +48,8 @@ class Denoiser:
             ValueError: more samples than the batch size, or a strength that leaves no step.
             torch.OutOfMemoryError: the batch size is too large for the device.
         """
+        if self._switch is not None:
+            self._switch(self.pipeline, batch.call)
         count = len(batch.generator_states)
         rows = filled(count, self.batch_size)
         given = Given(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from batchgen.families.adapter import Adapter, ImageInputs
-from batchgen.records import ConditionBatch, EncodedBatch, Sample
+from batchgen.records import Call, ConditionBatch, EncodedBatch, Sample
 
 _LOW_BITS = 0xFFFFFFFF
 _STATE_WORDS = 24  # where the words stand in the bytes of torch's generator state
@@ -34,6 +34,7 @@ class Encoder:
         adapter: how such a pipeline is called.
         batch_size: B, to which images are filled up where a pipeline encodes them all at once.
         prompts_cached: how many encoded prompts are remembered; the least recently used go first.
+        switch: brings the pipeline to what a call asks for (its LoRAs), before every call.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Encoder:
         adapter: Adapter,
         batch_size: int,
         prompts_cached: int = PROMPTS_CACHED,
+        switch: Callable[[Any, Call], None] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.adapter = adapter
         self.batch_size = batch_size
         self._prompts_cached = prompts_cached
+        self._switch = switch
         self._prompts: OrderedDict[_PromptKey, tuple[Tensors, bool]] = OrderedDict()
 
     @torch.no_grad()
@@ -58,6 +61,8 @@ class Encoder:
         Raises:
             ValueError: images of another size than each other, or too few of them.
         """
+        if self._switch is not None:
+            self._switch(self.pipeline, batch.call)
         by_class = self.adapter.encode_label is not None
         reads = by_class or self.adapter.encode_prompt is not None
         guided, lora = self.adapter.guided(batch.call), batch.call.lora

@@ -59,6 +59,8 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
                 column,
                 f"null: a {model.family} model for {spec.task} takes {taken} of these settings",
             )
+    if "lora" in mapped and not spec.model.loras:
+        raise SpecError("input.columns.lora", mapped["lora"], "null, since model.loras is empty")
     controls = sum(part.startswith("control") and is_image(part) for part in mapped)
     if controls != model.controls:
         raise SpecError(

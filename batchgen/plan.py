@@ -33,6 +33,8 @@ from batchgen.spec import Spec, canonical_json
 from batchgen.storage import Stat, find_files, is_within, open_input
 
 VERSION = 2
+COUNTED_COLUMN = "row"
+COUNTED_GROUP = 65_536
 _FOOTER_THREADS = 16
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _CHANGED = re.compile(r"(^|-)x[0-9a-f]{20}$")
@@ -151,14 +153,7 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
         InputError: no file, not Parquet, schemas that differ, a missing or ill-typed column, an
             empty dataset, a key that stands twice.
     """
-    base, stats = find_files(spec.input.path)
-    if is_within(spec.output.url, spec.input.path):
-        raise InputError(
-            f"output {spec.output.url} lies in the input {spec.input.path}, so that its images "
-            "would become input; write it beside the input"
-        )
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda stat: _footer(stat, base, spec.input.path), stats))
+    footers = _counted(spec.input.count) if spec.input.count else _footers(spec)
     schema = footers[0][1]
     check_columns(spec, schema, footers[0][0].path)
     check_fit(spec, model)
@@ -179,6 +174,24 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
     if check_keys and spec.input.check_keys and spec.input.columns.key:
         refuse_duplicate_keys(plan)
     return plan
+
+
+def _footers(spec: Spec) -> list[tuple[SourceFile, pa.Schema]]:
+    base, stats = find_files(spec.input.path)
+    if is_within(spec.output.url, spec.input.path):
+        raise InputError(
+            f"output {spec.output.url} lies in the input {spec.input.path}, so that its images "
+            "would become input; write it beside the input"
+        )
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        return list(pool.map(lambda stat: _footer(stat, base, spec.input.path), stats))
+
+
+def _counted(count: int) -> list[tuple[SourceFile, pa.Schema]]:
+    """Rows that carry nothing but their number, as if they stood in a file without a path."""
+    whole, rest = divmod(count, COUNTED_GROUP)
+    groups = (COUNTED_GROUP,) * whole + ((rest,) if rest else ())
+    return [(SourceFile("", "row", 0, "", groups), pa.schema([(COUNTED_COLUMN, pa.int64())]))]
 
 
 def compare(saved: Plan, now: Plan) -> None:

@@ -30,6 +30,7 @@ from batchgen.spec import Conditioning, Seed, Spec
 from batchgen.tasks import is_image, task_named
 
 Array = np.ndarray[Any, Any]
+SHRINKING = "downscale"  # of all makers the one that changes the size, so it comes first
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
 _TEXT = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
 
@@ -59,7 +60,7 @@ def prepare(rows: ShardRows, plan: Plan) -> Prepared:
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
         try:
             _require_text(values, spec)
-            opened = _opened(values, parts)
+            opened = _opened(values, parts, spec)
             call = _call(values, plan, opened)
             arrays = _fitted(opened, plan, call)
             shared = _Row(key, source_id, row, call, values)
@@ -135,12 +136,16 @@ def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
             )
 
 
-def _opened(values: Mapping[str, Any], parts: list[str]) -> dict[str, Any]:
-    """The row's images, upright."""
-    return {
-        part: open_mask(values[part]) if part == "mask" else open_image(values[part])
-        for part in parts
-    }
+def _opened(values: Mapping[str, Any], parts: list[str], spec: Spec) -> dict[str, Any]:
+    """The row's images, upright, and shrunk where that is what is made of them."""
+    opened = {}
+    for part in parts:
+        image = open_mask(values[part]) if part == "mask" else open_image(values[part])
+        made = spec.conditioning.make.get(part)
+        if made is not None and made.name == SHRINKING:
+            image = make_condition(SHRINKING, made.options, image)
+        opened[part] = image
+    return opened
 
 
 def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> Call:
@@ -191,7 +196,7 @@ def _fitted(opened: Mapping[str, Any], plan: Plan, call: Call) -> dict[str, Arra
             continue
         fitted = fit_image(image, width, height, policy)
         made = conditioning.make.get(part)
-        if made is not None:
+        if made is not None and made.name != SHRINKING:
             fitted = make_condition(made.name, made.options, fitted)
         arrays[part] = to_array(fitted)
     return arrays

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import InputError, RetryShard
-from batchgen.plan import Plan, SourceFile, row_key
+from batchgen.plan import COUNTED_COLUMN, Plan, SourceFile, row_key
 from batchgen.records import ShardRows
 from batchgen.spec import Spec
 from batchgen.storage import open_input
@@ -175,6 +175,9 @@ class _Files:
 
     def batches(self, group: Group) -> Iterator[tuple[pa.Table, int]]:
         """The group's rows in batches, each with the bytes read for it."""
+        if not group.path:
+            yield _counted_rows(group).select(self._columns), 0
+            return
         try:
             if self._raw is None or self._path != group.path:
                 self._open(group)
@@ -214,6 +217,12 @@ class _Files:
         self._parquet = pq.ParquetFile(
             pa.PythonFile(self._counted, mode="r"), pre_buffer=False, buffer_size=_BUFFER_BYTES
         )
+
+
+def _counted_rows(group: Group) -> pa.Table:
+    """Rows of no file; see ``input.count``."""
+    numbers = range(group.file_row, group.file_row + group.rows)
+    return pa.table({COUNTED_COLUMN: pa.array(numbers, pa.int64())})
 
 
 def _undecodable(group: Group, error: Exception) -> InputError:

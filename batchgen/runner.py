@@ -90,7 +90,8 @@ def resume(url: str, address: str | None = None, quiet: bool = False) -> Outcome
 
 def _anywhere(spec: Spec) -> Spec:
     """The spec with local paths made absolute, for workers and for a resume from another folder."""
-    source = spec.input.model_copy(update={"path": absolute(spec.input.path)})
+    path = absolute(spec.input.path) if spec.input.path else ""
+    source = spec.input.model_copy(update={"path": path})
     output = spec.output.model_copy(update={"url": absolute(spec.output.url)})
     return spec.model_copy(update={"input": source, "output": output})
 

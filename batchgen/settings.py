@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from batchgen.replicas import ModelInfo, chosen_scheduler
 from batchgen.spec import Eta, Guidance, Model, Noise, Sampling, Scale, Size, Steps, Strength
+from batchgen.tasks import parse_lora
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "num_inference_steps": TypeAdapter(Steps),
@@ -96,7 +97,12 @@ def _scheduler(settings: Settings, value: Any) -> str | None:
 
 
 def _lora(settings: Settings, value: Any) -> tuple[tuple[str, float], ...] | None:
-    return None
+    """None where the run loads no LoRA; all of them where neither row nor spec names any."""
+    known = settings.model.lora_weights
+    if not known:
+        return None
+    given = settings.sampling.lora if value is None else value
+    return tuple(sorted(known.items())) if given is None else parse_lora(str(given), known)
 
 
 def _regions(value: Any) -> tuple[tuple[str, tuple[float, ...]], ...]:

@@ -83,7 +83,10 @@ def control_part(number: int) -> str:
 class Input(Section):
     """Where the rows come from: a Parquet file, a folder of them or a glob, on any fsspec URL."""
 
-    path: str
+    path: str = ""
+    count: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="instead of a path: so many rows that carry nothing"
+    )
     columns: Columns = Columns()
     keep_columns: tuple[str, ...] | None = Field(
         default=None,
@@ -95,6 +98,18 @@ class Input(Section):
     check_keys: bool = Field(
         default=True, description="read the key column while planning and refuse duplicates"
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Input:
+        if not self.path and self.count is None:
+            raise SpecError("input.path", None, "a value is required (flag --input)")
+        if self.path and self.count is not None:
+            raise SpecError("input.count", self.count, "null where input.path is given")
+        mapped = self.columns.mapped()
+        if self.count is not None and mapped:
+            part, column = next(iter(mapped.items()))
+            raise SpecError(f"input.columns.{part}", column, "null: input.count has no columns")
+        return self
 
 
 class Sampling(Section):

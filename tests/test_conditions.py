@@ -86,7 +86,11 @@ def test_common_formats_are_read(image_format: str) -> None:
         ({}, "null-image", "image is null"),
         ("cat.png", "undecodable-image", "type str; allowed: image bytes"),
         (7, "undecodable-image", "type int"),
-        (b"not an image", "undecodable-image", "UnidentifiedImageError"),
+        (
+            b"not an image",
+            "undecodable-image",
+            "UnidentifiedImageError: cannot identify image file)",
+        ),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "undecodable-image", "allowed:"),
     ],
 )
@@ -442,7 +446,8 @@ def edges_of(block: Array) -> Array:
 def test_image_and_mask_stay_registered(
     policy: Resize, source: tuple[int, int], wanted: tuple[int, int]
 ) -> None:
-    box = (31, 37, 58, 52)  # off the centre; partly cropped away by some
+    (wide, high) = source
+    box = (wide * 2 // 5, high * 3 // 7, wide * 5 // 7, high * 4 // 7)  # a few crops cut into it
     if policy == "multiple-of":
         wanted = (min(source[0], wanted[0]), min(source[1], wanted[1]))
     image, mask = marked(source, box)
@@ -453,7 +458,7 @@ def test_image_and_mask_stay_registered(
     red = pixels[..., 0] >= 128
     goal = where_it_goes(policy, source, wanted, box)
     assert np.abs(edges_of(red) - goal).max() <= 1
-    assert np.abs(edges_of(repaint) - goal).max() <= 1
+    assert np.abs(edges_of(repaint) - goal).max() <= 1.5  # box filters take whole pixels
     assert (red != (repaint == 255)).mean() < 0.01  # a filter's whim at the edges
 
 
@@ -598,16 +603,18 @@ def made(name: str, image: Image.Image | None = None, **options: float) -> Array
 def test_canny_is_opencvs_on_any_number_of_threads() -> None:
     import cv2
 
-    pixels = to_array(drawing())
+    rough = Image.fromarray(noise(64, 48)).resize((128, 96), Image.Resampling.BICUBIC)
+    pixels = to_array(rough)
     threads = cv2.getNumThreads()
     try:
         for number in (1, 4):
             cv2.setNumThreads(number)
-            edges = made("canny", low=50, high=120)
+            edges = made("canny", rough, low=50, high=120)
             assert np.array_equal(edges, np.repeat(cv2.Canny(pixels, 50, 120)[..., None], 3, 2))
             assert cv2.getNumThreads() == number
     finally:
         cv2.setNumThreads(threads)
+    edges = made("canny")
     assert set(np.unique(edges)) == {0, 255}
     assert edges[15:28, 8:12, 0].any(axis=1).all()  # the left side of the yellow block
     assert not edges[15:28, 20:30].any()  # its inside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 
 from batchgen.families import family_named
 from batchgen.records import ConditionBatch
@@ -24,9 +26,9 @@ from tests.family_stages import (
     picture,
     sample,
 )
+from tests.model_folders import IMAGE, TEXT, edit, inspect, refusal
 from tests.transformer_calls import plain_call
 
-TEXT, IMAGE = "text-to-image", "image-to-image"
 FAMILIES = tuple(name for task, name in BUILDERS if task == TEXT)
 FROM_IMAGES = tuple(name for task, name in BUILDERS if task == IMAGE)
 GUIDED = tuple(name for name in FAMILIES if name != "flux")
@@ -185,7 +187,6 @@ def test_bfloat16(folders: dict[str, Path], name: str) -> None:
 
 # --- prompts of different lengths ----------------------------------------------------------------
 
-LAST_TOKENIZER = {"stable-diffusion-3": "tokenizer_3", "flux": "tokenizer_2"}
 LONG = "a very long line of words about one red star and one blue circle"
 
 
@@ -255,38 +256,101 @@ def test_an_empty_negative_prompt_is_what_the_library_makes_of_none(
         assert np.abs(ours - as_array(images)).max() <= 1, name  # prompts all at once: rounding
 
 
-def test_prompts_that_are_cut_are_recorded(loaded: Any) -> None:
-    """To the token: what the pipeline reads whole is not truncated, one letter more is."""
-    longest = {
-        "pixart-alpha": 118,  # and a space before the word, </s> after
-        "pixart-sigma": 298,
-        "stable-diffusion-3": 254,
-        "flux": 510,
-        "sana": 298,  # <bos>
-        "qwen-image": 507,
-        "z-image": 504,
-    }
-    for name in FAMILIES:
-        letters = longest[name]
-        for count, cut in ((letters, False), (letters + 1, True)):
-            given = batch([0], size(name), prompt="x" * count)
-            assert loaded(name).encode(given).truncated == (cut,), (name, count)
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_last_letter_that_is_read_matters(loaded: Any, name: str) -> None:
-    """The limit above is the pipeline's: a change beyond it goes unseen, one before it does not."""
-    (_, limit), *_ = reversed(loaded(name).encode.adapter.tokenizers)
-    tokenizer = loaded(name).encode.pipeline.tokenizer
-    one = getattr(loaded(name).encode.pipeline, LAST_TOKENIZER.get(name, "tokenizer"))
-    around = len(one("x").input_ids) - 1
-    encode = loaded(name).encode.adapter.encode_prompt
+def test_prompts_that_are_cut_are_recorded(loaded: Any, name: str) -> None:
+    """To the token: what is recorded as cut is what changes nothing in the embeddings."""
+    encode = loaded(name).encode
+    tokenizer, limit = encode.adapter.tokenizers[-1]
+    count = limit - len(getattr(encode.pipeline, tokenizer)("x").input_ids) + 1  # letters read
 
-    def embeds(text: str) -> Any:
-        return encode(loaded(name).encode.pipeline, text, False)["prompt_embeds"]
+    def made(prompt: str) -> Any:
+        return encode(batch([0], size(name, guidance_scale=0.0), prompt=prompt))
 
-    del tokenizer
-    read = limit - around
-    base = embeds("x" * read)
-    assert (base - embeds("x" * (read - 1) + "y")).abs().max() > 0
-    assert (embeds("x" * read + "y") - embeds("x" * read + "z")).abs().max() == 0
+    whole, other = made("x" * count), made("x" * (count - 1) + "y")
+    assert whole.truncated == (False,)
+    assert not torch.equal(whole.prompts["prompt_embeds"], other.prompts["prompt_embeds"])
+    one, other = made("x" * count + "y"), made("x" * count + "z")
+    assert one.truncated == (True,)
+    assert torch.equal(one.prompts["prompt_embeds"], other.prompts["prompt_embeds"])
+
+
+# --- models that are refused ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(folders: dict[str, Path], tmp_path: Path) -> Any:
+    """A copy of a family's tiny model, for a test to spoil."""
+    return lambda name: Path(shutil.copytree(folders[name], tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [
+        ("pixart-alpha", "tokenizer"),
+        ("stable-diffusion-3", "text_encoder_2"),
+        ("flux", "text_encoder_2"),
+        ("sana", "text_encoder"),
+        ("qwen-image", "transformer"),
+        ("z-image", "vae"),
+    ],
+)
+def test_a_missing_component_is_named(copied: Any, name: str, component: str) -> None:
+    folder = copied(name)
+    edit(folder / "model_index.json", **{component: [None, None]})
+    assert f"{component}: {folder / 'model_index.json'} names none" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "wanted", "latent"),
+    [
+        ("stable-diffusion-3", 33, "16", 16),
+        ("flux", 128, "64", 16),
+        ("qwen-image", 64, "16", 4),
+        ("sana", 32, "8", 8),
+    ],
+)
+def test_other_channels_are_refused(
+    copied: Any, name: str, taken: int, wanted: str, latent: int
+) -> None:
+    folder = copied(name)
+    edit(folder / "transformer" / "config.json", in_channels=taken)
+    message = refusal(folder)
+    assert f"transformer takes {taken} channels, a {name} model for text-to-image takes" in message
+    assert f"takes {wanted} (its vae's latents have {latent})" in message
+
+
+def test_a_scheduler_of_the_other_kind_is_refused(folders: dict[str, Path]) -> None:
+    flow = "FlowMatchEulerDiscreteScheduler"
+    message = refusal(folders["flux"], scheduler="DDIMScheduler")
+    assert f"DDIMScheduler cannot replace the model's {flow}" in message
+    assert f"allowed: {flow}" in message
+    assert f"{flow} cannot replace" in refusal(folders["pixart-sigma"], scheduler=flow)
+
+
+def test_a_pixart_model_serves_its_own_family_alone(folders: dict[str, Path]) -> None:
+    message = refusal(folders["pixart-alpha"], IMAGE)
+    assert "is a PixArtAlphaPipeline" in message and "it fits text-to-image" in message
+
+
+def test_facts_of_the_models(folders: dict[str, Path]) -> None:
+    facts = {name: inspect(folders[name]) for name in FAMILIES}
+    assert {name: (one.width, one.multiple_of) for name, one in facts.items()} == {
+        "pixart-alpha": (32, 8),
+        "pixart-sigma": (32, 8),
+        "stable-diffusion-3": (32, 8),
+        "flux": (512, 8),
+        "sana": (64, 32),
+        "qwen-image": (512, 8),
+        "z-image": (512, 8),
+    }
+    sizes = {name: (one.latent_channels, one.vae_scale_factor) for name, one in facts.items()}
+    assert sizes["sana"] == (8, 32) and sizes["qwen-image"] == (4, 4)
+
+
+def test_the_chat_template_is_part_of_the_model(copied: Any) -> None:
+    """It decides the embeddings, so a change of it is another model."""
+    folder = copied("z-image")
+    before = inspect(folder).manifest_sha256
+    template = folder / "tokenizer" / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    assert inspect(folder).manifest_sha256 != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from batchgen.records import ConditionBatch
 from tests.family_stages import generators, pil
 
-LATENTS_OF_ONE_LENGTH = 520  # tokens, as many as batchgen's Qwen-Image always has
+ONE_LENGTH = 520  # tokens, as many as batchgen's Qwen-Image always has
 
 
 def text_arguments(family: str, plain: Any, given: ConditionBatch) -> dict[str, Any]:
@@ -37,8 +38,6 @@ def pixart(plain: Any, prompt: str, negative: str, guidance: float) -> dict[str,
 
 
 def sana(plain: Any, prompt: str, negative: str, guidance: float) -> dict[str, Any]:
-    import inspect
-
     instruction = inspect.signature(plain.__call__).parameters["complex_human_instruction"]
     made = plain.encode_prompt(
         prompt, guidance > 1, negative, complex_human_instruction=instruction.default
@@ -63,9 +62,9 @@ def qwen_image(plain: Any, prompt: str, negative: str, guidance: float) -> dict[
     made: dict[str, Any] = {}
     for name, text in list(given.items())[: 2 if guidance > 1 else 1]:
         embeds, _ = plain.encode_prompt(text)
-        spare = LATENTS_OF_ONE_LENGTH - embeds.shape[1]
+        spare = ONE_LENGTH - embeds.shape[1]
         made[name] = torch.nn.functional.pad(embeds, (0, 0, 0, spare))
-        made[f"{name}_mask"] = (torch.arange(LATENTS_OF_ONE_LENGTH) < embeds.shape[1])[None].long()
+        made[f"{name}_mask"] = (torch.arange(ONE_LENGTH) < embeds.shape[1])[None].long()
     return made
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.families import stable_diffusion, stable_diffusion_xl
 from batchgen.families.adapter import Adapter, Given, ImageInputs
-from batchgen.families.calls import call_pipeline, decode_scaled, require_steps, size_of
+from batchgen.families.calls import call_pipeline, decode_by, decode_scaled, require_steps, size_of
 from batchgen.families.family import Family
+from batchgen.records import Call
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,13 @@ def encode_controls(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tenso
         for part, images in inputs.images.items()
         if part.startswith("control")
     }
+
+
+def without_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+    """The control images, of a pipeline that starts from noise alone."""
+    if "image" in inputs.images:
+        raise ValueError(f"{type(pipeline).__name__} takes no source image, only control images")
+    return encode_controls(pipeline, inputs)
 
 
 def with_source(
@@ -145,6 +153,12 @@ def by_adapter(pipeline: Any, given: Given) -> torch.Tensor:
     )
 
 
+def decode_multiplied(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
+    """The VAE's image of latents; this pipeline does not divide, and so rounds otherwise."""
+    vae = pipeline.vae
+    return decode_by(vae, 1 / vae.config.scaling_factor * latents)
+
+
 def by_regions(pipeline: Any, given: Given) -> torch.Tensor:
     """From noise, with what stands in each box; the pipeline encodes these phrases itself.
 
@@ -248,9 +262,9 @@ FAMILIES = (
         decoder=("vae",),
         adapter=Adapter(
             encode_prompt=stable_diffusion.encode_prompt,
-            encode_images=encode_controls,
+            encode_images=without_source,
             denoise=by_adapter,
-            decode=decode_scaled,
+            decode=decode_multiplied,
             tokenizers=(("tokenizer", 0),),
         ),
         split=BY_ADAPTER,
@@ -268,7 +282,7 @@ FAMILIES = (
         decoder=("vae",),
         adapter=Adapter(
             encode_prompt=stable_diffusion_xl.encode_prompt,
-            encode_images=encode_controls,
+            encode_images=without_source,
             denoise=by_adapter,
             decode=stable_diffusion_xl.decode,
             tokenizers=stable_diffusion_xl.TOKENIZERS,
@@ -290,6 +304,7 @@ FAMILIES = (
         decoder=("vae",),
         adapter=Adapter(
             encode_prompt=stable_diffusion.encode_prompt,
+            encode_images=without_source,
             denoise=by_regions,
             decode=decode_scaled,
             tokenizers=(("tokenizer", 0),),

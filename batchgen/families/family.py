@@ -40,6 +40,7 @@ class Family:
         multiple_of: width and height must be multiples of this many latents; 0: as many as a latent
             has pixels.
         fixed_size: the model makes images of its native size alone.
+        needs_ip_adapter: an IP-Adapter (``model.ip_adapter``) lets the model take images.
         external: components that may come from elsewhere (``model.components``).
         recommended: num_inference_steps and guidance_scale where the model names none.
     """
@@ -66,6 +67,7 @@ class Family:
     strength: float = 0.6
     multiple_of: int = 1
     fixed_size: bool = False
+    needs_ip_adapter: bool = False
     external: tuple[str, ...] = ("vae",)
     recommended: tuple[int, float] = (25, 7.5)
 

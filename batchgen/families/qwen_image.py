@@ -16,7 +16,7 @@ from batchgen.records import Call
 if TYPE_CHECKING:
     import torch
 
-TOKENS = 512  # what the denoiser attends to of a prompt and the five tokens that close it
+TOKENS = 512  # what the denoiser attends to of a prompt and of what closes it
 LENGTH = TOKENS + 8  # the mask is never all ones: the pipeline would drop it, but not in each batch
 LONGEST = 1024  # lets LENGTH pass
 
@@ -81,7 +81,7 @@ FAMILIES = (
             encode_prompt=encode_prompt,
             denoise=denoise,
             decode=decode,
-            tokenizers=(("tokenizer", TOKENS - 5),),
+            tokenizers=(("tokenizer", TOKENS),),
         ),
         split=(
             "by public arguments: prompt_embeds, filled up to one length, and their mask in, packed"

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from batchgen.families.adapter import Adapter, Given, ImageInputs
+from batchgen.families import stable_diffusion, stable_diffusion_xl
+from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
 from batchgen.families.calls import call_pipeline, decode_scaled, size_of
 from batchgen.families.family import Family
-from batchgen.families.stable_diffusion import encode_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,50 @@ def by_noised_picture(pipeline: Any, given: Given) -> torch.Tensor:
         )
 
 
+def encode_prompted_pictures(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
+    """``embeds`` (n, 1, D), or (n, 1, T, D) hidden states, as the IP-Adapter takes them.
+
+    Each image is encoded alone, as the pipelines do. With guidance ``negatives`` are what stands
+    for no image.
+    """
+    import torch
+
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    images = inputs.images["image"]
+    for image in images:
+        if id(image) not in known:
+            known[id(image)] = pipeline.encode_image(
+                pictures([image])[0], pipeline.device, 1, pipeline.reads_hidden_states
+            )
+    embeds, negatives = zip(*(known[id(image)] for image in images), strict=True)
+    encoded = {"embeds": torch.stack(embeds)}
+    return {**encoded, "negatives": torch.stack(negatives)} if is_guided(inputs.call) else encoded
+
+
+def by_prompted_picture(pipeline: Any, given: Given) -> torch.Tensor:
+    """The pipeline would show one image to all samples; here each is shown its own."""
+    import torch
+
+    def own(_: Any, embeds: list[torch.Tensor], *more: Any) -> list[torch.Tensor]:
+        guided = more[-1]
+        return [torch.cat([given.conditions["negatives"], *embeds])] if guided else embeds
+
+    scale = given.call.image_prompt_scale
+    pipeline.set_ip_adapter_scale(1.0 if scale is None else scale)
+    pipeline.prepare_ip_adapter_image_embeds = own
+    return call_pipeline(
+        pipeline,
+        given,
+        ip_adapter_image_embeds=[given.conditions["embeds"]],
+        eta=given.call.eta,
+        **size_of(given.call),
+    )
+
+
+IP_ADAPTER_SPLIT = (
+    "by public arguments: prompt_embeds and ip_adapter_image_embeds in, latents out; what repeats"
+    " one image for all samples of a call is replaced, so that each sample has its own"
+)
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="image-variation",
@@ -109,7 +153,7 @@ FAMILIES: tuple[Family, ...] = (
         denoiser=("unet", "scheduler", "image_normalizer", "image_noising_scheduler"),
         decoder=("vae",),
         adapter=Adapter(
-            encode_prompt=encode_prompt,
+            encode_prompt=stable_diffusion.encode_prompt,
             encode_images=encode_pictures,
             denoise=by_noised_picture,
             decode=decode_scaled,
@@ -119,5 +163,49 @@ FAMILIES: tuple[Family, ...] = (
         " the image encoder tells its dtype",
         settings=("eta", "noise_level"),
         recommended=(20, 10.0),
+    ),
+    Family(
+        name="ip-adapter",
+        task="variation",
+        pipeline="StableDiffusionPipeline",
+        saved_as=stable_diffusion.SAVED_AS,
+        encoder=("tokenizer", "text_encoder", "image_encoder", "feature_extractor"),
+        denoiser=("unet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=stable_diffusion.encode_prompt,
+            encode_images=encode_prompted_pictures,
+            denoise=by_prompted_picture,
+            decode=decode_scaled,
+            tokenizers=(("tokenizer", 0),),
+        ),
+        split=IP_ADAPTER_SPLIT,
+        optional=("feature_extractor",),
+        null=("safety_checker",),
+        settings=("eta", "image_prompt_scale"),
+        needs_ip_adapter=True,
+        external=("vae", "image_encoder"),
+    ),
+    Family(
+        name="ip-adapter-xl",
+        task="variation",
+        pipeline="StableDiffusionXLPipeline",
+        saved_as=stable_diffusion_xl.SAVED_AS,
+        encoder=(*stable_diffusion_xl.TEXT, "image_encoder", "feature_extractor"),
+        denoiser=("unet", "scheduler"),
+        decoder=("vae",),
+        adapter=Adapter(
+            encode_prompt=stable_diffusion_xl.encode_prompt,
+            encode_images=encode_prompted_pictures,
+            denoise=by_prompted_picture,
+            decode=stable_diffusion_xl.decode,
+            tokenizers=stable_diffusion_xl.TOKENIZERS,
+        ),
+        split=IP_ADAPTER_SPLIT,
+        optional=("feature_extractor",),
+        settings=("eta", "image_prompt_scale"),
+        needs_ip_adapter=True,
+        external=("vae", "image_encoder"),
+        recommended=stable_diffusion_xl.RECOMMENDED,
     ),
 )

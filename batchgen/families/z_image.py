@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batchgen.families.adapter import Tensors
 
 TOKENS = 512
-CHAT = 8  # tokens that the chat template sets around a prompt
+HEAD = 3  # tokens that the chat template sets before a prompt
 STEP = 32  # the transformer fills a prompt up to a multiple of this many tokens, and attends to all
 
 
@@ -95,7 +95,7 @@ FAMILIES = (
             denoise=denoise,
             decode=decode,
             guided=guided,
-            tokenizers=(("tokenizer", TOKENS - CHAT),),
+            tokenizers=(("tokenizer", TOKENS - HEAD),),
         ),
         split=(
             "by public arguments: prompt_embeds in, latents out; one call of the pipeline for each"

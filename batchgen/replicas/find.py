@@ -41,6 +41,22 @@ def find_component(path: str, name: str, variant: str | None) -> tuple[Path, str
     return _find(path, None, f"model.components.{name}", patterns)
 
 
+def find_added(path: str, revision: str | None, field: str, patterns: Sequence[str]) -> Path:
+    """What a ``path`` beside the model names: a file, or the folder in which one is looked for.
+
+    Of a hub id the files of the given patterns are fetched.
+
+    Raises:
+        ModelError: it is nowhere, or cannot be reached; the message names the field.
+    """
+    here = Path(path).expanduser().absolute()
+    if here.exists():
+        return _without_revision(here, path, revision, field)
+    if HUB_ID.fullmatch(path):
+        return _from_hub(path, revision, field, patterns)[0]
+    raise ModelError(f"{field} {path!r}: no such file or folder, and a hub id reads owner/name")
+
+
 def shipped_names() -> list[str]:
     """The models that come with batchgen."""
     return sorted(index.parent.name for index in SHIPPED.glob("*/model_index.json"))
@@ -77,11 +93,13 @@ def _find(
     )
 
 
-def _without_revision(folder: Path, path: str, revision: str | None) -> Path:
+def _without_revision(
+    folder: Path, path: str, revision: str | None, field: str = "model"
+) -> Path:
     if revision is not None:
         raise ModelError(
-            f"model {path} is the local folder {folder}, which has no revisions; allowed for"
-            f" model.revision: null (it is {revision!r})"
+            f"{field} {path} is the local folder {folder}, which has no revisions; allowed for"
+            f" {field}.revision: null (it is {revision!r})"
         )
     return folder
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from batchgen.errors import ModelError
 from batchgen.families import FAMILIES, Family
+from batchgen.replicas.additions import added_files, components_added
 from batchgen.replicas.files import (
     Part,
     check_control_parts,
@@ -22,7 +23,7 @@ from batchgen.replicas.files import (
     read_json,
 )
 from batchgen.replicas.find import RECOMMENDED_FILE, find_component, find_pipeline
-from batchgen.replicas.schedulers import chosen_scheduler
+from batchgen.replicas.schedulers import check_options, chosen_scheduler
 from batchgen.spec import Model
 
 
@@ -94,6 +95,9 @@ def inspect(model: Model, task: str) -> ModelInfo:
     for part in parts:
         named |= {f"{part.label}/{path.name}": path for path in files_of(part, model.variant)}
     check_text_parts(parts)
+    named |= added_files(model, family, parts)
+    scheduler = chosen_scheduler(index["scheduler"][1], model.scheduler)
+    check_options(scheduler, model.scheduler_options)
     latents = latent_facts(_part(parts, family.vae))
     height, width = _native_size(parts, family, latents.factor)
     steps, guidance = _recommended(folder, family)
@@ -105,7 +109,7 @@ def inspect(model: Model, task: str) -> ModelInfo:
         manifest_sha256=manifest,
         pipeline_class=index["_class_name"],
         family=family.name,
-        scheduler=chosen_scheduler(index["scheduler"][1], model.scheduler),
+        scheduler=scheduler,
         latent_channels=latents.channels,
         vae_scale_factor=latents.factor,
         width=width,
@@ -193,6 +197,15 @@ def parts_of(
     Raises:
         ModelError: one is missing, or given where the family takes none from elsewhere.
     """
+    if family.needs_ip_adapter and model.ip_adapter is None:
+        raise ModelError(
+            f"a {family.name} model for {family.task} needs an IP-Adapter; give one by"
+            " model.ip_adapter"
+        )
+    if model.ip_adapter is not None and not family.needs_ip_adapter:
+        raise ModelError(
+            f"model.ip_adapter: a {family.name} model for {family.task} takes none"
+        )
     for name in model.components:
         if name not in family.external:
             allowed = ", ".join(family.external) or "none"
@@ -216,6 +229,10 @@ def _parts(
         return
     entry = index.get(name)
     if entry in (None, [None, None]):
+        added = components_added(model).get(name)
+        if added is not None and added.is_dir():
+            yield Part.from_elsewhere(name, name, added)
+            return
         if name in family.optional:
             return
         raise ModelError(_missing(folder, family, name))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import ModelError
 from batchgen.families import Family
+from batchgen.replicas.attach import Switch, add_to_denoiser, add_to_encoder
 from batchgen.replicas.files import Part, config_name, pipeline_index
 from batchgen.replicas.inspection import ModelInfo, family_for, inspect, parts_of
-from batchgen.replicas.schedulers import check_scheduler
 from batchgen.spec import Model, Spec
 
 if TYPE_CHECKING:
@@ -50,7 +50,13 @@ def load_encoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Encoder:
     family, pipeline = _load(info, spec, "encoder")
     if family.vae in family.encoder:
         _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
-    return Encoder(pipeline.to(device), family.adapter, spec.resources.batch_size)
+    add_to_encoder(pipeline, spec.model)
+    return Encoder(
+        pipeline.to(device),
+        family.adapter,
+        spec.resources.batch_size,
+        switch=Switch(spec.model),
+    )
 
 
 def load_denoiser(info: ModelInfo, spec: Spec, device: str = "cpu") -> Denoiser:
@@ -58,12 +64,9 @@ def load_denoiser(info: ModelInfo, spec: Spec, device: str = "cpu") -> Denoiser:
     from batchgen.denoise import Denoiser
 
     family, pipeline = _load(info, spec, "denoiser")
-    if spec.model.scheduler is not None:
-        import diffusers
-
-        scheduler_class = getattr(diffusers, check_scheduler(spec.model.scheduler))
-        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
-    return Denoiser(pipeline.to(device), family.adapter, spec.resources.batch_size)
+    add_to_denoiser(pipeline, spec.model)
+    switch = Switch(spec.model, pipeline.scheduler)
+    return Denoiser(pipeline.to(device), family.adapter, spec.resources.batch_size, switch)
 
 
 def load_decoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Decoder:
@@ -118,7 +121,7 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
             del given[part.name]
             if part.name in held:
                 later[part.name] = _load_part(part, dtype, spec.model.variant)
-        elif part.name in held and part.folder.parent == folder:
+        elif part.name in held and part.folder == folder / part.label and index.get(part.name):
             given.pop(part.name, None)  # from_pretrained loads it
         elif part.name in held:
             _add(given, part, _load_part(part, dtype, spec.model.variant))
@@ -126,6 +129,7 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
             empty = _without_weights(part)
             given[part.name] = empty
             later[part.name] = Stub(empty.config, dtype)
+    given = {name: _together(one) if type(one) is list else one for name, one in given.items()}
     with warnings.catch_warnings():
         # of outdated scheduler files, which diffusers mends by itself
         warnings.simplefilter("ignore", FutureWarning)
@@ -153,6 +157,15 @@ def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:
         given[part.name] = loaded
     else:
         given[part.name] = [*(given[part.name] or []), loaded]
+
+
+def _together(several: list[Any]) -> Any:
+    """Several ControlNets or T2I-Adapters as the one component that a pipeline's folder has."""
+    import diffusers
+
+    joined = {"ControlNetModel": "MultiControlNetModel", "T2IAdapter": "MultiAdapter"}
+    name = joined.get(type(several[0]).__name__)
+    return several if name is None else getattr(diffusers, name)(several)
 
 
 def _class_of(part: Part) -> Any:
@@ -210,7 +223,7 @@ def _planned_folder(info: ModelInfo, model_json: str, task: str) -> Path:
     model = Model.model_validate_json(model_json)
     here = Path(info.path).is_dir()
     if not info.revision.startswith("sha256:"):
-        if here:
+        if here and not model.components and not list(model.added()):
             return Path(info.path)
         model = model.model_copy(update={"revision": info.revision})
     elif here:

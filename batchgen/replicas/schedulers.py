@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from batchgen.errors import ModelError, nearest
+from batchgen.replicas.sources import defaults_of
 
 # Each is tested to give a sample the same bytes whatever its neighbours are.
 SCHEDULERS = (
@@ -27,6 +31,14 @@ _OWN_NOISE = "it draws noise from a generator of its own, so a sample's seed doe
 REFUSED_SCHEDULERS = {
     "DPMSolverSDEScheduler": _OWN_NOISE,
     "CosineDPMSolverMultistepScheduler": _OWN_NOISE,
+}
+REFUSED_OPTIONS = {"stochastic_sampling": _OWN_NOISE}
+# Options whose wrong values come to light only while images are made.
+OPTION_VALUES = {
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "time_shift_type": ("exponential", "linear"),
 }
 
 
@@ -60,3 +72,33 @@ def chosen_scheduler(saved: str, wanted: str | None) -> str:
             f" other is not; allowed: {', '.join(allowed)}"
         )
     return name
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """That a scheduler takes options of these names and kinds. Imports nothing.
+
+    Raises:
+        ModelError: the first that it does not take, with what it takes.
+    """
+    known = defaults_of(name) if options else {}
+    for option, value in options.items():
+        field, default = f"model.scheduler_options.{option}", known.get(option)
+        if option not in known:
+            raise ModelError(
+                f"{field}: {name} has none; allowed: {', '.join(known)}{nearest(option, known)}"
+            )
+        if option in REFUSED_OPTIONS and value:
+            raise ModelError(f"{field} cannot be used: {REFUSED_OPTIONS[option]}")
+        if option in OPTION_VALUES and value not in OPTION_VALUES[option]:
+            allowed = ", ".join(OPTION_VALUES[option])
+            raise ModelError(f"{field}: got {value!r}; allowed: {allowed}")
+        kind = (int, float) if type(default) in (int, float) else type(default)
+        fits = isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+        if type(default) in (bool, int, float, str) and not fits:
+            raise ModelError(f"{field}: got {value!r}; allowed: a value like {default!r}")
+
+
+def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the run's options those that a scheduler knows."""
+    known = defaults_of(name) if options else {}
+    return {option: value for option, value in options.items() if option in known}
