@@ -59,10 +59,23 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
                 column,
                 f"null: a {model.family} model for {spec.task} takes {taken} of these settings",
             )
+    if spec.task == "control" and "image" in mapped and "strength" not in model.settings:
+        raise SpecError(
+            "input.columns.image",
+            mapped["image"],
+            f"null: a {model.family} model reads no source image, only control images",
+        )
     if "lora" in mapped and not spec.model.loras:
         raise SpecError("input.columns.lora", mapped["lora"], "null, since model.loras is empty")
+    for part in model.needs:
+        if part not in mapped:
+            raise SpecError(
+                f"input.columns.{part}",
+                None,
+                f"a column: a {model.family} model for {spec.task} needs it",
+            )
     controls = sum(part.startswith("control") and is_image(part) for part in mapped)
-    if controls != model.controls:
+    if controls != model.controls and not (model.optional_control and controls == 1):
         raise SpecError(
             "input.columns.control",
             spec.input.columns.control,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -172,8 +173,12 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
         size = size_for(first, plan.model.multiple_of, times)
         width, height = size[0] * times, size[1] * times
     names = ("num_inference_steps", "guidance_scale", "strength", "eta", "image_guidance_scale")
-    more = ("noise_level", "control_scale", "image_prompt_scale", "scheduler", "lora", "regions")
-    call = Call(width=width, height=height, **{name: setting(name) for name in (*names, *more)})
+    more = ("noise_level", "control_scale", "image_prompt_scale", "denoising_end")
+    others = ("scheduler", "lora", "regions")
+    given = {name: setting(name) for name in (*names, *more, *others)}
+    if "image" not in opened:
+        given["strength"] = None  # of a model that takes a source image but need not
+    call = Call(width=width, height=height, **given)
     if call.strength is not None and int(call.num_inference_steps * call.strength) < 1:
         raise RejectRow(
             "strength-too-low",
@@ -221,12 +226,12 @@ def _sample(shared: _Row, plan: Plan, variant: int) -> Sample:
 
 def _prompt(values: Mapping[str, Any], spec: Spec) -> str:
     """The row's prompt; empty where none is mapped, or where the task needs none and it is null."""
-    prompt = values.get("prompt")
+    prompt: Any = values.get("prompt")
     needed = "prompt" in values and task_named(spec.task).prompt_column is not None
     column = spec.input.columns.prompt
     if prompt is None and needed:
         raise RejectRow("null-prompt", f"column {column!r} is null; a prompt is needed")
-    if needed and not prompt.strip():
+    if needed and not str(prompt).strip():
         raise RejectRow("empty-prompt", f"column {column!r} is {prompt!r}; a prompt is needed")
     return str(prompt or "")
 
@@ -241,14 +246,25 @@ def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:
         raise RejectRow("null-class", f"column {column!r} is null; a class is needed")
     if isinstance(value, int) and 0 <= value < len(names):
         return value
-    if isinstance(value, str) and value and value in names:
-        return names.index(value)
+    if isinstance(value, str) and value in _class_numbers(names):
+        return _class_numbers(names)[value]
     known = ", ".join([name for name in names if name][:5])
     named = f" or one of its names ({known}, ...)" if known else ""
     raise RejectRow(
         "unknown-class",
         f"column {column!r} holds {value!r}; allowed: 0 to {len(names) - 1}{named}",
     )
+
+
+@cache
+def _class_numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """Number by name; ``white shark, great white shark`` are two names of one class."""
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(names):
+        for one in (name, *(part.strip() for part in name.split(","))):
+            if one:
+                numbers.setdefault(one, number)
+    return numbers
 
 
 def _seed(values: Mapping[str, Any], spec: Spec, key: str, variant: int) -> int:

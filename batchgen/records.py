@@ -33,6 +33,7 @@ class Call:
         noise_level: noise added to the conditioning image: super-resolution, unCLIP.
         control_scale: weight of each control image.
         image_prompt_scale: weight of an image prompt (IP-Adapter).
+        denoising_end: share of the noise schedule that the base model goes, before its refiner.
         scheduler: a class name; None stands for the run's own.
         lora: (name, weight) of the adapters in effect, by name; None where the run loads none.
         regions: (phrase, (x0, y0, x1, y1) in shares of the image) for layouts.
@@ -48,6 +49,7 @@ class Call:
     noise_level: int | None = None
     control_scale: tuple[float, ...] | None = None
     image_prompt_scale: float | None = None
+    denoising_end: float | None = None
     scheduler: str | None = None
     lora: tuple[tuple[str, float], ...] | None = None
     regions: tuple[tuple[str, tuple[float, ...]], ...] | None = None

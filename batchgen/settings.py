@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from batchgen.errors import ModelError
 from batchgen.replicas import ModelInfo, chosen_scheduler
-from batchgen.spec import Eta, Guidance, Model, Noise, Sampling, Scale, Size, Steps, Strength
+from batchgen.spec import Eta, Guidance, Model, Noise, Part, Sampling, Scale, Size, Steps, Strength
 from batchgen.tasks import parse_lora
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
@@ -22,6 +23,7 @@ _KINDS: dict[str, TypeAdapter[Any]] = {
     "noise_level": TypeAdapter(Noise),
     "control_scale": TypeAdapter(Scale | tuple[Scale, ...]),
     "image_prompt_scale": TypeAdapter(Scale),
+    "denoising_end": TypeAdapter(Part),
 }
 # Settings that every pipeline takes; of the others, those that the family names.
 ALWAYS = ("num_inference_steps", "guidance_scale", "width", "height", "scheduler")
@@ -62,19 +64,27 @@ def read_setting(settings: Settings, name: str, value: Any) -> Any:
         checked = _KINDS[name].validate_python(given)
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Input should be ")) from error
-    if name in ("width", "height"):
-        _check_size(settings.info, name, checked)
+    _check_limits(settings.info, name, checked)
     if name == "control_scale":
         return _scales(settings.info, checked)
     return float(checked) if name == "guidance_scale" else checked
 
 
-def _check_size(info: ModelInfo, name: str, size: int) -> None:
-    native = getattr(info, name)
-    if info.fixed_size and size != native:
-        raise ValueError(f"{native}, the model's only {name}")
-    if size % info.multiple_of:
-        raise ValueError(f"a multiple of {info.multiple_of}, for this model")
+def _check_limits(info: ModelInfo, name: str, value: Any) -> None:
+    """What this model cannot take, of what others can."""
+    if name in ("width", "height"):
+        native = getattr(info, name)
+        if info.fixed_size and value != native:
+            raise ValueError(f"{native}, the model's only {name}")
+        if value % info.multiple_of:
+            raise ValueError(f"a multiple of {info.multiple_of}, for this model")
+    if name == "num_inference_steps" and value < info.min_steps:
+        raise ValueError(f"at least {info.min_steps} steps, for a {info.family} model")
+    if name == "noise_level" and value > info.max_noise_level:
+        raise ValueError(f"up to {info.max_noise_level}, for this model")
+    if name == "guidance_scale" and value > 1 and not info.guidable:
+        classes = len(info.class_names)
+        raise ValueError(f"up to 1: a {info.family} model of {classes} classes cannot be guided")
 
 
 def _scales(info: ModelInfo, given: float | tuple[float, ...]) -> tuple[float, ...]:
@@ -90,9 +100,12 @@ def _scheduler(settings: Settings, value: Any) -> str | None:
     """None stands for the run's own, so that rows which name it share its micro-batches."""
     if value is None or value == settings.info.scheduler:
         return None
+    allowed = settings.info.schedulers
+    if allowed and value not in allowed:
+        raise ValueError(", ".join(allowed))
     try:
         return chosen_scheduler(settings.info.scheduler, str(value))
-    except Exception as error:
+    except ModelError as error:
         raise ValueError(str(error)) from error
 
 

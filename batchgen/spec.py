@@ -30,6 +30,7 @@ Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Strength = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=8, le=MAX_SIZE, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Part = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -133,6 +134,9 @@ class Sampling(Section):
         default=1.0, description="weight of the control images, one for all or one for each"
     )
     image_prompt_scale: Scale = Field(default=1.0, description="weight of an image prompt")
+    denoising_end: Part = Field(
+        default=0.8, description="with a refiner: share of the schedule that the base model goes"
+    )
     lora: str | None = Field(
         default=None, description="`name:weight,...` of model.loras; null: all, at their weights"
     )

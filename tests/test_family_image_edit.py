@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from batchgen import replicas
-from batchgen.errors import ModelError
+from batchgen.errors import ModelError, SpecError
+from batchgen.fit import check_fit
 from batchgen.replicas.tiny.stable_diffusion import (
     build_depth,
     build_edit,
@@ -82,6 +83,10 @@ def test_everything_given_to_an_edit_matters(edit_folder: Path) -> None:
         assert not np.array_equal(stages.fused(other).pixels, first)
 
 
+ignore_autocast = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
+
+
+@ignore_autocast  # which the plain pipeline asks for whatever the precision
 @pytest.mark.parametrize("settings", [{}, {"strength": 0.7}, {"guidance_scale": 1.0}])
 @pytest.mark.parametrize("scheduler", [None, "EulerAncestralDiscreteScheduler"])
 def test_depth_that_the_model_estimates(
@@ -102,6 +107,7 @@ def test_depth_maps_that_rows_bring(depth_folder: Path) -> None:
     check_equal("depth-to-image", stages, Plain(DEPTH, depth_folder), given, **more)
 
 
+@ignore_autocast
 def test_images_that_are_not_square(depth_folder: Path) -> None:
     wide = {"image": [picture(number, width=48) for number in range(3)]}
     given = batch([0, 1, 2], call(strength=0.7, width=48), wide)
@@ -136,7 +142,7 @@ def test_a_model_without_estimator_takes_depth_maps_alone(
     stages, whole = FamilyStages(folder, "control"), FamilyStages(depth_folder, "control")
     given = batch([0, 1, 2], call(strength=0.7), DEPTHS)
     assert np.array_equal(stages.fused(given).pixels, whole.fused(given).pixels)
-    with pytest.raises(ValueError, match="no depth_estimator .* give every row a depth map"):
+    with pytest.raises(ValueError, match=r"no depth_estimator .* give every row a depth map"):
         stages.fused(batch([0, 1, 2], call(strength=0.7), PICTURES))
 
 
@@ -145,6 +151,20 @@ def test_depth_without_an_image_is_refused(depth_folder: Path) -> None:
     maps = {"control": DEPTHS["control"]}
     with pytest.raises(ValueError, match=r"needs an image for every row: input\.columns\.image"):
         stages.fused(batch([0, 1, 2], call(strength=0.7), maps))
+
+
+def test_columns_for_depth(depth_folder: Path) -> None:
+    stages = FamilyStages(depth_folder, "control")
+
+    def check(**columns: str) -> None:
+        mapped = type(stages.spec.input.columns)(prompt="prompt", **columns)
+        source = stages.spec.input.model_copy(update={"columns": mapped})
+        check_fit(stages.spec.model_copy(update={"input": source}), stages.info)
+
+    check(image="image")
+    check(image="image", control="depth")
+    with pytest.raises(SpecError, match=r"input\.columns\.image: .* a column: a depth-to-image"):
+        check(control="depth")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_consistency_from_an_image(consistency: Path) -> None:
 
 def test_consistency_needs_its_own_scheduler(consistency: Path) -> None:
     stages = FamilyStages(consistency, "text-to-image", scheduler="DDIMScheduler")
-    with pytest.raises(ValueError, match="scheduler DDIMScheduler: .* with LCMScheduler alone"):
+    with pytest.raises(ValueError, match=r"scheduler DDIMScheduler: .* with LCMScheduler alone"):
         stages.fused(batch([0], call()))
 
 
@@ -102,7 +103,7 @@ def test_consistency_needs_its_own_scheduler(consistency: Path) -> None:
 def test_a_consistency_model_without_text_encoder_is_refused(tmp_path: Path, task: str) -> None:
     folder = build_consistency(tmp_path / "consistency")
     edit(folder / "model_index.json", text_encoder=[None, None])
-    with pytest.raises(ModelError, match="text_encoder: .* names none"):
+    with pytest.raises(ModelError, match=r"text_encoder: .* names none"):
         replicas.inspect(Model(path=str(folder)), task)
 
 
@@ -116,10 +117,11 @@ def test_a_model_for_inpainting_is_refused_with_what_it_fits(tmp_path: Path, tas
 def assert_each_matters(stages: FamilyStages, shared: Call, **settings: float) -> None:
     """Another prompt, another seed and other settings each give other pixels."""
     first = stages.fused(batch([0, 1, 2], shared)).pixels
+    single: list[dict[str, Any]] = [{name: value} for name, value in settings.items()]
     changed = [
         batch([0, 1, 2], shared, prompt="violet"),
         batch([0, 1, 2], shared, seed=99),
-        *(batch([0, 1, 2], replace(shared, **{name: settings[name]})) for name in settings),
+        *(batch([0, 1, 2], replace(shared, **one)) for one in single),
     ]
     for other in changed:
         assert not np.array_equal(stages.fused(other).pixels, first)

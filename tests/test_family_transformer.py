@@ -27,7 +27,7 @@ from tests.family_stages import (
     sample,
 )
 from tests.model_folders import IMAGE, TEXT, edit, inspect, refusal
-from tests.transformer_calls import plain_call
+from tests.transformer_calls import ONE_LENGTH, plain_call
 
 FAMILIES = tuple(name for task, name in BUILDERS if task == TEXT)
 FROM_IMAGES = tuple(name for task, name in BUILDERS if task == IMAGE)
@@ -199,6 +199,32 @@ def test_lengths_of_other_prompts_do_not_matter(loaded: Any, name: str) -> None:
     assert np.array_equal(mixed[0], stages.fused(ConditionBatch((short,), {})).pixels[0])
     assert np.array_equal(mixed[1], stages.fused(ConditionBatch((long,), {})).pixels[0])
     assert np.array_equal(mixed[0], mixed[2])
+
+
+def test_z_image_makes_one_call_for_each_length(
+    loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the masked attention of mixed lengths rounds alike, so pixels would not show it."""
+    stages, shared = loaded("z-image"), size("z-image", num_inference_steps=1)
+    transformer, calls = stages.denoise.pipeline.transformer, []
+    forward = transformer.forward
+
+    def recorded(latents: Any, time: Any, prompts: Any, **options: Any) -> Any:
+        calls.append([-(-len(prompt) // 32) for prompt in prompts])
+        return forward(latents, time, prompts, **options)
+
+    monkeypatch.setattr(transformer, "forward", recorded)
+    samples = (sample(0, shared), sample(1, shared, prompt=LONG), sample(2, shared))
+    stages.fused(ConditionBatch(samples, {}))
+    assert calls == [[1, 1, 1, 1, 1, 1], [2, 2, 2, 1, 1, 1]]  # prompts, then negative prompts
+
+
+def test_qwen_image_always_has_a_mask(loaded: Any) -> None:
+    """Else the pipeline would drop it for a batch of the longest prompts alone."""
+    for prompt in ("x", "x" * 600):
+        encoded = loaded("qwen-image").encode(batch([0], size("qwen-image"), prompt=prompt))
+        mask = encoded.prompts["prompt_embeds_mask"]
+        assert mask.shape == (2, ONE_LENGTH) and not mask.all(dim=1).any()
 
 
 @pytest.mark.parametrize("name", ["qwen-image", "z-image"])

@@ -109,6 +109,7 @@ def test_a_noise_level_beyond_the_models_is_refused(x4: Path) -> None:
         stages.fused(batch([0, 1, 2], call(noise_level=351), SMALL))
 
 
+@pytest.mark.filterwarnings("ignore:The configuration file of the vae:FutureWarning")
 def test_latents_are_scaled_as_the_x4_pipeline_wants_them(tmp_path: Path, x4: Path) -> None:
     """It sets 0.08333 where the saved VAE says another factor; so does the decode stage."""
     folder = build_upscaler(tmp_path / "x4")
@@ -176,11 +177,11 @@ def test_a_model_of_other_channels_is_refused(tmp_path: Path, pipeline: str, wan
 def test_a_model_without_its_second_scheduler_is_refused(tmp_path: Path) -> None:
     folder = build_upscaler(tmp_path / "x4")
     edit(folder / "model_index.json", low_res_scheduler=[None, None])
-    with pytest.raises(ModelError, match="low_res_scheduler: .* names none"):
+    with pytest.raises(ModelError, match=r"low_res_scheduler: .* names none"):
         replicas.inspect(Model(path=str(folder)), TASK)
 
 
 def test_a_model_for_edits_is_no_upscaler(tmp_path: Path) -> None:
     folder = build_edit(tmp_path / "edit")
-    with pytest.raises(ModelError, match="allowed for super-resolution: .*; it fits image-edit"):
+    with pytest.raises(ModelError, match=r"allowed for super-resolution: .*; it fits image-edit"):
         replicas.inspect(Model(path=str(folder)), TASK)

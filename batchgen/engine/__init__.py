@@ -18,7 +18,15 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchgen import errors, frames
-from batchgen.engine.actors import ATTEMPTS_OPTIONS, Attempts, Generate, Job, StageActor, pause
+from batchgen.engine.actors import (
+    ATTEMPTS_OPTIONS,
+    Attempts,
+    Generate,
+    Job,
+    SharedAttempts,
+    StageActor,
+    pause,
+)
 from batchgen.engine.cluster import cluster
 from batchgen.engine.pools import READER_CPUS, Pools, Share, pools_of
 from batchgen.errors import Interrupted, RetryShard, StopJob, StorageFailed
@@ -42,7 +50,7 @@ def generate(
     """
     job = Job(replace(plan, files=()), ledger.store.url, time.time())
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    attempts = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
+    holder = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
     spans = make_spans(plan, pending)
     stream = _read(spans, plan)
     for actor, share in pools or pools_of(plan, len(pending)):
@@ -58,7 +66,7 @@ def generate(
             ),
             num_cpus=share.num_cpus,
             num_gpus=share.num_gpus,
-            fn_constructor_args=(job, attempts),
+            fn_constructor_args=(job, SharedAttempts(holder)),
         )
     try:
         for row in stream.iter_rows():

@@ -92,6 +92,19 @@ class Attempts:
         return self._begun[stage, number]
 
 
+class SharedAttempts:
+    """The count that all actors of a run share, held by an actor of its own."""
+
+    def __init__(self, holder: Any) -> None:
+        self._holder = holder
+
+    def begun(self, stage: str, number: int) -> int:
+        return int(ray.get(self._holder.begun.remote(stage, number)))
+
+    def begin(self, stage: str, number: int) -> int:
+        return int(ray.get(self._holder.begin.remote(stage, number)))
+
+
 class StageActor(ABC):
     """One replica: a frame in, a frame out, whatever happens.
 
@@ -101,7 +114,7 @@ class StageActor(ABC):
     again in another.
     """
 
-    def __init__(self, job: Job, attempts: Any) -> None:
+    def __init__(self, job: Job, attempts: Attempts | SharedAttempts) -> None:
         self.plan = job.plan
         self.started_at = job.started_at
         self.attempts = attempts
@@ -141,12 +154,12 @@ class StageActor(ABC):
         limit = self.plan.spec.policy.shard_retries + 1
         stage = type(self).__name__
         while True:
-            begun = ray.get(self.attempts.begun.remote(stage, frame.shard))
+            begun = self.attempts.begun(stage, frame.shard)
             settled = self._settled(frame.shard) if begun else None
             if settled is not None:
                 return settled
             with self.turns.alone() if begun else self.turns.shared():
-                tries = ray.get(self.attempts.begin.remote(stage, frame.shard))
+                tries = self.attempts.begin(stage, frame.shard)
                 if tries > limit:
                     lost = RetryShard(f"its worker process died in each of {limit} attempts")
                     return self._fail(frame, lost, limit)

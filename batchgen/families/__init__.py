@@ -16,6 +16,7 @@ from batchgen.families.sana import FAMILIES as _SANA
 from batchgen.families.stable_diffusion import FAMILIES as _STABLE_DIFFUSION
 from batchgen.families.stable_diffusion_3 import FAMILIES as _STABLE_DIFFUSION_3
 from batchgen.families.stable_diffusion_xl import FAMILIES as _STABLE_DIFFUSION_XL
+from batchgen.families.stable_diffusion_xl_refiner import FAMILIES as _XL_REFINER
 from batchgen.families.upscaling import FAMILIES as _UPSCALING
 from batchgen.families.variation import FAMILIES as _VARIATION
 from batchgen.families.z_image import FAMILIES as _Z_IMAGE
@@ -26,6 +27,7 @@ FAMILIES: tuple[Family, ...] = (
     *_IMAGE_EDIT,
     *_UPSCALING,
     *_STABLE_DIFFUSION_XL,
+    *_XL_REFINER,
     *_CONTROL,
     *_LDM,
     *_PIXART,

@@ -1,4 +1,4 @@
-"""What the adapters of several families share: arguments of a call, image latents, plain decoding."""
+"""What the adapters of several families share: arguments of a call, image latents, decoding."""
 
 from __future__ import annotations
 

@@ -40,8 +40,15 @@ class Family:
         multiple_of: width and height must be multiples of this many latents; 0: as many as a latent
             has pixels.
         fixed_size: the model makes images of its native size alone.
+        schedulers: those that the pipeline's loop is written for; empty: all.
+        min_steps: with fewer the pipeline ignores a condition or fails.
+        guided_classes: guidance is for models of exactly so many classes; 0: of any.
+        needs: parts of ``input.columns`` that must be mapped, beside those that the task needs.
+        optional_control: rows may bring a control image, for which the model has a substitute.
         needs_ip_adapter: an IP-Adapter (``model.ip_adapter``) lets the model take images.
         external: components that may come from elsewhere (``model.components``).
+        pipelines: (name, class) of second pipelines, each in a folder of its own which the spec
+            names as the component ``name``; a stage holds their components as ``name.component``.
         recommended: num_inference_steps and guidance_scale where the model names none.
     """
 
@@ -67,8 +74,14 @@ class Family:
     strength: float = 0.6
     multiple_of: int = 1
     fixed_size: bool = False
+    schedulers: tuple[str, ...] = ()
+    min_steps: int = 1
+    guided_classes: int = 0
+    needs: tuple[str, ...] = ()
+    optional_control: bool = False
     needs_ip_adapter: bool = False
     external: tuple[str, ...] = ("vae",)
+    pipelines: tuple[tuple[str, str], ...] = ()
     recommended: tuple[int, float] = (25, 7.5)
 
     @property

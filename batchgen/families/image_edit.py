@@ -123,8 +123,8 @@ def from_depth(pipeline: Any, given: Given) -> torch.Tensor:
 
     if given.call.strength is not None:
         require_steps(given.call)
-    moments = iter(given.conditions["image"].split(1))
-    pipeline.vae.encode = lambda _: known_posterior(next(moments))
+    moments = iter(given.conditions["image"])
+    pipeline.vae.encode = lambda _: known_posterior(next(moments)[None])
     blank = torch.zeros(len(given.generators), 3, given.call.height, given.call.width)
     return call_pipeline(
         pipeline,
@@ -178,6 +178,8 @@ FAMILIES = (
         split="prompt_embeds and depth_map in, latents out; the image goes in as the moments of its"
         " posterior, of which a stand-in for the VAE draws when the pipeline encodes blank pixels",
         optional=("depth_estimator", "feature_extractor"),
+        needs=("image",),
+        optional_control=True,
         channels=((1, 1),),
         settings=("strength", "eta"),
         strength=0.8,

@@ -233,6 +233,17 @@ def is_guided_by_text(call: Call) -> bool:
 
 # --- the catalogue -------------------------------------------------------------------------------
 
+UNSCALED = (  # their first noise has a deviation of 1, as DiT and LDM with BERT take for granted
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+
 _KEPT = "the latents are what the pipeline hands a stand-in for its autoencoder"
 
 FAMILIES = (
@@ -267,6 +278,8 @@ FAMILIES = (
         size=("transformer", "sample_size"),
         guidance="null",
         fixed_size=True,
+        schedulers=UNSCALED,
+        guided_classes=NULL_CLASS,
         recommended=(50, 4.0),
     ),
     Family(
@@ -307,6 +320,7 @@ FAMILIES = (
         vae="vqvae",
         guidance="null",
         settings=("eta",),
+        schedulers=UNSCALED,
         external=("vqvae",),
         recommended=(50, 6.0),
     ),

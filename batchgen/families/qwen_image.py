@@ -59,13 +59,13 @@ def decode(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
         latents, call.height, call.width, pipeline.vae_scale_factor
     ).to(vae.dtype)  # (B, C, 1, h, w)
 
-    def by_channel(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values).view(1, -1, 1, 1, 1).to(unpacked.device, unpacked.dtype)
-
-    # As the pipeline does it, to the last bit.
-    inverse = (1.0 / torch.tensor(vae.config.latents_std)).view(1, -1, 1, 1, 1)
-    inverse = inverse.to(unpacked.device, unpacked.dtype)
-    return decode_by(vae, unpacked / inverse + by_channel(vae.config.latents_mean))[:, :, 0]
+    mean, spread = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    # Divided by the inverse, as the pipeline does it, to the last bit.
+    plain = unpacked / (1.0 / spread).to(unpacked) + mean.to(unpacked)
+    return decode_by(vae, plain)[:, :, 0]
 
 
 FAMILIES = (

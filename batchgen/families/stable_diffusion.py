@@ -154,6 +154,7 @@ FAMILIES = (
         split="by public arguments: prompt_embeds in, latents out",
         null=NULL,
         guidance="embedded",
+        schedulers=("LCMScheduler",),
         recommended=(4, 8.5),
     ),
     Family(
@@ -177,6 +178,7 @@ FAMILIES = (
         image_latent_channels=4,
         guidance="embedded",
         settings=("strength",),
+        schedulers=("LCMScheduler",),
         recommended=(4, 8.5),
     ),
 )

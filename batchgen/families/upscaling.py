@@ -122,6 +122,7 @@ FAMILIES = (
         image_latent_channels=4,
         upscale=2,
         multiple_of=8,  # latents are halved three times
+        schedulers=("EulerDiscreteScheduler",),
         recommended=(20, 0.0),
     ),
 )

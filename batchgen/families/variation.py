@@ -100,23 +100,32 @@ def encode_prompted_pictures(pipeline: Any, inputs: ImageInputs) -> dict[str, to
 
 
 def by_prompted_picture(pipeline: Any, given: Given) -> torch.Tensor:
-    """The pipeline would show one image to all samples; here each is shown its own."""
+    scale = given.call.image_prompt_scale
+    pipeline.set_ip_adapter_scale(1.0 if scale is None else scale)
+    with each_its_own(pipeline, given):
+        return call_pipeline(
+            pipeline,
+            given,
+            ip_adapter_image_embeds=[given.conditions["embeds"]],
+            eta=given.call.eta,
+            **size_of(given.call),
+        )
+
+
+@contextmanager
+def each_its_own(pipeline: Any, given: Given) -> Iterator[None]:
+    """Inside, each sample is shown its own image. (The pipeline repeats one for all samples.)"""
     import torch
 
-    def own(_: Any, embeds: list[torch.Tensor], *more: Any) -> list[torch.Tensor]:
+    def prepare(_: Any, embeds: list[torch.Tensor], *more: Any) -> list[torch.Tensor]:
         guided = more[-1]
         return [torch.cat([given.conditions["negatives"], *embeds])] if guided else embeds
 
-    scale = given.call.image_prompt_scale
-    pipeline.set_ip_adapter_scale(1.0 if scale is None else scale)
-    pipeline.prepare_ip_adapter_image_embeds = own
-    return call_pipeline(
-        pipeline,
-        given,
-        ip_adapter_image_embeds=[given.conditions["embeds"]],
-        eta=given.call.eta,
-        **size_of(given.call),
-    )
+    pipeline.prepare_ip_adapter_image_embeds = prepare
+    try:
+        yield
+    finally:
+        del pipeline.prepare_ip_adapter_image_embeds
 
 
 IP_ADAPTER_SPLIT = (

@@ -40,8 +40,9 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 def denoise(pipeline: Any, given: Given) -> torch.Tensor:
     """float32 latents (B, C, h, w).
 
-    How long the longest prompt of a call is changes the rounding of all, so one call is made for
-    each length (in steps of 32 tokens) that occurs in the batch, always of B samples.
+    Prompts of several lengths in one call are attended to under a mask, others without one, which
+    may be another kernel that rounds otherwise. So one call is made for each length (in steps of 32
+    tokens) that occurs in the batch, always of B samples.
     """
     import torch
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from batchgen.errors import ModelError
 from batchgen.families import Family
@@ -32,13 +31,6 @@ IP_ADAPTER_KINDS = (
 MAX_HEADER_BYTES = 100_000_000
 
 
-class IpAdapterFiles(NamedTuple):
-    """An IP-Adapter's weights, and where its image encoder lies if the model has none."""
-
-    weights: Path
-    image_encoder: Path
-
-
 def added_files(model: Model, family: Family, parts: Sequence[Part]) -> dict[str, Path]:
     """Name in the manifest -> file, of everything added to the model, each checked.
 
@@ -59,7 +51,7 @@ def added_files(model: Model, family: Family, parts: Sequence[Part]) -> dict[str
         _check_inversion(field, file, inversion.token, parts)
         files[f"textual_inversions/{number}/{file.name}"] = file
     if model.ip_adapter is not None:
-        file = ip_adapter_files(model.ip_adapter).weights
+        file = ip_adapter_weights(model.ip_adapter)
         _check_ip_adapter(file, parts)
         files[f"ip_adapter/{file.name}"] = file
     return files
@@ -90,21 +82,22 @@ def added_file(field: str, added: Added, subfolder: str = "") -> Path:
     return _safe(field, folder / (usual or safe)[0])
 
 
-def ip_adapter_files(adapter: IpAdapter) -> IpAdapterFiles:
-    """Where an IP-Adapter's parts lie."""
-    weights = added_file("model.ip_adapter", adapter, adapter.subfolder)
-    if "/" not in adapter.image_encoder:
-        return IpAdapterFiles(weights, weights.parent / adapter.image_encoder)
-    patterns = [f"{adapter.image_encoder}/{name}" for name in ("*.json", "model.safetensors")]
-    root = find_added(adapter.path, adapter.revision, "model.ip_adapter", patterns)
-    return IpAdapterFiles(weights, (root.parent if root.is_file() else root) / adapter.image_encoder)
+def ip_adapter_weights(adapter: IpAdapter) -> Path:
+    """The IP-Adapter's file."""
+    return added_file("model.ip_adapter", adapter, adapter.subfolder)
 
 
 def components_added(model: Model) -> dict[str, Path]:
     """Component -> folder, of those that an addition brings where the model has none."""
-    if model.ip_adapter is None:
+    adapter = model.ip_adapter
+    if adapter is None:
         return {}
-    return {"image_encoder": ip_adapter_files(model.ip_adapter).image_encoder}
+    folder = adapter.image_encoder
+    if "/" not in folder:
+        folder = f"{adapter.subfolder}/{folder}".lstrip("/")
+    patterns = [f"{folder}/{name}" for name in ("*.json", "model.safetensors")]
+    root = find_added(adapter.path, adapter.revision, "model.ip_adapter", patterns)
+    return {"image_encoder": (root.parent if root.is_file() else root) / folder}
 
 
 def reads_hidden_states(weights: Path) -> bool:
@@ -124,9 +117,7 @@ def shapes_of(field: str, file: Path) -> Shapes:
             if size > MAX_HEADER_BYTES:
                 raise ValueError("its header has no length")
             header = json.loads(opened.read(size))
-        return {
-            name: tuple(one["shape"]) for name, one in header.items() if name != "__metadata__"
-        }
+        return {name: tuple(one["shape"]) for name, one in header.items() if name != "__metadata__"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{field}: {file} is not a safetensors file: {error}") from error
 
@@ -195,9 +186,10 @@ def _check_ip_adapter(file: Path, parts: Sequence[Part]) -> None:
             f"{field}: {file} takes image embeddings of width {taken}, the image encoder"
             f" {encoder.folder} gives {width}: made for another image encoder"
         )
-    if whole[layers[0]][-1] != attended:
+    width = whole[layers[0]][-1]
+    if width != attended:
         raise ModelError(
-            f"{field}: {file} gives embeddings of width {whole[layers[0]][-1]}, the unet attends to {attended}:"
+            f"{field}: {file} gives embeddings of width {width}, the unet attends to {attended}:"
             " made for another model"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from batchgen.records import Call
 from batchgen.replicas.additions import (
     TWO_ENCODERS,
     added_file,
-    ip_adapter_files,
+    ip_adapter_weights,
     reads_hidden_states,
     shapes_of,
 )
@@ -74,7 +75,7 @@ def add_to_encoder(pipeline: Any, model: Model) -> None:
     for number, lora in enumerate(model.loras):
         _load_text_half(pipeline, f"model.loras.{number}", lora)
     if model.ip_adapter is not None:
-        weights = ip_adapter_files(model.ip_adapter).weights
+        weights = ip_adapter_weights(model.ip_adapter)
         pipeline.reads_hidden_states = reads_hidden_states(weights)
         if pipeline.feature_extractor is None:
             _add_feature_extractor(pipeline)
@@ -85,7 +86,7 @@ def add_to_encoder(pipeline: Any, model: Model) -> None:
 def add_to_denoiser(pipeline: Any, model: Model) -> None:
     """The IP-Adapter, and LoRAs without their text encoders' halves."""
     if model.ip_adapter is not None:
-        weights = ip_adapter_files(model.ip_adapter).weights
+        weights = ip_adapter_weights(model.ip_adapter)
         with _as_model_error(f"model.ip_adapter: {weights}"):
             pipeline.load_ip_adapter(
                 str(weights.parent),
@@ -217,6 +218,9 @@ def _nothing(*_: Any, **__: Any) -> None:
 def _as_model_error(what: str) -> Iterator[None]:
     """What the libraries find wrong with a file is said of the field that names it."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs
+            yield
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ModelError(f"{what} cannot be used: {error}") from error
+        told = " ".join(line.strip() for line in str(error).splitlines()[:2])  # of hundreds, often
+        raise ModelError(f"{what} cannot be used: {told}") from error

@@ -89,6 +89,7 @@ def _part(name: str, label: str, folder: Path, library: str, class_name: str) ->
 
 def config_name(component: str) -> str:
     """The file that a component's configuration stands in, by its name."""
+    component = component.rpartition(".")[2]
     if component.startswith("tokenizer"):
         return "tokenizer_config.json"
     if component.endswith("scheduler"):
@@ -183,7 +184,13 @@ def _no_weights(part: Part, stem: str, variant: str | None) -> str:
 
 def check_text_parts(parts: Sequence[Part]) -> None:
     """That each tokenizer fits its text encoder and, where there is one, that the U-Net does."""
-    named = {part.name: part for part in parts}
+    wholes = [part.name.rpartition(".")[0] for part in parts]
+    for whole in dict.fromkeys(wholes):  # the pipeline, and a second one that it has
+        together = [part for part, own in zip(parts, wholes, strict=True) if own == whole]
+        _check_text({part.name.rpartition(".")[2]: part for part in together})
+
+
+def _check_text(named: dict[str, Part]) -> None:
     text = [named[name] for name in ("text_encoder", "text_encoder_2") if name in named]
     unet = named.get("unet")
     if text and unet and all(part.config.get("hidden_size") for part in text):
@@ -192,7 +199,9 @@ def check_text_parts(parts: Sequence[Part]) -> None:
         projected = unet.config.get("encoder_hid_dim")
         if taken is not None and given != taken and projected is None:
             names = " and ".join(part.name for part in text)
-            raise ModelError(f"unet attends to embeddings of width {taken}, {names} gives {given}")
+            raise ModelError(
+                f"{unet.name} attends to embeddings of width {taken}, {names} gives {given}"
+            )
     for name, encoder in named.items():
         tokenizer = named.get(name.replace("text_encoder", "tokenizer"))
         if tokenizer is None or not encoder.class_name.startswith("CLIPText"):

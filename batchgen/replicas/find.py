@@ -93,9 +93,7 @@ def _find(
     )
 
 
-def _without_revision(
-    folder: Path, path: str, revision: str | None, field: str = "model"
-) -> Path:
+def _without_revision(folder: Path, path: str, revision: str | None, field: str = "model") -> Path:
     if revision is not None:
         raise ModelError(
             f"{field} {path} is the local folder {folder}, which has no revisions; allowed for"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,16 @@ class ModelInfo:
         guidance_scale: the model's own recommendation, or the family's.
         class_names: for class-conditional models, the name of each class ("" if it has none).
         controls: how many control images a call takes.
+        optional_control: a call may take one control image.
+        needs: parts of ``input.columns`` that must be mapped, beside those that the task needs.
         upscale: pixels of an image made a pixel of the conditioning image, each way.
         fixed_size: images of the native size alone can be made.
         settings: settings of a call, beside steps, guidance and size, that the pipeline takes.
         strength: used where neither the spec nor the row names one.
+        schedulers: those that the pipeline's loop is written for; empty: all.
+        min_steps: with fewer the pipeline ignores a condition or fails.
+        guidable: the model can be guided at all.
+        max_noise_level: the most noise that it was trained to take on its condition.
     """
 
     model_id: str
@@ -74,6 +80,12 @@ class ModelInfo:
     fixed_size: bool = False
     settings: tuple[str, ...] = ()
     strength: float = 0.6
+    optional_control: bool = False
+    needs: tuple[str, ...] = ()
+    schedulers: tuple[str, ...] = ()
+    min_steps: int = 1
+    guidable: bool = True
+    max_noise_level: int = 999
 
 
 def inspect(model: Model, task: str) -> ModelInfo:
@@ -94,10 +106,19 @@ def inspect(model: Model, task: str) -> ModelInfo:
     named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
     for part in parts:
         named |= {f"{part.label}/{path.name}": path for path in files_of(part, model.variant)}
+        if whole := part.name.rpartition(".")[0]:
+            named[f"{whole}/model_index.json"] = part.folder.parent / "model_index.json"
     check_text_parts(parts)
     named |= added_files(model, family, parts)
     scheduler = chosen_scheduler(index["scheduler"][1], model.scheduler)
     check_options(scheduler, model.scheduler_options)
+    if family.schedulers and scheduler not in family.schedulers:
+        allowed = ", ".join(family.schedulers)
+        raise ModelError(
+            f"scheduler {scheduler}: a {family.name} model for {task} works with {allowed} alone"
+        )
+    classes = _class_names(index, parts) if task == "class-conditional" else ()
+    guidable = family.guided_classes in (0, len(classes))
     latents = latent_facts(_part(parts, family.vae))
     height, width = _native_size(parts, family, latents.factor)
     steps, guidance = _recommended(folder, family)
@@ -116,13 +137,19 @@ def inspect(model: Model, task: str) -> ModelInfo:
         height=height,
         multiple_of=latents.factor * (family.multiple_of or latents.factor),
         num_inference_steps=steps,
-        guidance_scale=guidance,
-        class_names=_class_names(index, parts) if task == "class-conditional" else (),
+        guidance_scale=guidance if guidable else min(guidance, 1.0),
+        class_names=classes,
         controls=sum(part.name in CONTROLS for part in parts),
         upscale=family.upscale or latents.factor,
         fixed_size=family.fixed_size,
         settings=family.settings,
         strength=family.strength,
+        optional_control=family.optional_control,
+        needs=family.needs,
+        schedulers=family.schedulers,
+        min_steps=family.min_steps,
+        guidable=guidable,
+        max_noise_level=index.get("max_noise_level") or 999,
     )
 
 
@@ -172,16 +199,17 @@ def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family
 def _check_channels(parts: list[Part], family: Family) -> None:
     """That the denoiser takes what the task gives it, which loading the parts does not show."""
     channels = latent_facts(_part(parts, family.vae)).channels
-    denoiser = next(part for part in parts if part.name in ("unet", "transformer", "prior"))
-    taken = need(denoiser, "in_channels")
+    first = next(part for part in parts if part.name in ("unet", "transformer", "prior"))
     allowed = [times * channels + plus for times, plus in family.channels]
-    if taken not in allowed:
-        wanted = " or ".join(str(one) for one in allowed)
-        raise ModelError(
-            f"{denoiser.name} takes {taken} channels, a {family.name} model for {family.task} takes"
-            f" {wanted} (its {family.vae}'s latents have {channels}): a model for another task, or"
-            " parts of two models"
-        )
+    for denoiser in (first, *(part for part in parts if part.name.endswith(".unet"))):
+        taken = need(denoiser, "in_channels")
+        if taken not in allowed:
+            wanted = " or ".join(str(one) for one in allowed)
+            raise ModelError(
+                f"{denoiser.name} takes {taken} channels, a {family.name} model for {family.task}"
+                f" takes {wanted} (its {family.vae}'s latents have {channels}): a model for another"
+                " task, or parts of two models"
+            )
     if family.image_latent_channels not in (None, channels):
         raise ModelError(
             f"{family.vae} has {channels} latent channels; allowed for {family.task}:"
@@ -189,9 +217,7 @@ def _check_channels(parts: list[Part], family: Family) -> None:
         )
 
 
-def parts_of(
-    folder: Path, index: Mapping[str, Any], model: Model, family: Family
-) -> list[Part]:
+def parts_of(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> list[Part]:
     """Every component that some stage holds, with the folder that it is loaded from.
 
     Raises:
@@ -203,9 +229,7 @@ def parts_of(
             " model.ip_adapter"
         )
     if model.ip_adapter is not None and not family.needs_ip_adapter:
-        raise ModelError(
-            f"model.ip_adapter: a {family.name} model for {family.task} takes none"
-        )
+        raise ModelError(f"model.ip_adapter: a {family.name} model for {family.task} takes none")
     for name in model.components:
         if name not in family.external:
             allowed = ", ".join(family.external) or "none"
@@ -213,12 +237,17 @@ def parts_of(
                 f"model.components.{name}: a {family.name} model for {family.task} takes none from"
                 f" elsewhere; allowed: {allowed}"
             )
-    return [part for name in family.components for part in _parts(folder, index, model, family, name)]
+    return [
+        part for name in family.components for part in _parts(folder, index, model, family, name)
+    ]
 
 
 def _parts(
     folder: Path, index: Mapping[str, Any], model: Model, family: Family, name: str
 ) -> Iterator[Part]:
+    if "." in name:
+        yield _inner_part(model, family, *name.split("."))
+        return
     given = model.components.get(name)
     if given is not None:
         paths = [given] if isinstance(given, str) else list(given)
@@ -237,6 +266,21 @@ def _parts(
             return
         raise ModelError(_missing(folder, family, name))
     yield Part.from_index(folder, name, entry)
+
+
+def _inner_part(model: Model, family: Family, whole: str, name: str) -> Part:
+    """A component of a second pipeline, which stands in a folder of its own."""
+    path = model.components.get(whole)
+    if not isinstance(path, str):
+        raise ModelError(
+            f"{whole}: a {family.name} model needs one; give its folder by model.components.{whole}"
+        )
+    folder, _ = find_pipeline(path, None, model.variant, family.task)
+    index, wanted = pipeline_index(folder), dict(family.pipelines)[whole]
+    if index.get("_class_name") != wanted:
+        raise ModelError(f"{whole}: {folder} is a {index.get('_class_name')}; allowed: {wanted}")
+    part = Part.from_index(folder, name, index.get(name))
+    return replace(part, name=f"{whole}.{name}", label=f"{whole}.{name}")
 
 
 def _missing(folder: Path, family: Family, name: str) -> str:

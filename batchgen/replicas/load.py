@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def load_encoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Encoder:
         _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
     add_to_encoder(pipeline, spec.model)
     return Encoder(
-        pipeline.to(device),
+        _on(device, pipeline, family),
         family.adapter,
         spec.resources.batch_size,
         switch=Switch(spec.model),
@@ -66,7 +67,8 @@ def load_denoiser(info: ModelInfo, spec: Spec, device: str = "cpu") -> Denoiser:
     family, pipeline = _load(info, spec, "denoiser")
     add_to_denoiser(pipeline, spec.model)
     switch = Switch(spec.model, pipeline.scheduler)
-    return Denoiser(pipeline.to(device), family.adapter, spec.resources.batch_size, switch)
+    pipeline = _on(device, pipeline, family)
+    return Denoiser(pipeline, family.adapter, spec.resources.batch_size, switch)
 
 
 def load_decoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Decoder:
@@ -80,11 +82,26 @@ def load_decoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Decoder:
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
     """Component -> number of parameters held, for the components of a stage that have any."""
-    return {
-        name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in vars(stage.pipeline).items()
-        if hasattr(part, "parameters")
-    }
+    return _counts(vars(stage.pipeline))
+
+
+def _counts(parts: Mapping[str, Any]) -> dict[str, int]:
+    counts = {}
+    for name, part in parts.items():
+        if hasattr(part, "components"):  # a second pipeline
+            inner = _counts(part.components)
+            counts |= {f"{name}.{component}": count for component, count in inner.items()}
+        elif hasattr(part, "parameters"):
+            counts[name] = sum(parameter.numel() for parameter in part.parameters())
+    return counts
+
+
+def _on(device: str, pipeline: Any, family: Family) -> Any:
+    """The pipeline on a device, with those that it has."""
+    for name, _ in family.pipelines:
+        if hasattr(pipeline, name):
+            getattr(pipeline, name).to(device)
+    return pipeline.to(device)
 
 
 def _drop(module: Any, *halves: str) -> None:
@@ -106,7 +123,6 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     Components of batchgen's own classes are mere attributes: the pipeline's class knows of none.
     """
     _prepare_libraries(spec.resources.torch_threads)
-    import diffusers
     import torch
 
     folder = _planned_folder(info, spec.model.model_dump_json(), spec.task)
@@ -114,9 +130,13 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     family = family_for(folder, index, spec.model, spec.task)
     held: tuple[str, ...] = getattr(family, stage)
     dtype = getattr(torch, spec.model.dtype)
-    given: dict[str, Any] = dict.fromkeys((*family.components, *family.null))
+    own = [name for name in family.components if "." not in name]
+    given: dict[str, Any] = dict.fromkeys((*own, *family.null))
     later: dict[str, Any] = {}
-    for part in parts_of(folder, index, spec.model, family):
+    parts = parts_of(folder, index, spec.model, family)
+    for part in parts:
+        if "." in part.name:
+            continue  # see _second_pipelines
         if part.library == "batchgen":
             del given[part.name]
             if part.name in held:
@@ -130,16 +150,57 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
             given[part.name] = empty
             later[part.name] = Stub(empty.config, dtype)
     given = {name: _together(one) if type(one) is list else one for name, one in given.items()}
+    empty = {name: given[name] for name in later if given.get(name) is not None}
+    if "safety_checker" in family.null:
+        given["requires_safety_checker"] = False
+    pipeline = _from_folder(family.pipeline, folder, spec, given, later)
+    for name, second in _second_pipelines(family, parts, held, spec, empty, later):
+        setattr(pipeline, name, second)
+    return family, pipeline
+
+
+def _second_pipelines(
+    family: Family,
+    parts: list[Part],
+    held: tuple[str, ...],
+    spec: Spec,
+    empty: Mapping[str, Any],
+    stubs: Mapping[str, Any],
+) -> Iterator[tuple[str, Any]]:
+    """Name and pipeline of the second pipelines that a stage has part of.
+
+    What the first pipeline has as stubs, and as ``empty`` modules before, they have as well.
+    """
+    for name, class_name in family.pipelines:
+        inner = [one for one in parts if one.name in held and one.name.startswith(f"{name}.")]
+        if not inner:
+            continue
+        folder, loaded = inner[0].folder.parent, [one.name.rpartition(".")[2] for one in inner]
+        known = [one for one, entry in pipeline_index(folder).items() if isinstance(entry, list)]
+        given = {one: empty.get(one) for one in known if one not in loaded}
+        later = {one: stubs[one] for one in empty if one in given}
+        yield name, _from_folder(class_name, folder, spec, given, later)
+
+
+def _from_folder(
+    class_name: str, folder: Path, spec: Spec, given: dict[str, Any], later: dict[str, Any]
+) -> Any:
+    """A pipeline with a folder's components; those of ``later`` are put into their places at last.
+
+    ``given`` components (None: none) are not loaded.
+    """
+    import diffusers
+    import torch
+
     with warnings.catch_warnings():
         # of outdated scheduler files, which diffusers mends by itself
         warnings.simplefilter("ignore", FutureWarning)
-        pipeline = getattr(diffusers, family.pipeline).from_pretrained(
+        pipeline = getattr(diffusers, class_name).from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=getattr(torch, spec.model.dtype),
             variant=spec.model.variant,
             use_safetensors=True,
             local_files_only=True,
-            **({"requires_safety_checker": False} if "safety_checker" in family.null else {}),
             **given,
         )
     for name, component in later.items():
@@ -148,7 +209,7 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
-    return family, pipeline
+    return pipeline
 
 
 def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from batchgen.replicas.tiny import control, ldm, stable_diffusion, stable_diffusion_xl, transformer
+from batchgen.replicas.tiny import (
+    control,
+    ldm,
+    stable_diffusion,
+    stable_diffusion_xl,
+    transformer,
+    variation,
+)
 
 # (task, family) -> what saves such a model in a folder and returns that folder
 BUILDERS: dict[tuple[str, str], Callable[[Path], Path]] = {
@@ -14,4 +21,5 @@ BUILDERS: dict[tuple[str, str], Callable[[Path], Path]] = {
     **control.BUILDERS,
     **ldm.BUILDERS,
     **transformer.BUILDERS,
+    **variation.BUILDERS,
 }

@@ -1,4 +1,4 @@
-"""Tiny models of the Stable Diffusion 1 and 2 line: text, images, masks, edits, depth, upscaling."""
+"""Tiny models of the Stable Diffusion 1 and 2 line."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def build_depth(folder: Path) -> Path:
 
 
 def build_upscaler(folder: Path) -> Path:
-    """An x4 upscaler: its U-Net is given the small image beside its latents, and its noise level."""
+    """An x4 upscaler: its U-Net is given the small image and its noise level."""
     from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline
 
     with seeded():

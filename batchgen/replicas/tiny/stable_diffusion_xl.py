@@ -42,17 +42,23 @@ def build_turbo(folder: Path) -> Path:
         return _saved(StableDiffusionXLPipeline(**parts), folder)
 
 
-def build_refiner(folder: Path) -> Path:
+def build_refiner(folder: Path, seed: int = 8) -> Path:
     """A refiner: the second text encoder alone, and an aesthetic score instead of a target size."""
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    with seeded(8):
+    with seeded(seed):
         pipeline = StableDiffusionXLImg2ImgPipeline(
             **_parts(folder, refiner=True),
             requires_aesthetics_score=True,
             force_zeros_for_empty_prompt=False,
         )
         return _saved(pipeline, folder)
+
+
+def build_ensemble(folder: Path) -> Path:
+    """A base model and, in the folder ``refiner`` below it, a refiner to go with it."""
+    build_refiner(folder / "refiner")
+    return build_base(folder)
 
 
 def build_inpainting(folder: Path) -> Path:
@@ -109,6 +115,7 @@ def _saved(pipeline: Any, folder: Path) -> Path:
 
 BUILDERS: dict[tuple[str, str], Callable[[Path], Path]] = {
     ("text-to-image", "stable-diffusion-xl"): build_base,
+    ("text-to-image", "stable-diffusion-xl-refiner"): build_ensemble,
     ("image-to-image", "stable-diffusion-xl"): build_base,
     ("inpainting", "stable-diffusion-xl"): build_inpainting,
     ("image-edit", "stable-diffusion-xl"): build_edit,

@@ -248,7 +248,7 @@ def build_z_image(folder: Path) -> Path:
 
 
 def _louder(transformer: Any, part: str) -> Any:
-    """The transformer, with the weights of one kind of layer raised."""
+    """The transformer, the weights whose name holds ``part`` made larger."""
     for name, parameter in transformer.named_parameters():
         if part in name:
             parameter.data.mul_(LOUD)

@@ -148,7 +148,7 @@ def _projection(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _plus_projection(width: int) -> dict[str, tuple[int, ...]]:
-    """Of the hidden states to four tokens, by a resampler of one layer with one head of 64."""
+    """Of the hidden states to four tokens, by a resampler of four layers with one head of 64."""
     head = 64
     shapes: dict[str, tuple[int, ...]] = {
         "latents": (1, 4, head),
@@ -158,14 +158,13 @@ def _plus_projection(width: int) -> dict[str, tuple[int, ...]]:
         "proj_out.bias": (width,),
         "norm_out.weight": (width,),
         "norm_out.bias": (width,),
-        "layers.0.0.to_q.weight": (head, head),
-        "layers.0.0.to_kv.weight": (2 * head, head),
-        "layers.0.0.to_out.weight": (head, head),
-        "layers.0.1.1.weight": (4 * head, head),
-        "layers.0.1.3.weight": (head, 4 * head),
     }
-    for norm in ("layers.0.0.norm1", "layers.0.0.norm2", "layers.0.1.0"):
-        shapes |= {f"{norm}.weight": (head,), f"{norm}.bias": (head,)}
+    for layer in ("layers.0", "layers.1", "layers.2", "layers.3"):
+        shapes |= {f"{layer}.0.to_q.weight": (head, head), f"{layer}.0.to_out.weight": (head, head)}
+        shapes |= {f"{layer}.0.to_kv.weight": (2 * head, head)}
+        shapes |= {f"{layer}.1.1.weight": (4 * head, head), f"{layer}.1.3.weight": (head, 4 * head)}
+        for norm in ("0.norm1", "0.norm2", "1.0"):
+            shapes |= {f"{layer}.{norm}.weight": (head,), f"{layer}.{norm}.bias": (head,)}
     return {f"image_proj.{name}": shape for name, shape in shapes.items()}
 
 
