@@ -15,8 +15,8 @@ class Decoder:
     """The decoding half of the VAE, always run at one fixed batch size.
 
     Float to 8 bit is done on the device, by the arithmetic of diffusers' ``numpy_to_pil``: only
-    bytes cross to the host, and they equal the plain pipeline's. As in that pipeline, a float16 VAE
-    is not raised to float32, whatever its ``force_upcast``; overflow shows in ``finite``.
+    bytes cross to the host, and they equal the plain pipeline's. Whether a float16 VAE is raised
+    to float32 (``force_upcast``) is the adapter's matter; overflow shows in ``finite``.
 
     Args:
         pipeline: a diffusers pipeline that holds the autoencoder only, in ``eval()``.

@@ -96,9 +96,9 @@ def _family(family: Family) -> Iterator[str]:
 
 def _hanging(head: str, text: str) -> list[str]:
     """Wrapped, with further lines below the first one's text."""
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)
-    ) or [head.rstrip()]
+    return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [
+        head.rstrip()
+    ]
 
 
 def example_spec(task: Task) -> str:

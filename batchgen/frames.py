@@ -97,7 +97,8 @@ def to_work(frame: Frame) -> ShardWork:
     return ShardWork(
         rows=_rows(frame, facts),
         samples=tuple(
-            Sample(**{**sample, "call": call_from_json(sample["call"])}) for sample in facts["samples"]
+            Sample(**{**sample, "call": call_from_json(sample["call"])})
+            for sample in facts["samples"]
         ),
         dropped=tuple(Dropped(**dropped) for dropped in facts["dropped"]),
         notes=Notes(**facts["notes"]),

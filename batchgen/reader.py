@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import BinaryIO
 
@@ -127,11 +127,12 @@ def _slice(plan: Plan, shard: int) -> Slice:
     return Slice(shard, *plan.row_range(shard), *plan.sample_range(shard))
 
 
-def read_columns(spec: Spec, names: Iterable[str]) -> list[str]:
+def read_columns(spec: Spec, names: Sequence[str]) -> list[str]:
     """The source columns a run needs, in the file's order: the mapped ones and those it keeps."""
     mapped = set(spec.input.columns.mapped().values())
     keep = spec.input.keep_columns
-    return [name for name in names if keep is None or name in keep or name in mapped]
+    needed = [name for name in names if keep is None or name in keep or name in mapped]
+    return needed or list(names)[:1]  # a table without columns would not know its rows
 
 
 def read_span(span: Span, spec: Spec, columns: list[str]) -> Iterator[ShardRows]:

@@ -289,10 +289,6 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _loras_are_known(self) -> Spec:
-        if self.input.columns.lora is not None and not self.model.loras:
-            raise SpecError(
-                "input.columns.lora", self.input.columns.lora, "null, where model.loras names none"
-            )
         try:
             parse_lora(self.sampling.lora or "", self.model.lora_weights)
         except ValueError as error:
@@ -303,7 +299,10 @@ class Spec(Section):
         """The fields that change the images, dotted; everything else may differ on resume."""
         whole = self.model_dump(mode="json")
         kept: dict[str, Any] = {
-            "input": {"columns": whole["input"]["columns"], "limit": whole["input"]["limit"]},
+            "input": {
+                key: whole["input"][key]
+                for key in ("path", "count", "columns", "keep_columns", "limit")
+            },
             "task": whole["task"],
             "model": whole["model"],
             "sampling": whole["sampling"],
@@ -317,8 +316,6 @@ class Spec(Section):
             "resources": {key: whole["resources"][key] for key in ("batch_size", "torch_threads")},
             "policy": {"reject_flat": whole["policy"]["reject_flat"]},
         }
-        kept["input"]["path"] = whole["input"]["path"]
-        kept["input"]["keep_columns"] = whole["input"]["keep_columns"]
         return flatten(kept)
 
     @property

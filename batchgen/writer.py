@@ -210,8 +210,7 @@ def lora_text(lora: tuple[tuple[str, float], ...] | None) -> str:
 def conditioning_text(spec: Spec) -> str:
     """How the conditioning images were prepared: ``image: fill; control: canny(low=100), fill``."""
     made = {
-        part: describe(one.name, one.options) + ", "
-        for part, one in spec.conditioning.make.items()
+        part: describe(one.name, one.options) + ", " for part, one in spec.conditioning.make.items()
     }
     parts = [part for part in spec.input.columns.mapped() if is_image(part)]
     return "; ".join(f"{part}: {made.get(part, '')}{spec.conditioning.resize}" for part in parts)

@@ -24,9 +24,7 @@ def model_fields(family: Family, folder: Path) -> dict[str, Any]:
     return fields
 
 
-def family_spec(
-    family: Family, folder: Path, rows: Path, output: Path, **resources: Any
-) -> Spec:
+def family_spec(family: Family, folder: Path, rows: Path, output: Path, **resources: Any) -> Spec:
     """Every image that the family reads, mapped; few steps; two samples a row."""
     model = model_fields(family, folder)
     whole: dict[str, Any] = {
@@ -46,7 +44,8 @@ def family_spec(
     whole["input"]["columns"] = {k: v for k, v in columns.items() if k != "prompt" or v}
     info = replicas.inspect(build_model(model), family.task)
     if info.width > LARGEST:
-        whole["sampling"] |= {"width": LARGEST, "height": LARGEST}
+        side = max(LARGEST, info.multiple_of)
+        whole["sampling"] |= {"width": side, "height": side}
     whole["sampling"]["num_inference_steps"] = max(3, info.min_steps)
     if info.controls:
         whole["input"]["columns"]["control"] = ["image"] * info.controls

@@ -1,41 +1,40 @@
-"""LoRAs, learned tokens and schedulers, by run and by row: equal to plain diffusers, or refused."""
+"""LoRAs, learned tokens and schedulers, by run and by row: equal to plain diffusers."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
-import peft
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from batchgen import spec
-from batchgen.errors import ModelError, SpecError
 from batchgen.families import FAMILIES
-from batchgen.records import Call
 from batchgen.replicas.schedulers import SCHEDULERS
 from batchgen.replicas.sources import defaults_of, mixins_of
-from batchgen.replicas.tiny.parts import seeded
 from batchgen.replicas.tiny.stable_diffusion_xl import build_base
 from batchgen.replicas.tiny.transformer import BUILDERS
-from batchgen.replicas.tiny.variation import build_image_variation
-from batchgen.tasks import parse_lora
-from tests.family_stages import Array, FamilyStages, as_array, batch, call, generators
-from tests.model_folders import inspect as inspected
-from tests.model_folders import refusal
+from batchgen.replicas.tiny.variation import build_ip_adapter
+from tests.added_files import (
+    TEXT,
+    build_lora,
+    drawn,
+    lora_call,
+    named,
+    pixels,
+    plain_pixels,
+    token_file,
+)
+from tests.family_stages import Array, FamilyStages, batch, call, picture
+from tests.model_folders import inspect
 from tests.tiny_models import build_model
 
 TASK = "text-to-image"
 build_flux, build_sd3 = (BUILDERS[TASK, name] for name in ("flux", "stable-diffusion-3"))
-TEXT = ("q_proj", "v_proj", "fc1")
-PROMPTS = ("prompt_embeds", "negative_prompt_embeds")
-POOLED = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 
 
 @pytest.fixture(scope="module")
@@ -46,35 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_base(tmp_path_factory.mktemp("models") / "tiny")
-
-
-def build_lora(
-    model: Path,
-    folder: Path,
-    seed: int,
-    targets: tuple[str, ...] = ("to_q", "to_v"),
-    config: Mapping[str, Any] | None = None,
-) -> Path:
-    """A LoRA of the denoiser and, where its targets name any, of the text encoders' layers.
-
-    ``config``: of peft, kept in the file; without one the file has weights alone.
-    """
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(model)
-    saved: dict[str, Any] = {}
-    for name in ("unet", "transformer", "text_encoder", "text_encoder_2"):
-        chosen = [one for one in targets if (one in TEXT) == name.startswith("text")]
-        module = getattr(pipeline, name, None)
-        if module is None or not chosen:
-            continue
-        module.add_adapter(peft.LoraConfig(target_modules=chosen, **(config or {"r": 2})))
-        found = peft.utils.get_peft_model_state_dict(module)
-        with seeded(seed):  # large enough to tell
-            layers = {key: 0.2 * torch.randn(one.shape) for key, one in found.items()}
-        saved[f"{name}_lora_layers"] = layers
-        if config is not None:
-            saved[f"{name}_lora_adapter_metadata"] = module.peft_config["default"].to_dict()
-    pipeline.save_lora_weights(folder, **saved)
-    return folder / "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -89,59 +59,12 @@ def loras(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     }
 
 
-def named(files: Mapping[str, Path], **weights: float) -> dict[str, Any]:
-    """The model's field ``loras``."""
-    rows = [{"name": name, "path": str(path)} for name, path in files.items()]
-    return {"loras": [row | {"weight": weights.get(row["name"], 1.0)} for row in rows]}
-
-
-@torch.no_grad()
-def plain_pixels(pipeline: Any, shared: Call) -> Array:
-    """What the plain pipeline makes of three rows, prompts encoded one by one."""
-    given = batch([0, 1, 2], shared)
-    names = PROMPTS + (POOLED if hasattr(pipeline, "text_encoder_2") else ())
-    if isinstance(pipeline, diffusers.FluxPipeline):
-        names = ("prompt_embeds", "pooled_prompt_embeds")
-    taken = inspect.signature(pipeline.encode_prompt).parameters
-    each = []
-    for one in given.samples:
-        arguments = {
-            "prompt": one.prompt,
-            "prompt_2": None,
-            "prompt_3": None,
-            "device": "cpu",
-            "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": True,
-            "negative_prompt": one.negative_prompt,
-        }
-        known = {name: value for name, value in arguments.items() if name in taken}
-        each.append(pipeline.encode_prompt(**known))
-    images = pipeline(
-        **{name: torch.cat([one[place] for one in each]) for place, name in enumerate(names)},
-        height=32,
-        width=32,
-        num_inference_steps=shared.num_inference_steps,
-        guidance_scale=shared.guidance_scale,
-        generator=generators(given),
-    ).images
-    return as_array(images)
-
-
-def pixels(stages: FamilyStages, shared: Call) -> Array:
-    made: Array = stages.fused(batch([0, 1, 2], shared)).pixels
-    return made
-
-
 SETTINGS: tuple[dict[str, float], ...] = (
     {"a": 1.0},
     {"b": 0.7},
     {"a": -0.5, "b": 1.2},
     {},
 )
-
-
-def lora_call(setting: Mapping[str, float]) -> Call:
-    return call(lora=tuple(sorted(setting.items())))
 
 
 def test_loras_by_row_equal_the_plain_pipeline(folder: Path, loras: dict[str, Path]) -> None:
@@ -254,15 +177,25 @@ def test_loras_of_transformers(build: Any, targets: tuple[str, ...], tmp_path: P
     assert np.array_equal(pixels(stages, lora_call({})), seen[0])
 
 
-def token_file(folder: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-    folder.mkdir(exist_ok=True)
-    file = folder / "learned_embeds.safetensors"
-    save_file(dict(tensors), file)
-    return file
-
-
-def drawn(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+def test_loras_beside_an_ip_adapter(tmp_path: Path) -> None:
+    """Both change the attention layers of one U-Net."""
+    model = build_ip_adapter(tmp_path / "model")
+    file = build_lora(model, tmp_path / "lora", 1, ("to_k", *TEXT))
+    adapter = {"path": str(model / "ip_adapter")}
+    stages = FamilyStages(model, "variation", ip_adapter=adapter, **named({"a": file}))
+    alone = FamilyStages(model, "variation", ip_adapter=adapter)
+    images = {"image": [picture(0), picture(0), picture(0)]}
+    plain = diffusers.StableDiffusionPipeline.from_pretrained(model)
+    plain.load_lora_weights(str(file), adapter_name="a")
+    plain.load_ip_adapter(adapter["path"], subfolder="", weight_name="ip-adapter_sd15.safetensors")
+    plain.set_adapters(["a"], [0.6])
+    shared = lora_call({"a": 0.6})
+    made = stages.fused(batch([0, 1, 2], shared, images)).pixels
+    image = Image.fromarray(images["image"][0])
+    assert np.array_equal(made, plain_pixels(plain, shared, ip_adapter_image=image))
+    without = stages.fused(batch([0, 1, 2], lora_call({}), images)).pixels
+    assert np.array_equal(without, alone.fused(batch([0, 1, 2], call(), images)).pixels)
+    assert not np.array_equal(without, made)
 
 
 def test_learned_tokens(folder: Path, tmp_path: Path) -> None:
@@ -343,31 +276,6 @@ def test_options_of_the_models_own_scheduler(folder: Path) -> None:
     assert not np.array_equal(made, before)
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"use_karas_sigmas": True}, "did you mean 'use_karras_sigmas'?"),
-        ({"steps_offset": "many"}, "got 'many'; allowed: a value like 0"),
-        ({"steps_offset": True}, "got True; allowed: a value like 0"),
-        ({"use_karras_sigmas": 1}, "got 1; allowed: a value like False"),
-        ({"prediction_type": "noise"}, "allowed: epsilon, sample, v_prediction"),
-        ({"timestep_spacing": "traling"}, "allowed: linspace, leading, trailing"),
-    ],
-)
-def test_options_that_a_scheduler_does_not_take(
-    folder: Path, options: dict[str, Any], told: str
-) -> None:
-    given = {"scheduler": "EulerDiscreteScheduler", "scheduler_options": options}
-    message = refusal(folder, **given)
-    assert f"model.scheduler_options.{next(iter(options))}" in message
-    assert told in message
-
-
-def test_noise_of_its_own_is_refused(tmp_path: Path) -> None:
-    message = refusal(build_flux(tmp_path), scheduler_options={"stochastic_sampling": True})
-    assert "a sample's seed does not fix its image" in message
-
-
 def test_what_the_source_says_is_so() -> None:
     """Options and mixins are read from the text of the library; here it is imported."""
     for name in SCHEDULERS:
@@ -383,114 +291,10 @@ def test_what_the_source_says_is_so() -> None:
 
 
 def test_added_files_are_part_of_the_model(folder: Path, loras: dict[str, Path]) -> None:
-    hashes = [inspected(folder, **fields).manifest_sha256 for fields in ({}, named(loras))]
-    only = inspected(folder, **named({"a": loras["a"]})).manifest_sha256
-    other = inspected(folder, **named({"a": loras["b"]})).manifest_sha256
+    hashes = [inspect(folder, **fields).manifest_sha256 for fields in ({}, named(loras))]
+    only = inspect(folder, **named({"a": loras["a"]})).manifest_sha256
+    other = inspect(folder, **named({"a": loras["b"]})).manifest_sha256
     assert len({*hashes, only, other}) == 4
-
-
-def test_added_files_that_cannot_be_used(
-    folder: Path, loras: dict[str, Path], tmp_path: Path
-) -> None:
-    def told(file: Path, **fields: Any) -> str:
-        return refusal(folder, loras=[{"name": "a", "path": str(file), **fields}])
-
-    assert "model.loras.0" in told(tmp_path / "none.safetensors")
-    assert "no such file or folder" in told(tmp_path / "none.safetensors")
-    assert "has no safetensors file" in told(tmp_path)
-    (tmp_path / "lora.bin").write_bytes(b"pickled")
-    assert "lora.bin cannot be used: allowed is safetensors alone" in told(tmp_path)
-    assert "allowed is safetensors alone" in told(tmp_path / "lora.bin")
-    assert "allowed is safetensors alone" in told(tmp_path, weight_name="lora.bin")
-    (tmp_path / "x.safetensors").write_bytes(b"not what it says it is")
-    assert "is not a safetensors file" in told(tmp_path / "x.safetensors")
-    save_file({"unet.conv.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
-    assert "is no LoRA: it holds unet.conv.weight" in told(tmp_path)
-    save_file({"unet.conv.weight": torch.zeros(2)}, tmp_path / "y.safetensors")
-    assert "name one by weight_name: x.safetensors, y.safetensors" in told(tmp_path)
-    assert "is missing" in told(tmp_path, weight_name="z.safetensors")
-    assert "has no revisions" in told(loras["a"], revision="main")
-
-
-def test_learned_tokens_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
-    def told(tensors: Mapping[str, torch.Tensor], **fields: Any) -> str:
-        row = {"path": str(token_file(tmp_path, tensors)), **fields}
-        return refusal(folder, textual_inversions=[row])
-
-    wide = told({"<cat>": torch.zeros(2, 48)})
-    assert "shape (2, 48), those of text_encoder are 32 wide" in wide
-    assert "is no learned token: it holds a, b" in told({"a": torch.zeros(1), "b": torch.zeros(1)})
-    assert "give one by model.textual_inversions.0.token" in told({"emb_params": torch.zeros(32)})
-    two = {"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 32)}
-    assert "is for the text_encoder_2, which the model has not" in told(two, token="<s>")
-
-
-def test_a_token_that_is_there_already(folder: Path, tmp_path: Path) -> None:
-    file = token_file(tmp_path, {"a": torch.zeros(32)})
-    with pytest.raises(ModelError, match="Token a already in tokenizer vocabulary"):
-        FamilyStages(folder, TASK, textual_inversions=[{"path": str(file)}])
-
-
-def test_a_lora_of_another_model(folder: Path, folder_xl: Path, tmp_path: Path) -> None:
-    flux = build_lora(build_flux(tmp_path / "flux"), tmp_path / "lora", 1)
-    with pytest.raises(ModelError, match=r"model\.loras\.0: .*made for another model"):
-        FamilyStages(folder, TASK, **named({"a": flux}))
-    wider = build_lora(folder_xl, tmp_path / "wider", 1, ("to_k",))
-    with pytest.raises(
-        ModelError, match=r"model\.loras\.0: .* cannot be used: .*size mismatch for"
-    ):
-        FamilyStages(folder, TASK, **named({"a": wider}))
-
-
-def test_models_that_take_no_lora(loras: dict[str, Path], tmp_path: Path) -> None:
-    model = build_image_variation(tmp_path)
-    told = refusal(model, "variation", **named(loras))
-    assert "(StableDiffusionImageVariationPipeline) takes no LoRA" in told
-
-
-def test_the_text_of_a_row() -> None:
-    known = {"style": 0.8, "face": 1.0}
-    assert parse_lora("", known) == parse_lora("  ", known) == ()
-    assert parse_lora("style, face : -0.5", known) == (("face", -0.5), ("style", 0.8))
-    for text, told in (
-        ("stile", "names of model.loras (face, style; did you mean 'style'?); got 'stile'"),
-        ("style,", "got ''"),
-        ("style,style:1", "style stands there twice"),
-        ("style:much", "with a weight of -10 to 10; got 'style:much'"),
-        ("style:nan", "with a weight of -10 to 10"),
-        ("style:11", "with a weight of -10 to 10"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(told)):
-            parse_lora(text, known)
-
-
-@pytest.mark.parametrize(
-    ("fields", "field", "told"),
-    [
-        ({"model.loras": [{"name": "a", "path": "x"}] * 2}, "model", "stands there twice"),
-        ({"model.loras": [{"name": "a.b", "path": "x"}]}, "model.loras.0.name", "A-Z"),
-        ({"model.loras": [{"name": "a", "pth": "x"}]}, "model.loras.0.path", "required"),
-        ({"sampling.lora": "a"}, "sampling.lora", "names of model.loras (none)"),
-        ({"input.columns.lora": "l"}, "input.columns.lora", "null, where model.loras names none"),
-        ({"model.ip_adapter": {"paht": "x"}}, "model.ip_adapter.path", "required"),
-        (
-            {"model.ip_adapter": {"path": "x", "scale": 1}},
-            "model.ip_adapter.scale",
-            "path, weight_name, revision, subfolder, image_encoder",
-        ),
-        (
-            {"model.loras": [{"name": "a", "path": "s3://me:secret@host/x"}]},
-            "model.loras.0.path",
-            "without credentials",
-        ),
-    ],
-)
-def test_specs_that_are_refused(fields: dict[str, Any], field: str, told: str) -> None:
-    base = {"input": {"path": "x"}, "output": {"url": "y"}}
-    with pytest.raises(SpecError, match=re.escape(told)) as caught:
-        spec.build(spec.merge(base, fields))
-    assert caught.value.field == field
-    assert "secret" not in str(caught.value)
 
 
 def test_additions_change_the_fingerprint() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from batchgen.records import tupled
 from batchgen.replicas import ModelInfo
@@ -110,7 +112,7 @@ def hub(folder: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
     server.server_close()
 
 
-def inspect_in(environment: dict[str, str], path: str, **model: str) -> ModelInfo | str:
+def inspect_in(environment: dict[str, str], path: str, **model: Any) -> ModelInfo | str:
     """What a fresh process finds: the model, or the text of its ModelError."""
     code = (
         "import dataclasses, json; from batchgen import replicas, spec\n"
@@ -152,6 +154,25 @@ def test_a_hub_model_is_fetched_pinned_and_then_read_offline(
     offline = hub | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1"}
     assert inspect_in(offline, "team/tiny", revision=COMMIT) == info
     assert Hub.served == []
+
+
+def test_a_lora_of_the_hub_is_fetched_alone(hub: dict[str, str], folder: Path) -> None:
+    save_file({"unet.x.lora_A.weight": torch.zeros(2, 2)}, folder / "ink.safetensors")
+    save_file({"unet.x.lora_A.weight": torch.ones(2, 2)}, folder / "oil.safetensors")
+    (folder / "ink.bin").write_bytes(b"pickled")
+    lora = {"name": "ink", "path": "team/tiny"}
+    assert "name one by weight_name: ink.safetensors, oil.safetensors" in str(
+        inspect_in(hub, str(folder), loras=[lora])
+    )
+    Hub.served.clear()
+    found = inspect_in(hub, str(folder), loras=[lora | {"weight_name": "ink.safetensors"}])
+    assert isinstance(found, ModelInfo)
+    here = [lora | {"path": str(folder / "ink.safetensors")}]
+    assert found.manifest_sha256 == inspect(folder, loras=here).manifest_sha256
+    assert set(Hub.served) <= {"ink.safetensors"}
+    missing = inspect_in(hub, str(folder), loras=[lora | {"path": "team/none"}])
+    assert "model.loras.0 'team/none'" in str(missing)
+    assert "no such repository on the hub" in str(missing)
 
 
 def test_what_the_hub_refuses_is_said(hub: dict[str, str]) -> None:

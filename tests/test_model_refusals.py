@@ -137,7 +137,9 @@ def test_a_variant_that_is_not_there_is_refused(saved: Path) -> None:
 def test_parts_that_do_not_fit_are_refused(folder: Path) -> None:
     unet = folder / "unet" / "config.json"
     edit(unet, in_channels=9)
-    assert "unet takes 9 channels, a stable-diffusion model for text-to-image takes 4" in refusal(folder)
+    assert "unet takes 9 channels, a stable-diffusion model for text-to-image takes 4" in refusal(
+        folder
+    )
     edit(unet, in_channels=4, cross_attention_dim=768)
     assert "embeddings of width 768, text_encoder gives 32" in refusal(folder)
     edit(unet, cross_attention_dim=32, sample_size=None)

@@ -19,7 +19,7 @@ import batchgen
 PACKAGE = Path(batchgen.__file__).parent
 FLOORS = {
     5: ("__main__", "cli", "submit"),
-    4: ("runner",),
+    4: ("runner", "explain"),
     3: (
         "plan",
         "reader",
@@ -59,16 +59,17 @@ STAGES = ("encode", "denoise", "decode", "score")
 HOMES = {
     "click": ("cli",),
     "cv2": ("conditions",),
-    "diffusers": ("replicas",),
+    "diffusers": ("replicas", "families"),
     "fsspec": ("storage",),
     "huggingface_hub": ("replicas",),
     "isal": ("images",),
     "jinja2": ("report",),
-    "PIL": ("images", "conditions"),
+    "PIL": ("images", "conditions", "families"),
     "pydantic": ("spec", "model_spec", "prepare", "settings"),
     "ray": ("engine", "submit"),
     "rich": ("progress",),
     "safetensors": ("wire", "replicas"),
+    "tokenizers": ("replicas",),
     "torch": (
         *("encode", "denoise", "decode", "wire", "families"),
         *("replicas", "shard", "engine"),

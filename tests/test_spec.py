@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from batchgen.errors import InputError, SpecError
-from batchgen.spec import Sampling, Spec, build, flatten, merge, read_yaml
+from batchgen.spec import Model, Sampling, Spec, build, flatten, merge, read_yaml
+from batchgen.tasks import task_named
 
 MINIMAL: dict[str, Any] = {"input": {"path": "in.parquet"}, "output": {"url": "out"}}
 IMAGES: dict[str, Any] = merge(
@@ -22,6 +23,10 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "input.columns.prompt": "caption",
     "input.columns.negative_prompt": "avoid",
     "input.columns.image": "photo",
+    "input.columns.class_label": "class",
+    "input.columns.mask": "hole",
+    "input.columns.control": ["edges", "depth"],
+    "input.columns.regions": "boxes",
     "input.columns.key": "id",
     "input.columns.label": "class",
     "input.columns.seed": "seed",
@@ -30,6 +35,14 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "input.columns.strength": "strength",
     "input.columns.width": "width",
     "input.columns.height": "height",
+    "input.columns.eta": "eta",
+    "input.columns.image_guidance_scale": "image_guidance",
+    "input.columns.noise_level": "noise",
+    "input.columns.control_scale": "control_weight",
+    "input.columns.image_prompt_scale": "image_weight",
+    "input.columns.scheduler": "scheduler",
+    "input.columns.lora": "style",
+    "input.count": 9,
     "input.keep_columns": ["a", "b"],
     "input.limit": 5,
     "task": "text-to-image",
@@ -38,12 +51,23 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "model.variant": "fp16",
     "model.dtype": "bfloat16",
     "model.scheduler": "DDIMScheduler",
+    "model.loras": [{"name": "ink", "path": "ink.safetensors"}],
+    "model.textual_inversions": [{"path": "cat.safetensors", "token": "<cat>"}],
+    "model.ip_adapter": {"path": "owner/adapter"},
     "sampling.num_inference_steps": 7,
     "sampling.guidance_scale": 2.5,
     "sampling.strength": 0.3,
     "sampling.width": 64,
     "sampling.height": 72,
     "sampling.negative_prompt": "blurry",
+    "sampling.eta": 0.5,
+    "sampling.image_guidance_scale": 2.0,
+    "sampling.noise_level": 30,
+    "sampling.control_scale": 0.5,
+    "sampling.image_prompt_scale": 0.5,
+    "sampling.denoising_end": 0.7,
+    "sampling.lora": "",
+    "conditioning.resize": "stretch",
     "variants": 3,
     "seed": 11,
     "output.samples_per_shard": 10,
@@ -52,6 +76,21 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "resources.batch_size": 4,
     "resources.torch_threads": 2,
     "policy.reject_flat": False,
+}
+# Mappings, which are empty by default: one entry each changes what is made.
+ENTRIES: dict[str, Any] = {
+    "model.components": {"vae": "owner/vae"},
+    "model.scheduler_options": {"use_karras_sigmas": True},
+    "conditioning.make": {"image": "canny"},
+}
+ONLY_IN = {  # parts of a row that some tasks alone take
+    "unconditional": ("input.count",),
+    "class-conditional": ("class_label",),
+    "inpainting": ("mask",),
+    "control": ("control", "regions", "control_scale"),
+    "image-edit": ("image_guidance_scale",),
+    "super-resolution": ("noise_level",),
+    "variation": ("image_prompt_scale",),
 }
 # Where and how the work is done, and when it stops: free to differ on resume.
 KEEPS_THE_RESULT: dict[str, Any] = {
@@ -78,13 +117,22 @@ KEEPS_THE_RESULT: dict[str, Any] = {
 
 def base_for(field: str) -> dict[str, Any]:
     """A valid spec in which the field may be changed alone."""
-    image_task = field in ("task", "input.columns.image", "input.columns.strength")
-    return IMAGES if image_task else MINIMAL
+    if field in ("task", "input.columns.image", "input.columns.strength", "conditioning.resize"):
+        return IMAGES
+    if field == "input.columns.lora":
+        return merge(MINIMAL, {"model.loras": CHANGES_THE_RESULT["model.loras"]})
+    for task, parts in ONLY_IN.items():
+        if field.removeprefix("input.columns.") in parts:
+            needs = {f"input.columns.{part}": part for part in task_named(task).needs}
+            return merge(MINIMAL, {"task": task, **needs})
+    return MINIMAL
 
 
 def changed(field: str, value: Any) -> tuple[Spec, Spec]:
     base = base_for(field)
     other = {field: value}
+    if field == "input.count":
+        other["input.path"] = ""
     if field == "task":  # text-to-image takes no image column
         base = merge(IMAGES, {})
         other["input.columns.image"] = None
@@ -111,6 +159,15 @@ def test_fingerprint_stays_with_other_fields(field: str) -> None:
     assert before.fingerprint == after.fingerprint
 
 
+@pytest.mark.parametrize("field", ENTRIES)
+def test_fingerprint_changes_with_entries(field: str) -> None:
+    other = build(merge(IMAGES, {field: ENTRIES[field]}))
+    assert other.fingerprint != build(IMAGES).fingerprint
+    assert other.model_dump(mode="json") == build(other.model_dump(mode="json")).model_dump(
+        mode="json"
+    )
+
+
 def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
     tree = merge(MINIMAL, {"sampling.width": 64, "sampling.height": 72, "seed": 3})
     backwards = {key: tree[key] for key in reversed(tree)}
@@ -124,7 +181,7 @@ WRONG = [
     ("variants", 1.5, "integer"),
     ("seed", -1, "greater than or equal to 0"),
     ("seed", 2**63, "less than"),
-    ("task", "text-to-video", "'text-to-image' or 'image-to-image'"),
+    ("task", "text-to-video", "text-to-image, image-to-image, inpainting"),
     ("model.dtype", "fp16", "'float32', 'float16' or 'bfloat16'"),
     ("sampling.num_inference_steps", 0, "greater than or equal to 1"),
     ("sampling.guidance_scale", -0.5, "greater than or equal to 0"),
@@ -179,7 +236,7 @@ def test_an_unknown_key_is_named_with_the_nearest(misspelt: str, meant: str) -> 
 def test_an_unknown_key_far_from_all_lists_what_is_allowed() -> None:
     with pytest.raises(SpecError) as caught:
         build(merge(MINIMAL, {"model.zzzzqqq": 1}))
-    assert caught.value.allowed == "path, revision, variant, dtype, scheduler"
+    assert caught.value.allowed == ", ".join(Model.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Switch:
     def __call__(self, pipeline: Any, call: Call) -> None:
         """To be called at the head of every call of the stage."""
         if self._saved is not None:
-            scheduler = self._scheduler(call.scheduler)
+            scheduler = self.scheduler(call.scheduler)
             if pipeline.scheduler is not scheduler:
                 pipeline.scheduler = scheduler
         lora = call.lora or ()
@@ -50,7 +50,7 @@ class Switch:
             _set_loras(pipeline, lora)
             self._lora = lora
 
-    def _scheduler(self, name: str | None) -> Any:
+    def scheduler(self, name: str | None = None) -> Any:
         """The scheduler of that class, or the run's own."""
         if name not in self._schedulers:
             self._schedulers[name] = self._made(name or self._model.scheduler)

@@ -67,6 +67,7 @@ def load_denoiser(info: ModelInfo, spec: Spec, device: str = "cpu") -> Denoiser:
     family, pipeline = _load(info, spec, "denoiser")
     add_to_denoiser(pipeline, spec.model)
     switch = Switch(spec.model, pipeline.scheduler)
+    pipeline.scheduler = switch.scheduler()
     pipeline = _on(device, pipeline, family)
     return Denoiser(pipeline, family.adapter, spec.resources.batch_size, switch)
 
@@ -86,7 +87,7 @@ def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
 
 
 def _counts(parts: Mapping[str, Any]) -> dict[str, int]:
-    counts = {}
+    counts: dict[str, int] = {}
     for name, part in parts.items():
         if hasattr(part, "components"):  # a second pipeline
             inner = _counts(part.components)

@@ -1,0 +1,41 @@
+"""The real stream in this process: reader, frames, actors, writer and ledger, without Ray.
+
+In processes of their own the actors would each import the model libraries again. (That Ray carries
+their frames is the matter of `test_run.py` and of `python -m tests.chaos.families`.)
+"""
+
+from __future__ import annotations
+
+from batchgen import runner
+from batchgen.engine.actors import Attempts, Decode, Denoise, Encode, Generate, Job, StageActor
+from batchgen.frames import COMMITTED, from_block, from_rows
+from batchgen.ledger import Ledger, Marker, parse_marker
+from batchgen.reader import make_spans, read_columns, read_span
+from batchgen.spec import Spec
+from batchgen.storage import open_store
+
+LAYOUTS: dict[str, tuple[type[StageActor], ...]] = {
+    "fused": (Generate,),
+    "staged": (Encode, Denoise, Decode),
+}
+
+
+def stream(spec: Spec) -> list[Marker]:
+    """What `engine.generate` does, with every actor in this process."""
+    plan = runner.plan_job(spec)
+    ledger = Ledger(open_store(spec.output.url))
+    ledger.freeze(plan, spec)
+    job = Job(plan, ledger.store.url, 0.0)
+    attempts = Attempts()
+    actors = [actor(job, attempts) for actor in LAYOUTS[spec.resources.layout]]
+    markers = []
+    columns = read_columns(plan.spec, [name for name, _ in plan.columns])
+    for span in make_spans(plan, range(plan.shards)):
+        for shard_rows in read_span(span, plan.spec, columns):
+            block = from_rows(shard_rows).to_block()
+            for actor in actors:
+                block = actor(block)
+            frame = from_block(block)
+            assert frame.state == COMMITTED, frame.facts.decode()[:2000]
+            markers.append(parse_marker(frame.facts))
+    return markers
