@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen import __version__
-from batchgen.errors import InputError, PlanChanged, nearest
+from batchgen.errors import InputError, PlanChanged
 from batchgen.fit import check_columns, check_fit, settle
 from batchgen.records import tupled
 from batchgen.replicas import ModelInfo

@@ -29,7 +29,7 @@ class Call:
     the image to be made.
 
     Attributes:
-        eta: the share of fresh noise in DDIM (eta of Song et al., 2021); other schedulers ignore it.
+        eta: the share of fresh noise in DDIM (Song et al., 2021); other schedulers ignore it.
         noise_level: noise added to the conditioning image: super-resolution, unCLIP.
         control_scale: weight of each control image.
         image_prompt_scale: weight of an image prompt (IP-Adapter).

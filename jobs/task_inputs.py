@@ -35,7 +35,7 @@ def rows() -> list[dict[str, Any]]:
                 "map": png(drawn(shape, "white", "black")),
                 "small": png(picture.resize((SIZE // 4, SIZE // 4), Image.Resampling.BOX)),
                 "half": png(picture.resize((SIZE // 2, SIZE // 2), Image.Resampling.BOX)),
-                "regions": [{"phrase": f"a {front} {target}", "box": [edge / SIZE for edge in BOX]}],
+                "regions": [{"phrase": f"a {front} {target}", "box": [x / SIZE for x in BOX]}],
                 "class_label": number % 10,
                 "label": target,
             }

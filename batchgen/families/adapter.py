@@ -1,4 +1,4 @@
-"""How one diffusers pipeline is called, a stage at a time: four functions and what they are given."""
+"""How one diffusers pipeline is called, a stage at a time: functions and what they are given."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from batchgen.replicas.files import (
     Part,
     check_control_parts,
     check_text_parts,
-    config_name,
     files_of,
     latent_facts,
     need,

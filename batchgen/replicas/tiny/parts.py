@@ -28,7 +28,7 @@ def seeded(seed: int = 7) -> Iterator[None]:
 
 
 def clip_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer that spells: one token a letter, no merges. Its files stand in ``folder``."""
+    """A CLIP tokenizer that spells: one token a letter, no merges. ``folder`` gets its files."""
     from transformers import CLIPTokenizer
 
     words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
