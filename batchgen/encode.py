@@ -18,7 +18,7 @@ _STATE_WORDS = 24  # where the words stand in the bytes of torch's generator sta
 Tensors = Mapping[str, torch.Tensor]
 # prompt (or class), whether a negative one, LoRA in effect
 _PromptKey = tuple[str | int | None, bool, object]
-PROMPTS_CACHED = 512  # 120 MB at the (77, 768) float32 of Stable Diffusion 1
+CACHE_BYTES = 256 << 20  # 1,100 prompts of Stable Diffusion 1 in float32; 64 of Flux in float16
 
 
 class Encoder:
@@ -33,7 +33,7 @@ class Encoder:
         pipeline: a diffusers pipeline that holds the encoding parts only, in ``eval()``.
         adapter: how such a pipeline is called.
         batch_size: B, to which images are filled up where a pipeline encodes them all at once.
-        prompts_cached: how many encoded prompts are remembered; the least recently used go first.
+        cache_bytes: of encoded prompts remembered; the least recently used are forgotten first.
         switch: brings the pipeline to what a call asks for (its LoRAs), before every call.
     """
 
@@ -42,13 +42,14 @@ class Encoder:
         pipeline: Any,
         adapter: Adapter,
         batch_size: int,
-        prompts_cached: int = PROMPTS_CACHED,
+        cache_bytes: int = CACHE_BYTES,
         switch: Callable[[Any, Call], None] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.adapter = adapter
         self.batch_size = batch_size
-        self._prompts_cached = prompts_cached
+        self._cache_bytes = cache_bytes
+        self._cached = 0
         self._switch = switch
         self._prompts: OrderedDict[_PromptKey, tuple[Tensors, bool]] = OrderedDict()
 
@@ -104,9 +105,11 @@ class Encoder:
             else:
                 assert self.adapter.encode_label is not None
                 known = self.adapter.encode_label(self.pipeline, prompt), False  # (1, ...) each
+            self._cached += _bytes(known[0])
         self._prompts[key] = known
-        if len(self._prompts) > self._prompts_cached:
-            self._prompts.popitem(last=False)
+        while self._cached > self._cache_bytes and len(self._prompts) > 1:
+            _, (forgotten, _) = self._prompts.popitem(last=False)
+            self._cached -= _bytes(forgotten)
         return known
 
     def _is_truncated(self, prompt: str) -> bool:
@@ -137,6 +140,10 @@ class Encoder:
                 )
         inputs = ImageInputs(batch.call, batch.images, generators, self.batch_size)
         return dict(self.adapter.encode_images(self.pipeline, inputs))
+
+
+def _bytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _joined(encoded: Sequence[Tensors]) -> dict[str, torch.Tensor]:

@@ -66,8 +66,10 @@ def make_tiny(task: Task, family: str, folder: str) -> Path:
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"folder {folder} has something in it already; name a new one")
+    from batchgen.replicas.load import quiet_libraries
     from batchgen.replicas.tiny import BUILDERS
 
+    quiet_libraries()
     try:
         return BUILDERS[task.name, family](target)
     except OSError as error:

@@ -29,7 +29,7 @@ class Section(BaseModel):
 class Added(Section):
     """A file that is added to the model."""
 
-    path: str = Field(description="a safetensors file, a folder that holds one, or a hub id")
+    path: str = Field(description="a safetensors file, a folder that holds one, a hub id or a URL")
     weight_name: str | None = Field(
         default=None, description="the file's name, where a folder or repository has several"
     )
@@ -61,11 +61,20 @@ class IpAdapter(Added):
 
 
 class Model(Section):
-    """A diffusers model: the shipped one by name, a folder, or a hub id with its revision."""
+    """A diffusers model: the shipped one by name, a folder, a hub id with its revision, or a URL."""
 
     path: str = "digits-shapes"
+    config: str | None = Field(
+        default=None,
+        description="with a single safetensors file as the path: the folder, hub id or URL of a "
+        "model in diffusers layout, of which all but the weights is taken",
+    )
     revision: str | None = None
     variant: str | None = None
+    allow_pickle: bool = Field(
+        default=False,
+        description="load weights that are there as .bin alone, by torch.load with weights_only",
+    )
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     scheduler: str | None = Field(
         default=None, description="a diffusers scheduler class; null: the model's own"
@@ -76,7 +85,7 @@ class Model(Section):
     )
     components: dict[str, str | tuple[str, ...]] = Field(
         default={},
-        description="component -> folder or hub id to load it from, or several (ControlNets)",
+        description="component -> folder, hub id or URL to load it from, or several (ControlNets)",
     )
     loras: tuple[Lora, ...] = Field(default=(), description="LoRA files that rows choose from")
     textual_inversions: tuple[TextualInversion, ...] = Field(
@@ -98,6 +107,17 @@ class Model(Section):
     def lora_weights(self) -> dict[str, float]:
         """Name -> the weight where a row gives none."""
         return {lora.name: lora.weight for lora in self.loras}
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Every path, hub id or URL with the field that names it."""
+        yield "model.path", self.path
+        if self.config is not None:
+            yield "model.config", self.config
+        for name, given in self.components.items():
+            for place in (given,) if isinstance(given, str) else given:
+                yield f"model.components.{name}", place
+        for field, added in self.added():
+            yield f"{field}.path", added.path
 
     def added(self) -> Iterator[tuple[str, Added]]:
         """Every added file with the field that names it."""

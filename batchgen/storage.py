@@ -102,6 +102,27 @@ class Store:
                 for name, info in found.items()
             }
 
+    def stats(self) -> dict[str, Stat]:
+        """Name -> what is known of every file, or of the one file that the place is.
+
+        Raises FileNotFoundError when there is nothing.
+        """
+        with storage_errors(f"list {self.url}"):
+            self.fs.invalidate_cache(self.root)
+            info = self.fs.info(self.root)
+            if info["type"] == "file":
+                return {posixpath.basename(self.root): _stat(self.root, info)}
+            return {
+                posixpath.relpath(name, self.root): _stat(name, info)
+                for name, info in self.fs.find(self.root, detail=True).items()
+                if info["type"] == "file"
+            }
+
+    def fetch(self, stat: Stat, path: str) -> None:
+        """Copy one object to a file of this machine."""
+        with storage_errors(f"fetch {stat.path} of {self.url}"):
+            self.fs.get_file(stat.path, path)
+
     def list(self, folder: str) -> dict[str, int]:
         """File name -> size in bytes of the files directly in ``folder``; empty if none."""
         with storage_errors(f"list {self.url}/{folder}"):
@@ -260,8 +281,9 @@ def _is_data(name: str, base: str, suffix: str) -> bool:
 
 
 def _stat(path: str, info: dict[str, Any]) -> Stat:
-    tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    return Stat(path, int(info["size"]), str(tag or "").strip('"'))
+    names = ("ETag", "etag", "mtime", "LastModified", "created")
+    tag = next((info[name] for name in names if info.get(name)), "")
+    return Stat(path, int(info["size"] or 0), str(tag).strip('"'))
 
 
 def _precondition_failed(error: BaseException) -> bool:

@@ -7,7 +7,8 @@ their frames is the matter of `test_run.py` and of `python -m tests.chaos.famili
 from __future__ import annotations
 
 from batchgen import runner
-from batchgen.engine.actors import Attempts, Decode, Denoise, Encode, Generate, Job, StageActor
+from batchgen.attempts import Attempts
+from batchgen.engine.actors import Decode, Denoise, Encode, Generate, Job, StageActor
 from batchgen.frames import COMMITTED, from_block, from_rows
 from batchgen.ledger import Ledger, Marker, parse_marker
 from batchgen.reader import make_spans, read_columns, read_span

@@ -59,7 +59,7 @@ def test_each_unique_prompt_is_encoded_once_and_kept(folder: Path) -> None:
 
 def test_the_oldest_prompts_are_forgotten(folder: Path) -> None:
     encoder = Stages(folder, "text-to-image").encode
-    small = Encoder(encoder.pipeline, encoder.adapter, B, prompts_cached=2)
+    small = Encoder(encoder.pipeline, encoder.adapter, B, cache_bytes=2 * 16 * 32 * 4)
     expected = encoder(batch_of("text-to-image", [0, 1, 3])).prompts
     again = small(batch_of("text-to-image", [0, 1, 3])).prompts
     assert torch.equal(again["prompt_embeds"], expected["prompt_embeds"])

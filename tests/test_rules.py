@@ -42,6 +42,7 @@ FLOORS = {
         "model_spec",
         "spec",
         "storage",
+        "fetch",
         "encode",
         "denoise",
         "decode",
@@ -49,7 +50,7 @@ FLOORS = {
         "images",
         "wire",
     ),
-    1: ("records", "errors", "tasks"),
+    1: ("records", "errors", "tasks", "attempts"),
     0: ("batchgen",),  # the package itself: its version
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -49,6 +49,8 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "model.path": "owner/model",
     "model.revision": "main",
     "model.variant": "fp16",
+    "model.config": "owner/model",
+    "model.allow_pickle": True,
     "model.dtype": "bfloat16",
     "model.scheduler": "DDIMScheduler",
     "model.loras": [{"name": "ink", "path": "ink.safetensors"}],

@@ -18,9 +18,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchgen import errors, frames
+from batchgen.attempts import Attempts
 from batchgen.engine.actors import (
     ATTEMPTS_OPTIONS,
-    Attempts,
     Generate,
     Job,
     SharedAttempts,

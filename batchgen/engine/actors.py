@@ -16,6 +16,7 @@ import pyarrow as pa
 import ray
 
 from batchgen import frames, replicas, shard, wire
+from batchgen.attempts import Attempts
 from batchgen.errors import ModelError, RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger
@@ -76,20 +77,6 @@ class Turns:
             with self._turn:
                 self._alone = False
                 self._turn.notify_all()
-
-
-class Attempts:
-    """Counts how often each stage began each shard, across the deaths of the actors that did."""
-
-    def __init__(self) -> None:
-        self._begun: dict[tuple[str, int], int] = {}
-
-    def begun(self, stage: str, number: int) -> int:
-        return self._begun.get((stage, number), 0)
-
-    def begin(self, stage: str, number: int) -> int:
-        self._begun[stage, number] = self._begun.get((stage, number), 0) + 1
-        return self._begun[stage, number]
 
 
 class SharedAttempts:

@@ -312,6 +312,7 @@ FAMILIES = (
         split="by public arguments: prompt_embeds in, latents out; the denoise stage holds the text"
         " encoder too, since the pipeline encodes the regions' phrases itself",
         null=("safety_checker", "feature_extractor"),
+        needs=("regions",),
         min_steps=4,  # boxes act in the first 30 % of the steps
         settings=("regions", "eta"),
     ),

@@ -259,9 +259,8 @@ def _without_weights(part: Part) -> Any:
         )
 
 
-def _prepare_libraries(threads: int) -> None:
-    """Settings of the whole process that a sample's bytes depend on; and the libraries be quiet."""
-    import torch
+def quiet_libraries() -> None:
+    """What the model libraries have to say of themselves is not for our users."""
     import transformers
 
     speaking: Any = transformers.utils.logging
@@ -271,6 +270,13 @@ def _prepare_libraries(threads: int) -> None:
 
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
+
+
+def _prepare_libraries(threads: int) -> None:
+    """Settings of the whole process that a sample's bytes depend on; and the libraries be quiet."""
+    import torch
+
+    quiet_libraries()
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

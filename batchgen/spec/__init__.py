@@ -86,9 +86,8 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _no_secrets_in_urls(self) -> Spec:
-        urls = {"input.path": self.input.path, "output.url": self.output.url}
-        urls |= {f"{field}.path": added.path for field, added in self.model.added()}
-        for field, url in {**urls, "model.path": self.model.path}.items():
+        urls = [("input.path", self.input.path), ("output.url", self.output.url)]
+        for field, url in (*urls, *self.model.places()):
             if _USERINFO.match(url):
                 raise SpecError(field, _USERINFO.sub(r"\1...@", url), "a URL without credentials")
         return self
