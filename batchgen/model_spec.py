@@ -12,6 +12,7 @@ from batchgen.tasks import MAX_LORA_WEIGHT
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Option = bool | int | float | str | tuple[float, ...] | None
+QuantizationOption = bool | int | float | str | tuple[str, ...] | None
 
 
 class Section(BaseModel):
@@ -60,8 +61,20 @@ class IpAdapter(Added):
     )
 
 
+class Quantization(Section):
+    """Weights of fewer bits, made by a library that diffusers knows while the model is loaded."""
+
+    backend: Literal["bitsandbytes_4bit", "bitsandbytes_8bit", "quanto", "torchao"]
+    components: tuple[str, ...] = Field(
+        min_length=1, description="those whose layers become quantised, such as unet, text_encoder"
+    )
+    options: dict[str, QuantizationOption] = Field(
+        default={}, description="of the backend's configuration, as diffusers has it"
+    )
+
+
 class Model(Section):
-    """A diffusers model: the shipped one by name, a folder, a hub id with its revision, or a URL."""
+    """Which model: the shipped one by name, a folder, a URL, or a hub id with its revision."""
 
     path: str = "digits-shapes"
     config: str | None = Field(
@@ -93,6 +106,12 @@ class Model(Section):
     )
     ip_adapter: IpAdapter | None = Field(
         default=None, description="for task variation: an image as the prompt of a text model"
+    )
+    quantization: Quantization | None = Field(
+        default=None, description="load components with weights of fewer bits"
+    )
+    prompt_weighting: Literal["compel"] | None = Field(
+        default=None, description="compel: (red)1.5 and the like in prompts give words a weight"
     )
 
     @model_validator(mode="after")

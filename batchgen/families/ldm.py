@@ -91,16 +91,6 @@ def holding(pipeline: Any, **components: Any) -> Iterator[None]:
             setattr(pipeline, name, component)
 
 
-def require_unscaled(scheduler: Any, pipeline: str) -> None:
-    """Refuse schedulers that start from larger noise than the pipeline, as is, gives them."""
-    if abs(float(scheduler.init_noise_sigma) - 1) > 1e-3:
-        raise ValueError(
-            f"{type(scheduler).__name__} starts from noise of another size, which {pipeline} does"
-            " not make; allowed: DDIMScheduler, DDPMScheduler, PNDMScheduler,"
-            " DPMSolverMultistepScheduler and others that start from plain noise"
-        )
-
-
 def kept_latents(
     pipeline: Any, given: Given, vae: str, scheduler: Any, **more: Any
 ) -> torch.Tensor:
@@ -165,7 +155,6 @@ def from_nothing(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def from_class(pipeline: Any, given: Given) -> torch.Tensor:
-    require_unscaled(pipeline.scheduler, "DiTPipeline")
     generators, classes = given.generators, pipeline.transformer.config.num_embeds_ada_norm
     if is_guided(given.call):
         if classes != NULL_CLASS:
@@ -185,7 +174,6 @@ def from_class(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def from_text(pipeline: Any, given: Given) -> torch.Tensor:
-    require_unscaled(pipeline.scheduler, "LDMTextToImagePipeline")
     factor = pipeline.vae_scale_factor
     with holding(pipeline, tokenizer=count_letters, bert=MadeEmbeddings(given)):
         return kept_latents(

@@ -68,13 +68,11 @@ def from_source(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def consistent_from_noise(pipeline: Any, given: Given) -> torch.Tensor:
-    require_scheduler(pipeline, "LCMScheduler")
     return call_pipeline(pipeline, given, **size_of(given.call))
 
 
 def consistent_from_source(pipeline: Any, given: Given) -> torch.Tensor:
     """All steps are made, whatever the strength: it says from how much noise."""
-    require_scheduler(pipeline, "LCMScheduler")
     return call_pipeline(
         pipeline, given, image=given.conditions["image"], **strength_of(given.call)
     )
@@ -83,13 +81,6 @@ def consistent_from_source(pipeline: Any, given: Given) -> torch.Tensor:
 def strength_of(call: Call) -> dict[str, float]:
     """``strength`` as an argument; none where the call leaves it to the pipeline."""
     return {} if call.strength is None else {"strength": call.strength}
-
-
-def require_scheduler(pipeline: Any, name: str) -> None:
-    """Refuse every scheduler but the one that the pipeline's loop is written for."""
-    given = type(pipeline.scheduler).__name__
-    if given != name:
-        raise ValueError(f"scheduler {given}: {type(pipeline).__name__} works with {name} alone")
 
 
 def never_guided(call: Call) -> bool:

@@ -13,7 +13,7 @@ from batchgen.families.calls import (
     pixels_of,
 )
 from batchgen.families.family import Family
-from batchgen.families.stable_diffusion import TOKENIZERS, encode_prompt, require_scheduler
+from batchgen.families.stable_diffusion import TOKENIZERS, encode_prompt
 from batchgen.families.stable_diffusion_xl import in_float32
 from batchgen.records import Call
 
@@ -73,7 +73,6 @@ def encode_small_latents(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.
 
 
 def enlarge_latents(pipeline: Any, given: Given) -> torch.Tensor:
-    require_scheduler(pipeline, "EulerDiscreteScheduler")
     return call_pipeline(pipeline, given, image=given.conditions["image"])
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from batchgen.errors import ModelError
 from batchgen.families import Family
 from batchgen.model_spec import Added, IpAdapter, Model
-from batchgen.replicas.files import UNSAFE_WEIGHTS, Part, need
-from batchgen.replicas.find import find_added
+from batchgen.replicas.files import Part, need
+from batchgen.replicas.find import UNSAFE_WEIGHTS, find_added
 from batchgen.replicas.sources import mixins_of
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from batchgen.errors import ModelError
-from batchgen.replicas.find import TEXT_FILES, WEIGHT_STEMS, weight_globs
+from batchgen.model_spec import Model
+from batchgen.replicas.find import (
+    PICKLED_STEMS,
+    TEXT_FILES,
+    UNSAFE_WEIGHTS,
+    WEIGHT_STEMS,
+    weight_globs,
+)
 
-UNSAFE_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 # Components whose class stands in a module of diffusers are saved under that module's name;
 # module -> the library in whose form their weights are.
 DIFFUSERS_MODULES = {"latent_diffusion": "transformers", "stable_diffusion": "diffusers"}
@@ -142,34 +148,49 @@ def latent_facts(vae: Part) -> LatentFacts:
     return LatentFacts(channels, 2 ** (len(blocks) - 1))
 
 
-def files_of(part: Part, variant: str | None) -> list[Path]:
+def files_of(part: Part, model: Model) -> list[Path]:
     """Every file of a component that would be loaded.
 
     Raises:
-        ModelError: weights are missing, empty or in another form than safetensors.
+        ModelError: weights are missing, empty or in a form that the spec does not allow.
     """
     files = [path for path in part.folder.iterdir() if path.suffix in TEXT_FILES]
     if part.weighted:
-        files += _weights(part, variant)
+        files += weights_of(part, model)
     return sorted(path for path in files if path.is_file())
 
 
-def _weights(part: Part, variant: str | None) -> list[Path]:
+def is_pickled(part: Part, model: Model) -> bool:
+    """Its weights are there as .bin alone, and the spec allows it."""
+    return part.weighted and model.allow_pickle and weights_of(part, model)[0].suffix == ".bin"
+
+
+def weights_of(part: Part, model: Model) -> list[Path]:
+    """The files of its weights; see ``files_of``."""
     stem = WEIGHT_STEMS[part.library]
-    found = {path for glob in weight_globs(stem, variant) for path in part.folder.glob(glob)}
-    suffix = f".{variant}" if variant else ""
-    pieces = part.folder / f"{stem}.safetensors.index{suffix}.json"
-    if pieces.is_file():
-        found |= {part.folder / name for name in read_json(pieces).get("weight_map", {}).values()}
+    found = _weights(part, stem, model.variant, "safetensors")
+    if not found and model.allow_pickle:
+        found = _weights(part, PICKLED_STEMS[part.library], model.variant, "bin")
     if not found:
-        raise ModelError(_no_weights(part, stem, variant))
+        raise ModelError(_no_weights(part, stem, model))
     for path in sorted(found):
         if not path.is_file() or path.stat().st_size == 0:
             raise ModelError(f"{part.name}: the weights {path} are missing or empty")
     return sorted(found)
 
 
-def _no_weights(part: Part, stem: str, variant: str | None) -> str:
+def _weights(part: Part, stem: str, variant: str | None, end: str) -> set[Path]:
+    globs = weight_globs(stem, variant, end)
+    found = {path for glob in globs for path in part.folder.glob(glob)}
+    suffix = f".{variant}" if variant else ""
+    pieces = part.folder / f"{stem}.{end}.index{suffix}.json"
+    if pieces.is_file():
+        found |= {part.folder / name for name in read_json(pieces).get("weight_map", {}).values()}
+    return found
+
+
+def _no_weights(part: Part, stem: str, model: Model) -> str:
+    variant = model.variant
     wanted = part.folder / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
     message = f"{part.name}: the weights {wanted} are missing"
     present = sorted(path.name for path in part.folder.iterdir())
@@ -177,8 +198,11 @@ def _no_weights(part: Part, stem: str, variant: str | None) -> str:
     if others:
         return f"{message}; there are {', '.join(others)} (model.variant is {variant!r})"
     unsafe = [name for name in present if name.endswith(UNSAFE_WEIGHTS)]
-    if unsafe:
-        return f"{message}; {', '.join(unsafe)} cannot be used: allowed is safetensors alone"
+    if not unsafe:
+        return message
+    message += f"; {', '.join(unsafe)} cannot be used: allowed is safetensors alone"
+    if any(name.endswith(".bin") for name in unsafe) and not model.allow_pickle:
+        message += ", and .bin with model.allow_pickle: true"
     return message
 
 

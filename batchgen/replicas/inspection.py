@@ -10,6 +10,7 @@ from typing import Any
 
 from batchgen.errors import ModelError
 from batchgen.families import FAMILIES, Family
+from batchgen.fetch import without_secrets
 from batchgen.replicas.additions import added_files, components_added
 from batchgen.replicas.files import (
     Part,
@@ -21,8 +22,15 @@ from batchgen.replicas.files import (
     pipeline_index,
     read_json,
 )
-from batchgen.replicas.find import RECOMMENDED_FILE, find_component, find_pipeline
+from batchgen.replicas.find import (
+    RECOMMENDED_FILE,
+    Found,
+    find_component,
+    find_model,
+    find_pipeline,
+)
 from batchgen.replicas.schedulers import check_options, chosen_scheduler
+from batchgen.replicas.single_file import NAME, from_single_file
 from batchgen.spec import Model
 
 
@@ -31,8 +39,8 @@ class ModelInfo:
     """What is known of a model without loading it; goes into the plan.
 
     Attributes:
-        model_id: the name, folder or hub id as the user gave it.
-        path: the local folder it was found in.
+        model_id: the name, folder, hub id or URL as the user gave it, without credentials.
+        path: the local folder it was found in, or the local file of its weights.
         revision: the hub's commit, or ``sha256:`` and the head of ``manifest_sha256``.
         manifest_sha256: over name, size and SHA-256 of every file that would be loaded.
         pipeline_class: the diffusers class the folder was saved from.
@@ -91,22 +99,22 @@ def inspect(model: Model, task: str) -> ModelInfo:
     """Find a model and check that it can serve the task, without importing torch.
 
     A name in ``batchgen/models`` is looked for first, then a local folder, then the Hugging Face
-    hub (its cache alone where ``HF_HUB_OFFLINE`` is set). Reads every file once, for its hash.
+    hub (its cache alone where ``HF_HUB_OFFLINE`` is set); a URL is fetched. Reads every file once,
+    for its hash.
 
     Raises:
         ModelError: not found or not cached; no pipeline, component, weights or scheduler that can
             be used. The message names the component and the file.
+        StorageFailed: the store of a URL refuses or fails.
     """
-    folder, commit = find_pipeline(model.path, model.revision, model.variant, task)
+    found = find_model(model, task)
+    folder = found.folder
     index = pipeline_index(folder)
     family = family_for(folder, index, model, task)
     parts = parts_of(folder, index, model, family)
-    files = [folder / "model_index.json", folder / RECOMMENDED_FILE]
-    named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
-    for part in parts:
-        named |= {f"{part.label}/{path.name}": path for path in files_of(part, model.variant)}
-        if whole := part.name.rpartition(".")[0]:
-            named[f"{whole}/model_index.json"] = part.folder.parent / "model_index.json"
+    if found.file is not None:
+        parts = from_single_file(found.file, folder, family, parts)
+    named = _files(found, parts, model)
     check_text_parts(parts)
     named |= added_files(model, family, parts)
     scheduler = chosen_scheduler(index["scheduler"][1], model.scheduler)
@@ -123,9 +131,9 @@ def inspect(model: Model, task: str) -> ModelInfo:
     steps, guidance = _recommended(folder, family)
     manifest = _manifest_sha256(named)
     return ModelInfo(
-        model_id=model.path,
-        path=str(folder),
-        revision=commit or f"sha256:{manifest[:12]}",
+        model_id=without_secrets(model.path),
+        path=str(found.path),
+        revision=found.commit or f"sha256:{manifest[:12]}",
         manifest_sha256=manifest,
         pipeline_class=index["_class_name"],
         family=family.name,
@@ -153,6 +161,20 @@ def inspect(model: Model, task: str) -> ModelInfo:
 
 
 CONTROLS = ("controlnet", "adapter")
+
+
+def _files(found: Found, parts: list[Part], model: Model) -> dict[str, Path]:
+    """Name in the manifest -> file, of everything that would be loaded of the model itself."""
+    folder = found.folder
+    files = [folder / "model_index.json", folder / RECOMMENDED_FILE]
+    named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
+    if found.file is not None:
+        named[NAME] = found.file
+    for part in parts:
+        named |= {f"{part.label}/{path.name}": path for path in files_of(part, model)}
+        if whole := part.name.rpartition(".")[0]:
+            named[f"{whole}/model_index.json"] = part.folder.parent / "model_index.json"
+    return named
 
 
 def family_for(folder: Path, index: Mapping[str, Any], model: Model, task: str) -> Family:
@@ -251,7 +273,7 @@ def _parts(
     if given is not None:
         paths = [given] if isinstance(given, str) else list(given)
         for number, path in enumerate(paths):
-            found, _ = find_component(path, name, model.variant)
+            found = find_component(path, name, model)
             label = name if len(paths) == 1 else f"{name}.{number}"
             yield Part.from_elsewhere(name, label, found)
         return
@@ -274,7 +296,7 @@ def _inner_part(model: Model, family: Family, whole: str, name: str) -> Part:
         raise ModelError(
             f"{whole}: a {family.name} model needs one; give its folder by model.components.{whole}"
         )
-    folder, _ = find_pipeline(path, None, model.variant, family.task)
+    folder = find_pipeline(path, whole, model, family.task)
     index, wanted = pipeline_index(folder), dict(family.pipelines)[whole]
     if index.get("_class_name") != wanted:
         raise ModelError(f"{whole}: {folder} is a {index.get('_class_name')}; allowed: {wanted}")

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import ModelError
 from batchgen.families import Family
 from batchgen.replicas.attach import Switch, add_to_denoiser, add_to_encoder
-from batchgen.replicas.files import Part, config_name, pipeline_index
+from batchgen.replicas.files import (
+    DIFFUSERS_MODULES,
+    Part,
+    config_name,
+    is_pickled,
+    pipeline_index,
+)
+from batchgen.replicas.find import Found, find_model
 from batchgen.replicas.inspection import ModelInfo, family_for, inspect, parts_of
+from batchgen.replicas.single_file import from_single_file, load_single_file
 from batchgen.spec import Model, Spec
 
 if TYPE_CHECKING:
@@ -126,7 +134,8 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     _prepare_libraries(spec.resources.torch_threads)
     import torch
 
-    folder = _planned_folder(info, spec.model.model_dump_json(), spec.task)
+    found = _planned_model(info, spec.model.model_dump_json(), spec.task)
+    folder = found.folder
     index = pipeline_index(folder)
     family = family_for(folder, index, spec.model, spec.task)
     held: tuple[str, ...] = getattr(family, stage)
@@ -135,17 +144,19 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     given: dict[str, Any] = dict.fromkeys((*own, *family.null))
     later: dict[str, Any] = {}
     parts = parts_of(folder, index, spec.model, family)
+    if found.file is not None:
+        parts = from_single_file(found.file, folder, family, parts)
     for part in parts:
         if "." in part.name:
             continue  # see _second_pipelines
         if part.library == "batchgen":
             del given[part.name]
             if part.name in held:
-                later[part.name] = _load_part(part, dtype, spec.model.variant)
-        elif part.name in held and part.folder == folder / part.label and index.get(part.name):
-            given.pop(part.name, None)  # from_pretrained loads it
+                later[part.name] = _load_part(part, dtype, spec.model)
+        elif part.name in held and _comes_with(found, part, index, spec.model):
+            given.pop(part.name, None)  # the pipeline's class loads it
         elif part.name in held:
-            _add(given, part, _load_part(part, dtype, spec.model.variant))
+            _add(given, part, _load_part(part, dtype, spec.model))
         elif part.name in family.stubs:
             empty = _without_weights(part)
             given[part.name] = empty
@@ -154,10 +165,16 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     empty = {name: given[name] for name in later if given.get(name) is not None}
     if "safety_checker" in family.null:
         given["requires_safety_checker"] = False
-    pipeline = _from_folder(family.pipeline, folder, spec, given, later)
+    pipeline = _whole(family.pipeline, found, spec, given, later)
     for name, second in _second_pipelines(family, parts, held, spec, empty, later):
         setattr(pipeline, name, second)
     return family, pipeline
+
+
+def _comes_with(found: Found, part: Part, index: Mapping[str, Any], model: Model) -> bool:
+    """The pipeline's class loads the part, since it is in its place and no pickle."""
+    in_place = part.folder == found.folder / part.label and index.get(part.name)
+    return bool(in_place) and not is_pickled(part, model)
 
 
 def _second_pipelines(
@@ -172,6 +189,8 @@ def _second_pipelines(
 
     What the first pipeline has as stubs, and as ``empty`` modules before, they have as well.
     """
+    import torch
+
     for name, class_name in family.pipelines:
         inner = [one for one in parts if one.name in held and one.name.startswith(f"{name}.")]
         if not inner:
@@ -180,30 +199,31 @@ def _second_pipelines(
         known = [one for one, entry in pipeline_index(folder).items() if isinstance(entry, list)]
         given = {one: empty.get(one) for one in known if one not in loaded}
         later = {one: stubs[one] for one in empty if one in given}
-        yield name, _from_folder(class_name, folder, spec, given, later)
+        pickled = [one for one in inner if is_pickled(one, spec.model)]
+        dtype = getattr(torch, spec.model.dtype)
+        given |= {
+            one.name.rpartition(".")[2]: _load_part(one, dtype, spec.model) for one in pickled
+        }
+        yield name, _whole(class_name, Found(folder), spec, given, later)
 
 
-def _from_folder(
-    class_name: str, folder: Path, spec: Spec, given: dict[str, Any], later: dict[str, Any]
+def _whole(
+    class_name: str, found: Found, spec: Spec, given: dict[str, Any], later: dict[str, Any]
 ) -> Any:
-    """A pipeline with a folder's components; those of ``later`` are put into their places at last.
+    """A pipeline with a model's components; those of ``later`` are put into their places at last.
 
     ``given`` components (None: none) are not loaded.
     """
-    import diffusers
     import torch
 
     with warnings.catch_warnings():
         # of outdated scheduler files, which diffusers mends by itself
         warnings.simplefilter("ignore", FutureWarning)
-        pipeline = getattr(diffusers, class_name).from_pretrained(
-            folder,
-            dtype=getattr(torch, spec.model.dtype),
-            variant=spec.model.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            **given,
-        )
+        dtype = getattr(torch, spec.model.dtype)
+        if found.file is not None:
+            pipeline = load_single_file(class_name, found.file, found.folder, dtype, given)
+        else:
+            pipeline = _from_folder(class_name, found.folder, dtype, spec.model.variant, given)
     for name, component in later.items():
         setattr(pipeline, name, component)
     pipeline.set_progress_bar_config(disable=True)
@@ -211,6 +231,21 @@ def _from_folder(
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
     return pipeline
+
+
+def _from_folder(
+    class_name: str, folder: Path, dtype: Any, variant: str | None, given: Mapping[str, Any]
+) -> Any:
+    import diffusers
+
+    return getattr(diffusers, class_name).from_pretrained(
+        folder,
+        dtype=dtype,
+        variant=variant,
+        use_safetensors=True,
+        local_files_only=True,
+        **given,
+    )
 
 
 def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:
@@ -237,15 +272,18 @@ def _class_of(part: Part) -> Any:
     from batchgen.replicas import own
 
     libraries = {"diffusers": diffusers, "transformers": transformers, "batchgen": own}
-    return getattr(libraries[part.library], part.class_name)
+    modules = [getattr(diffusers.pipelines, name) for name in DIFFUSERS_MODULES]
+    homes = (libraries[part.library], *modules)
+    return next(getattr(one, part.class_name) for one in homes if hasattr(one, part.class_name))
 
 
-def _load_part(part: Part, dtype: Any, variant: str | None) -> Any:
+def _load_part(part: Part, dtype: Any, model: Model) -> Any:
     """One component from its folder."""
-    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    options = {"dtype": dtype, "local_files_only": True, "variant": model.variant}
     if part.library != "transformers":
         options["torch_dtype"] = options.pop("dtype")
-    loaded: Any = _class_of(part).from_pretrained(part.folder, variant=variant, **options)
+    safe = not is_pickled(part, model)
+    loaded: Any = _class_of(part).from_pretrained(part.folder, use_safetensors=safe, **options)
     return loaded
 
 
@@ -283,16 +321,16 @@ def _prepare_libraries(threads: int) -> None:
 
 
 @cache
-def _planned_folder(info: ModelInfo, model_json: str, task: str) -> Path:
-    """The planned model's folder on this machine, which need not be the one that planned.
+def _planned_model(info: ModelInfo, model_json: str, task: str) -> Found:
+    """The planned model on this machine, which need not be the one that planned.
 
     Its files are hashed again, once a process; those of a hub's commit cannot change.
     """
     model = Model.model_validate_json(model_json)
-    here = Path(info.path).is_dir()
+    here = Path(info.path).exists()
     if not info.revision.startswith("sha256:"):
         if here and not model.components and not list(model.added()):
-            return Path(info.path)
+            return Found(Path(info.path))
         model = model.model_copy(update={"revision": info.revision})
     elif here:
         model = model.model_copy(update={"path": info.path})
@@ -302,4 +340,4 @@ def _planned_folder(info: ModelInfo, model_json: str, task: str) -> Path:
             f"model {info.model_id} in {found.path} is not the planned one: its files hash to"
             f" {found.manifest_sha256[:12]}, those planned to {info.manifest_sha256[:12]}"
         )
-    return Path(found.path)
+    return Found(Path(found.path)) if model.config is None else find_model(model, task)
