@@ -31,7 +31,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--count": ("input.count", int, "Instead of --input: so many rows that carry nothing."),
     "--output": ("output.url", str, "Folder or URL for images, metadata and the run's ledger."),
     "--task": ("task", str, "See `batchgen tasks`. [default: text-to-image]"),
-    "--model": ("model.path", str, "Shipped model, folder or hub id. [default: digits-shapes]"),
+    "--model": ("model.path", str, "Shipped model, folder, hub id, URL. [default: digits-shapes]"),
     "--revision": ("model.revision", str, "Hub revision (branch, tag or commit)."),
     "--dtype": ("model.dtype", str, "float32 (default), float16 or bfloat16."),
     "--scheduler": ("model.scheduler", str, "A diffusers scheduler class; default: the model's."),

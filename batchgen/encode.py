@@ -114,6 +114,8 @@ class Encoder:
 
     def _is_truncated(self, prompt: str) -> bool:
         """No tokenizer reads the prompt whole."""
+        if self.adapter.words is not None:
+            prompt = self.adapter.words(prompt)
         fits = []
         for name, limit in self.adapter.tokenizers:
             tokenizer = getattr(self.pipeline, name)

@@ -40,6 +40,50 @@ def tasks_table() -> str:
     return "\n\n".join(blocks)
 
 
+def task_table() -> str:
+    """The tasks as Markdown, for ``docs/tasks.md``, each with a link to its own page."""
+    lines = ["| task | makes | needs | may have | families |", "| --- | --- | --- | --- | --- |"]
+    for task in TASKS:
+        needs, takes = (", ".join(parts) or "nothing" for parts in (task.needs, _own(task)))
+        names = ", ".join(family.name for family in families_of(task))
+        link = f"[{task.name}](tasks/{task.name}.md)"
+        lines.append(f"| {link} | {task.about} | {needs} | {takes} | {names} |")
+    return "\n".join(lines)
+
+
+def family_table() -> str:
+    """The families as Markdown, for ``docs/tasks.md``: who holds what, how the call is cut."""
+    head = ("task", "family", "pipeline", "encoder", "denoiser", "decoder", "how the call is cut")
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for task in TASKS:
+        for number, family in enumerate(families_of(task)):
+            held = (family.encoder, family.denoiser, family.decoder)
+            cells = [
+                "" if number else f"**{task.name}**",
+                family.name,
+                f"`{family.pipeline}`",
+                *(", ".join(f"`{name}`" for name in names) or "nothing" for names in held),
+                family.split,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def maker_table() -> str:
+    """The makers of conditions as Markdown, for ``docs/tasks/control.md``."""
+    lines = ["| maker | makes | options |", "| --- | --- | --- |"]
+    for maker in MAKERS.values():
+        options = ", ".join(f"`{name}` ({one.default:g})" for name, one in maker.options.items())
+        lines.append(f"| `{maker.name}` | {maker.about} | {options} |")
+    return "\n".join(lines)
+
+
+def _own(task: Task) -> list[str]:
+    """The parts that a task may have, without those that all tasks may."""
+    common = set.intersection(*(set(one.takes) for one in TASKS))
+    return [part for part in task.takes if part not in common]
+
+
 def task_page(task: Task) -> str:
     """Everything about one task, ending with a spec to copy."""
     lines = [f"{task.name}: {task.about}", "", "Columns (input.columns)"]

@@ -65,7 +65,7 @@ def fetch(url: str, choose: Choose, cache: Path | None = None) -> Path:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get(CACHE) or USUAL_CACHE).expanduser()
+    return Path(os.environ.get(CACHE) or USUAL_CACHE).expanduser().absolute()
 
 
 def _fetched(store: Store, shown: str, choose: Choose, cache: Path) -> Path:

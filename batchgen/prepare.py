@@ -26,6 +26,7 @@ from batchgen.conditions import (
 from batchgen.errors import RejectRow
 from batchgen.plan import Plan, python_values, safe_key
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
+from batchgen.replicas import check_prompt
 from batchgen.settings import Settings, read_setting
 from batchgen.spec import Conditioning, Seed, Spec
 from batchgen.tasks import is_image, task_named
@@ -217,8 +218,10 @@ def _sample(shared: _Row, plan: Plan, variant: int) -> Sample:
         row=shared.row,
         variant=variant,
         seed=_seed(values, spec, name, variant),
-        prompt=_prompt(values, spec),
-        negative_prompt=spec.sampling.negative_prompt if negative is None else negative,
+        prompt=_readable("prompt", _prompt(values, spec), spec),
+        negative_prompt=_readable(
+            "negative_prompt", spec.sampling.negative_prompt if negative is None else negative, spec
+        ),
         call=shared.call,
         class_label=_class_label(values, plan),
     )
@@ -234,6 +237,17 @@ def _prompt(values: Mapping[str, Any], spec: Spec) -> str:
     if needed and not str(prompt).strip():
         raise RejectRow("empty-prompt", f"column {column!r} is {prompt!r}; a prompt is needed")
     return str(prompt or "")
+
+
+def _readable(part: str, text: str, spec: Spec) -> str:
+    """The text back, if the library that weights its words can read it."""
+    if spec.model.prompt_weighting is None:
+        return text
+    try:
+        check_prompt(text)
+    except ValueError as error:
+        raise RejectRow(f"bad-{part}", f"{part} is {text!r}; allowed: {error}") from error
+    return text
 
 
 def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:

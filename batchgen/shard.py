@@ -24,7 +24,7 @@ from batchgen.records import (
     ShardRows,
     micro_batches,
 )
-from batchgen.replicas import parameter_counts
+from batchgen.replicas import packages_used, parameter_counts
 from batchgen.score import score
 from batchgen.writer import Finished, write_shard
 
@@ -261,14 +261,14 @@ def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attem
             micro_batches=images.micro_batches,
             parameter_counts=dict(work.notes.parameter_counts),
             attempt=attempt,
-            environment=environment(images.device),
+            environment=environment(images.device, packages_used(plan.spec.model)),
             spec_fingerprint=plan.spec.fingerprint,
             finished_at=time.time(),
         )
     )
 
 
-def environment(device: str) -> dict[str, str]:
+def environment(device: str, also: Sequence[str] = ()) -> dict[str, str]:
     """Host, device and versions: bytes are promised to be equal where these are, but for the host.
 
     Of a CPU its instruction set counts, since kernels are chosen by it.
@@ -284,7 +284,7 @@ def environment(device: str) -> dict[str, str]:
     else:
         kind = torch.cuda.get_device_name(device)
     found = {}
-    for name in names:
+    for name in (*names, *also):
         try:
             found[name] = version(name)
         except ModuleNotFoundError:

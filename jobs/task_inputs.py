@@ -17,6 +17,7 @@ SHAPES = ("circle", "square", "triangle")
 PAIRS = (("red", "white"), ("blue", "yellow"), ("white", "purple"), ("green", "black"))
 BOX = (8, 8, 24, 24)  # where the shape stands
 TARGETS = ("star", "ring", "cross", "square", "circle", "triangle")
+CLASSES = (*TARGETS, "zero", "two", "three", "five", "seven", "eight")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -28,6 +29,7 @@ def rows() -> list[dict[str, Any]]:
         found.append(
             {
                 "prompt": caption(target, front, back),
+                "recolour": caption(shape, back, front),
                 "instruction": f"make it a {target}",
                 "image": png(picture),
                 "grey": png(picture.convert("L")),
@@ -37,6 +39,7 @@ def rows() -> list[dict[str, Any]]:
                 "half": png(picture.resize((SIZE // 2, SIZE // 2), Image.Resampling.BOX)),
                 "regions": [{"phrase": f"a {front} {target}", "box": [x / SIZE for x in BOX]}],
                 "class_label": number % 10,
+                "class_name": CLASSES[number],
                 "label": target,
             }
         )

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from batchgen import explain
 from batchgen.spec import Section, Spec
+from batchgen.tasks import TASK_NAMES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tasks/*.md"))]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 NOT_HERE = {"make test", ". .venv/bin/activate"}  # this test is part of the first
@@ -71,6 +74,31 @@ def test_every_page_has_a_command_and_no_dead_link() -> None:
         for target in LINK.findall(page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+TABLES = {
+    "tasks.md": ("task_table", "family_table"),
+    "tasks/control.md": ("maker_table",),
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "table"), [(page, table) for page, tables in TABLES.items() for table in tables]
+)
+def test_tables_are_those_of_the_code(page: str, table: str) -> None:
+    """`python -c "from batchgen import explain; print(explain.family_table())"` makes one anew."""
+    assert getattr(explain, table)() in (DOCS / page).read_text()
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_every_task_has_a_page_that_shows_its_spec(task: str) -> None:
+    spec = (ROOT / "jobs" / "tasks" / f"{task}.yaml").read_text()
+    assert f"```yaml\n{spec}```" in (DOCS / "tasks" / f"{task}.md").read_text()
+
+
+def test_pictures_are_small() -> None:
+    for picture in (DOCS / "images" / "tasks").iterdir():
+        assert picture.stat().st_size < 60_000, picture.name
 
 
 def leaves(model: type[Section], prefix: str = "") -> Iterator[str]:

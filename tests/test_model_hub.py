@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from batchgen.records import tupled
 from batchgen.replicas import ModelInfo
+from tests.ldm_layout import single_file
 from tests.model_folders import inspect, run_python
 from tests.tiny_models import build_model
 
@@ -173,6 +174,36 @@ def test_a_lora_of_the_hub_is_fetched_alone(hub: dict[str, str], folder: Path) -
     missing = inspect_in(hub, str(folder), loras=[lora | {"path": "team/none"}])
     assert "model.loras.0 'team/none'" in str(missing)
     assert "no such repository on the hub" in str(missing)
+
+
+def test_pickled_weights_of_the_hub_are_fetched_where_there_is_nothing_else(
+    hub: dict[str, str], folder: Path
+) -> None:
+    unwanted, wanted = (f"{name}/diffusion_pytorch_model.bin" for name in ("vae", "unet"))
+    (folder / unwanted).write_bytes(b"large")
+    safe = (folder / wanted).with_suffix(".safetensors")
+    torch.save(load_file(safe), folder / wanted)
+    safe.unlink()
+    assert "the weights" in str(inspect_in(hub, "team/tiny"))
+    assert wanted not in Hub.served
+    info = inspect_in(hub, "team/tiny", allow_pickle=True)
+    assert isinstance(info, ModelInfo)
+    assert info.manifest_sha256 == inspect(folder, allow_pickle=True).manifest_sha256
+    assert wanted in Hub.served
+    assert unwanted not in Hub.served
+    offline = hub | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:1"}
+    assert inspect_in(offline, "team/tiny", revision=COMMIT, allow_pickle=True) == info
+
+
+def test_a_single_file_takes_its_configurations_from_the_hub(
+    hub: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    file = single_file(folder, tmp_path / "tiny.safetensors")
+    info = inspect_in(hub, str(file), config="team/tiny", revision=COMMIT)
+    assert isinstance(info, ModelInfo)
+    assert info.manifest_sha256 == inspect(file, config=str(folder)).manifest_sha256
+    assert info.revision.startswith("sha256:")
+    assert not [name for name in Hub.served if name.endswith(".safetensors")]
 
 
 def test_what_the_hub_refuses_is_said(hub: dict[str, str]) -> None:

@@ -59,6 +59,7 @@ STAGES = ("encode", "denoise", "decode", "score")
 # Foreign library -> the modules that may load it. What is not here is loaded nowhere.
 HOMES = {
     "click": ("cli",),
+    "compel": ("replicas",),
     "cv2": ("conditions",),
     "diffusers": ("replicas", "families"),
     "fsspec": ("storage",),
@@ -67,6 +68,7 @@ HOMES = {
     "jinja2": ("report",),
     "PIL": ("images", "conditions", "families"),
     "pydantic": ("spec", "model_spec", "prepare", "settings"),
+    "pyparsing": ("replicas",),
     "ray": ("engine", "submit"),
     "rich": ("progress",),
     "safetensors": ("wire", "replicas"),
@@ -75,6 +77,7 @@ HOMES = {
         *("encode", "denoise", "decode", "wire", "families"),
         *("replicas", "shard", "engine"),
     ),
+    "torchao": ("replicas",),
     "transformers": ("replicas",),
     "yaml": ("spec", "cli", "ledger", "report"),
 }

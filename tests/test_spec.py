@@ -56,6 +56,8 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "model.loras": [{"name": "ink", "path": "ink.safetensors"}],
     "model.textual_inversions": [{"path": "cat.safetensors", "token": "<cat>"}],
     "model.ip_adapter": {"path": "owner/adapter"},
+    "model.quantization": {"backend": "torchao", "components": ["unet"]},
+    "model.prompt_weighting": "compel",
     "sampling.num_inference_steps": 7,
     "sampling.guidance_scale": 2.5,
     "sampling.strength": 0.3,
@@ -353,7 +355,9 @@ def test_an_empty_section_has_its_defaults(tmp_path: Path) -> None:
     assert build(read_yaml(str(path))).sampling == Sampling()
 
 
-@pytest.mark.parametrize("field", ["input.path", "output.url"])
+@pytest.mark.parametrize(
+    "field", ["input.path", "output.url", "model.path", "model.config", "model.components.vae"]
+)
 def test_credentials_in_a_url_are_refused_and_not_shown(field: str) -> None:
     with pytest.raises(SpecError) as caught:
         build(merge(MINIMAL, {field: "s3://AKIA:hunter2@bucket/x"}))

@@ -83,6 +83,7 @@ class Adapter:
         tokenizers: (component, attribute or number of tokens read) of those that read the prompt;
             a prompt that none of them reads whole is recorded as truncated. A number of 0 stands
             for the tokenizer's ``model_max_length``.
+        words: what the tokenizers are given of a prompt; None: the prompt as it is.
     """
 
     denoise: Callable[[Any, Given], torch.Tensor]
@@ -92,3 +93,4 @@ class Adapter:
     encode_images: Callable[[Any, ImageInputs], Tensors] | None = None
     guided: Callable[[Call], bool] = is_guided
     tokenizers: tuple[tuple[str, int], ...] = ()
+    words: Callable[[str], str] | None = None

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from batchgen.errors import InputError, ModelError, nearest
+from batchgen.errors import InputError, ModelError, StorageFailed, nearest
 from batchgen.families import FAMILIES
 from batchgen.fetch import fetch, is_url, without_secrets
 from batchgen.model_spec import Model
@@ -112,7 +112,8 @@ def find_component(path: str, name: str, model: Model) -> Path:
     always = [f"*{end}" for end in TEXT_FILES]
     always += _weights(WEIGHT_STEMS, model.variant)
     pickled = _weights(PICKLED_STEMS, model.variant, "bin") if model.allow_pickle else ()
-    return _find(path, None, f"model.components.{name}", Wanted(always, pickled)).folder
+    found = _find(path, None, f"model.components.{name}", Wanted(always, pickled), shipped_parts())
+    return found.folder
 
 
 def find_added(path: str, revision: str | None, field: str, patterns: Sequence[str]) -> Path:
@@ -139,6 +140,11 @@ def shipped_names() -> list[str]:
     return sorted(index.parent.name for index in SHIPPED.glob("*/model_index.json"))
 
 
+def shipped_parts() -> list[str]:
+    """The components that come with batchgen in folders of their own."""
+    return sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
+
+
 def weight_globs(stem: str, variant: str | None, end: str = "safetensors") -> list[str]:
     """File patterns of one component's weights, whole or in parts."""
     if variant is None:
@@ -150,8 +156,16 @@ def weight_globs(stem: str, variant: str | None, end: str = "safetensors") -> li
     ]
 
 
-def _find(path: str, revision: str | None, field: str, wanted: Wanted) -> Found:
-    shipped = shipped_names()
+def _find(
+    path: str,
+    revision: str | None,
+    field: str,
+    wanted: Wanted,
+    shipped: Sequence[str] | None = None,
+) -> Found:
+    """``shipped``: names that stand for folders of batchgen's own; default: its whole models."""
+    if shipped is None:
+        shipped = shipped_names()
     if is_url(path):
         return Found(_from_url(path, revision, field, wanted))
     folder = Path(path).expanduser()
@@ -210,6 +224,8 @@ def _from_url(url: str, revision: str | None, field: str, wanted: Wanted) -> Pat
         return fetch(url, wanted.among)
     except InputError as error:
         raise ModelError(f"{field} {error}") from error
+    except StorageFailed as error:
+        raise StorageFailed(f"{field}: {error}") from error
 
 
 def _without_revision(folder: Path, path: str, revision: str | None, field: str) -> Path:

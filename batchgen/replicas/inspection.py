@@ -29,8 +29,10 @@ from batchgen.replicas.find import (
     find_model,
     find_pipeline,
 )
+from batchgen.replicas.quantize import BACKENDS, check_quantization
 from batchgen.replicas.schedulers import check_options, chosen_scheduler
 from batchgen.replicas.single_file import NAME, from_single_file
+from batchgen.replicas.weighting import check_weighting
 from batchgen.spec import Model
 
 
@@ -116,6 +118,8 @@ def inspect(model: Model, task: str) -> ModelInfo:
         parts = from_single_file(found.file, folder, family, parts)
     named = _files(found, parts, model)
     check_text_parts(parts)
+    check_quantization(model, family, parts)
+    check_weighting(model, family)
     named |= added_files(model, family, parts)
     scheduler = chosen_scheduler(index["scheduler"][1], model.scheduler)
     check_options(scheduler, model.scheduler_options)
@@ -157,6 +161,16 @@ def inspect(model: Model, task: str) -> ModelInfo:
         min_steps=family.min_steps,
         guidable=guidable,
         max_noise_level=index.get("max_noise_level") or 999,
+    )
+
+
+def packages_used(model: Model) -> tuple[str, ...]:
+    """Packages, as pip names them, on which images depend because of what the section asks for."""
+    quantised = model.quantization
+    return (
+        *(("peft",) if model.loras else ()),
+        *((BACKENDS[quantised.backend].package,) if quantised else ()),
+        *((model.prompt_weighting,) if model.prompt_weighting else ()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -20,7 +21,9 @@ from batchgen.replicas.files import (
 )
 from batchgen.replicas.find import Found, find_model
 from batchgen.replicas.inspection import ModelInfo, family_for, inspect, parts_of
+from batchgen.replicas.quantize import elements_of, is_quantized, loading
 from batchgen.replicas.single_file import from_single_file, load_single_file
+from batchgen.replicas.weighting import weighted
 from batchgen.spec import Model, Spec
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def load_encoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Encoder:
     add_to_encoder(pipeline, spec.model)
     return Encoder(
         _on(device, pipeline, family),
-        family.adapter,
+        weighted(family.adapter, spec.model),
         spec.resources.batch_size,
         switch=Switch(spec.model),
     )
@@ -101,7 +104,7 @@ def _counts(parts: Mapping[str, Any]) -> dict[str, int]:
             inner = _counts(part.components)
             counts |= {f"{name}.{component}": count for component, count in inner.items()}
         elif hasattr(part, "parameters"):
-            counts[name] = sum(parameter.numel() for parameter in part.parameters())
+            counts[name] = sum(elements_of(parameter) for parameter in part.parameters())
     return counts
 
 
@@ -172,9 +175,13 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
 
 
 def _comes_with(found: Found, part: Part, index: Mapping[str, Any], model: Model) -> bool:
-    """The pipeline's class loads the part, since it is in its place and no pickle."""
+    """The pipeline's class loads the part, since it is in its place and nothing special."""
     in_place = part.folder == found.folder / part.label and index.get(part.name)
-    return bool(in_place) and not is_pickled(part, model)
+    return bool(in_place) and not _is_loaded_alone(part, model)
+
+
+def _is_loaded_alone(part: Part, model: Model) -> bool:
+    return is_pickled(part, model) or is_quantized(part, model)
 
 
 def _second_pipelines(
@@ -199,11 +206,9 @@ def _second_pipelines(
         known = [one for one, entry in pipeline_index(folder).items() if isinstance(entry, list)]
         given = {one: empty.get(one) for one in known if one not in loaded}
         later = {one: stubs[one] for one in empty if one in given}
-        pickled = [one for one in inner if is_pickled(one, spec.model)]
+        alone = [one for one in inner if _is_loaded_alone(one, spec.model)]
         dtype = getattr(torch, spec.model.dtype)
-        given |= {
-            one.name.rpartition(".")[2]: _load_part(one, dtype, spec.model) for one in pickled
-        }
+        given |= {one.name.rpartition(".")[2]: _load_part(one, dtype, spec.model) for one in alone}
         yield name, _whole(class_name, Found(folder), spec, given, later)
 
 
@@ -283,7 +288,10 @@ def _load_part(part: Part, dtype: Any, model: Model) -> Any:
     if part.library != "transformers":
         options["torch_dtype"] = options.pop("dtype")
     safe = not is_pickled(part, model)
-    loaded: Any = _class_of(part).from_pretrained(part.folder, use_safetensors=safe, **options)
+    with loading(part, model) as quantised:
+        loaded: Any = _class_of(part).from_pretrained(
+            part.folder, use_safetensors=safe, **options, **quantised
+        )
     return loaded
 
 
@@ -299,6 +307,8 @@ def _without_weights(part: Part) -> Any:
 
 def quiet_libraries() -> None:
     """What the model libraries have to say of themselves is not for our users."""
+    for name in ("torchao", "torch.utils._pytree"):  # which diffusers imports where it is installed
+        logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 
     speaking: Any = transformers.utils.logging

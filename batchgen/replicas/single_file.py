@@ -18,10 +18,12 @@ from batchgen.replicas.files import Part, need
 from batchgen.replicas.sources import mixins_of
 
 NAME = "single_file.safetensors"  # in the manifest, whatever the file is called
+_UNET = "model.diffusion_model."
+_ATTENDING = ".attn2.to_k.weight"  # of as many columns as the embeddings are wide
 _TOKENS = "token_embedding.weight"
 # Class of a component -> tensors of its, one of which the file must have.
 _MARKS = {
-    "UNet2DConditionModel": ("model.diffusion_model.input_blocks.0.0.weight",),
+    "UNet2DConditionModel": (f"{_UNET}input_blocks.0.0.weight",),
     "AutoencoderKL": ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight"),
     "CLIPTextModel": (
         f"cond_stage_model.transformer.text_model.embeddings.{_TOKENS}",
@@ -70,6 +72,11 @@ def load_single_file(
         pipeline = getattr(diffusers, class_name).from_single_file(
             str(file), config=str(folder), local_files_only=True, dtype=dtype, **given
         )
+    except NotImplementedError as error:  # of torch, where values are missing
+        raise ModelError(
+            f"model {file} lacks weights that the configurations of {folder} name: of another"
+            " model, or not whole"
+        ) from error
     except (SingleFileComponentError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         told = str(error).strip().partition("\n")[0][:300]
         raise ModelError(
@@ -94,28 +101,28 @@ def _check(part: Part, file: Path, shapes: Shapes) -> None:
             f"{part.name}: {file} has none that diffusers would find: it lacks"
             f" {' and '.join(marks)}"
         )
-    found, wanted = list(shapes[mark][:2]), _beginning(part)
-    if found != wanted:
-        raise ModelError(
-            f"{part.name}: {part.folder} does not fit {file}: {mark} is {found}, by the"
-            f" configuration it is {wanted}"
-        )
-
-
-def _beginning(part: Part) -> list[int]:
-    """The first two sizes of the tensor by which a component is known."""
+    attending = [key for key in shapes if key.startswith(_UNET) and key.endswith(_ATTENDING)]
     if part.class_name == "UNet2DConditionModel":
-        return [need(part, "block_out_channels")[0], need(part, "in_channels")]
-    if part.class_name == "AutoencoderKL":
-        return [need(part, "block_out_channels")[-1], need(part, "latent_channels")]
-    return [need(part, "vocab_size"), need(part, "hidden_size")]
+        wanted = {mark: [need(part, "block_out_channels")[0], need(part, "in_channels")]}
+        attended = need(part, "cross_attention_dim")
+        wanted |= {key: [shapes[key][0], attended] for key in attending}
+    elif part.class_name == "AutoencoderKL":
+        wanted = {mark: [need(part, "block_out_channels")[-1], need(part, "latent_channels")]}
+    else:
+        wanted = {mark: [need(part, "vocab_size"), need(part, "hidden_size")]}
+    for key, sizes in wanted.items():
+        if list(shapes[key][:2]) != sizes:
+            raise ModelError(
+                f"{part.name}: {part.folder} does not fit {file}: {key} is"
+                f" {list(shapes[key][:2])}, by the configuration it is {sizes}"
+            )
 
 
 def _require_whole(name: str, component: Any, file: Path) -> None:
-    """What diffusers did not find, it has left without values."""
+    """What diffusers did not find of a text encoder, it has left without values."""
     missing = [key for key, one in component.named_parameters() if one.is_meta]
     if missing:
         raise ModelError(
-            f"{name}: {file} lacks {len(missing)} of its weights, such as {missing[0]}: of another"
-            " model, or not whole"
+            f"model {file} lacks weights of the {name}, such as {missing[0]}: of another model, or"
+            " not whole"
         )

@@ -1,7 +1,8 @@
-"""The command line of the job: ``python -m jobs.small_model train | export | evaluate``."""
+"""The command line of the job: ``python -m jobs.small_model train``, ``export`` and so on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,52 @@ def evaluate(model: Path, images: int) -> None:
     from jobs.small_model.evaluate import evaluate as run
 
     run(model, images)
+
+
+ADDED = (
+    click.argument("model", type=click.Path(path_type=Path, exists=True)),
+    click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoints."),
+    click.option("--images", default=320, show_default=True, help="Pictures to measure by."),
+    click.option("--smoke", is_flag=True, help="Seconds of training that learn nothing."),
+    click.option("--stop-at", type=int, help="End this call after so many steps."),
+)
+
+
+def added(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a stage that adds to a finished model."""
+    for option in reversed(ADDED):
+        command = option(command)
+    return command
+
+
+@main.command()
+@added
+def classes(model: Path, out: Path, images: int, smoke: bool, stop_at: int | None) -> None:
+    """Train the table of classes for MODEL and, if it is good enough, add it."""
+    from jobs.small_model.classes import add_classes, train_classes
+
+    recipe = recipes.class_recipe()
+    recipe = recipe.smoke() if smoke else recipe
+    result = train_classes(model, out, recipe, stop_at)
+    if result.done:
+        click.echo(add_classes(model, result.averaged, recipe, result, images))
+    else:
+        click.echo("stopped early; the same command goes on")
+
+
+@main.command()
+@added
+def control(model: Path, out: Path, images: int, smoke: bool, stop_at: int | None) -> None:
+    """Train the ControlNet of edges for MODEL and, if it is good enough, put it beside MODEL."""
+    from jobs.small_model.control import add_control, train_control
+
+    recipe = recipes.control_recipe()
+    recipe = recipe.smoke() if smoke else recipe
+    result = train_control(model, out, recipe, stop_at)
+    if result.done:
+        click.echo(add_control(model, result.averaged, recipe, result, images))
+    else:
+        click.echo("stopped early; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
+from jobs.small_model.added_card import added_section
 from jobs.small_model.captions import DIGIT_WORDS, digit_caption, shape_caption
 from jobs.small_model.data import COLOUR_NAMES, SHAPES, SIZES
 from jobs.small_model.recipe import IMAGE_SIZE, Recipe
@@ -86,6 +87,7 @@ def _words(card: dict[str, Any]) -> dict[str, str]:
         "psnr_digits": str(card["vae_psnr_db"]["digits"]),
         "psnr_shapes": str(card["vae_psnr_db"]["shapes"]),
         "metrics": _metrics_section(card["metrics"]),
+        "added": added_section(card.get("added", {}), card["name"]),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -114,11 +115,21 @@ def denoiser_loss(
     dropped = torch.rand(count, generator=generator) < recipe.caption_dropout  # (B,)
     captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
     tokens = tokenize(tokenizer, captions)  # (B, L)
+    return velocity_loss(lambda noisy, t: model(noisy, t, tokens), schedule, z, generator)
+
+
+def velocity_loss(
+    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    schedule: DDPMScheduler,
+    z: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean squared error of ``predict(noisy, t)`` for latents ``z`` (B, 4, 8, 8)."""
     noise = torch.randn(z.shape, generator=generator)  # (B, 4, 8, 8)
-    t = _spread_timesteps(count, generator)  # (B,)
+    t = _spread_timesteps(len(z), generator)  # (B,)
     noisy = schedule.add_noise(z, noise, t)  # (B, 4, 8, 8)
     target = schedule.get_velocity(z, noise, t)  # (B, 4, 8, 8)
-    return functional.mse_loss(model(noisy, t, tokens), target)
+    return functional.mse_loss(predict(noisy, t), target)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:

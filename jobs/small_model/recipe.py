@@ -80,6 +80,55 @@ class Recipe:
         )
 
 
+@dataclass(frozen=True)
+class AddedRecipe:
+    """How a part is trained that is added to a finished model, whose own weights stay as they are.
+
+    Attributes:
+        digit_share: of every batch.
+        dropout: share of captions or classes withheld.
+    """
+
+    stage: StageRecipe
+    digit_share: float
+    dropout: float
+    seed: int = 0
+    shape_pool: int = 8_000
+    digit_pool: int = 1_297  # all of the training split
+    digit_copies: int = 2
+
+    def smoke(self) -> AddedRecipe:
+        """The same in seconds; it learns nothing."""
+        stage = replace(self.stage, steps=3, batch_size=8, warmup_steps=1, checkpoint_every=2)
+        return replace(self, stage=stage, shape_pool=64, digit_pool=64, digit_copies=0)
+
+
+def class_recipe() -> AddedRecipe:
+    """The table of classes: 10 digits, 6 shapes, and no class."""
+    stage = StageRecipe(
+        steps=500,
+        batch_size=48,
+        learning_rate=2e-2,
+        warmup_steps=20,
+        ema_decay=0.98,
+        checkpoint_every=100,
+    )
+    return AddedRecipe(stage, digit_share=0.5, dropout=0.12)
+
+
+def control_recipe() -> AddedRecipe:
+    """The ControlNet of Canny edges."""
+    stage = StageRecipe(
+        steps=1_200,
+        batch_size=24,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        ema_decay=0.995,
+        checkpoint_every=200,
+    )
+    return AddedRecipe(stage, digit_share=0.25, dropout=0.1)
+
+
 def smoke_recipe() -> Recipe:
     """A recipe that touches every line of the job within seconds; its images mean nothing."""
     stage = StageRecipe(
