@@ -109,11 +109,13 @@ def _shown(plan: Plan, ledger: Ledger, committed: list[int]) -> Iterator[Shown]:
     for shard in shards:
         with ledger.store.open(data_name(shard, plan.shards)) as file:
             batches = pq.ParquetFile(file).iter_batches(
-                per_shard, columns=["key", "prompt", "image"]
+                per_shard, columns=["key", "prompt", "label", "image"]
             )
             for row in [row for batch in islice(batches, 1) for row in batch.to_pylist()]:
                 small = thumbnail(row["image"]["bytes"], THUMBNAIL_PX)
-                yield Shown(row["key"], row["prompt"], small)
+                label = row["label"]
+                caption = row["prompt"] or ("" if label is None else str(label))
+                yield Shown(row["key"], caption, small)
 
 
 def _card(plan: Plan, tally: Tally, digest: Digest) -> str:

@@ -166,7 +166,7 @@ def test_loras_by_row(folders: dict[str, Path], tmp_path: Path) -> None:
 
 def test_learned_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
     file = token_file(tmp_path, {"emb_params": drawn(3, 32)})
-    field = {"textual_inversions": [{"path": str(file), "token": "<dog>"}]}
+    field: dict[str, Any] = {"textual_inversions": [{"path": str(file), "token": "<dog>"}]}
     encoder = FamilyStages(folders[SD], TASK, prompt_weighting="compel", **field).encode
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folders[SD])
     pipeline.load_textual_inversion(str(file), token="<dog>")

@@ -93,10 +93,8 @@ def test_as_the_plain_pipeline(folders: dict[str, Path], family: str, backend: s
     stages = FamilyStages(folder, TASK, **asked(backend, *components))
     wanted = plain_pixels(plain(folder, backend, *components), call())
     check_family(family_named(TASK, family), stages, batch([0, 1, 2], call()), wanted)
-    denoiser, encoder = (
-        getattr(stage.pipeline, name)
-        for stage, name in zip((stages.denoise, stages.encode), components, strict=True)
-    )
+    denoiser = getattr(stages.denoise.pipeline, components[0])
+    encoder = getattr(stages.encode.pipeline, components[1])
     assert kinds(denoiser) == {KINDS[backend]}
     assert KINDS[backend] in kinds(encoder)  # quanto leaves some layers of T5 as they are
     as_saved = FamilyStages(folder, TASK)
@@ -130,7 +128,7 @@ def test_options_reach_the_library(folder: Path) -> None:
     both = asked("quanto", "unet", "text_encoder", weights_dtype="float8")
     stages = FamilyStages(folder, TASK, **both)
     for module in (stages.denoise.pipeline.unet, stages.encode.pipeline.text_encoder):
-        layer = next(one for one in module.modules() if isinstance(one, torch.nn.Linear))
+        layer: Any = next(one for one in module.modules() if isinstance(one, torch.nn.Linear))
         assert layer.weight.qtype.name == "qfloat8_e4m3fn"
 
 
@@ -155,7 +153,9 @@ def test_components_of_other_folders(tmp_path: Path) -> None:
     stages = FamilyStages(control, "control", **asked("torchao", "controlnet"))
     assert kinds(stages.denoise.pipeline.controlnet) == {"Int8Tensor"}
     assert kinds(stages.denoise.pipeline.unet) == {"Parameter"}
-    given = {"components": {"controlnet": str(shutil.move(control / "controlnet", tmp_path / "c"))}}
+    given: dict[str, Any] = {
+        "components": {"controlnet": str(shutil.move(control / "controlnet", tmp_path / "c"))}
+    }
     edit(control / "model_index.json", controlnet=[None, None])
     moved = FamilyStages(control, "control", **given, **asked("torchao", "controlnet"))
     assert kinds(moved.denoise.pipeline.controlnet) == {"Int8Tensor"}
