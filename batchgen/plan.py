@@ -307,14 +307,18 @@ def refuse_duplicate_keys(plan: Plan) -> None:
 
 
 def _key_digests(plan: Plan, column: str) -> Iterator[bytes]:
-    """16-byte digests of the keys in row order; zeros for a null."""
+    """16-byte digests of the keys in row order; zeros for a null.
+
+    Arrow reads without threads of its own here and wherever it reads from a Python file: they can
+    abort the interpreter as it ends (apache/arrow, issues 34314 and 50482; seen once in `verify`).
+    """
     left = plan.rows
     for file in plan.files:
         if left <= 0:
             return
         with open_input(file.path, plan.spec.input.path) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=False)
-            for batch in parquet.iter_batches(batch_size=65_536, columns=[column]):
+            for batch in parquet.iter_batches(65_536, columns=[column], use_threads=False):
                 values = python_values(batch.column(0))[:left]
                 left -= len(values)
                 yield b"".join(

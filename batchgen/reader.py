@@ -183,7 +183,10 @@ class _Files:
             if self._raw is None or self._path != group.path:
                 self._open(group)
             for batch in self._parquet.iter_batches(
-                self._batch_rows(group), row_groups=[group.index], columns=self._columns
+                self._batch_rows(group),
+                row_groups=[group.index],
+                columns=self._columns,
+                use_threads=False,
             ):
                 table = pa.Table.from_batches([batch]).select(self._columns)
                 nullable = pa.schema([field.with_nullable(True) for field in table.schema])

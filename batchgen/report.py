@@ -109,7 +109,7 @@ def _shown(plan: Plan, ledger: Ledger, committed: list[int]) -> Iterator[Shown]:
     for shard in shards:
         with ledger.store.open(data_name(shard, plan.shards)) as file:
             batches = pq.ParquetFile(file).iter_batches(
-                per_shard, columns=["key", "prompt", "label", "image"]
+                per_shard, columns=["key", "prompt", "label", "image"], use_threads=False
             )
             for row in [row for batch in islice(batches, 1) for row in batch.to_pylist()]:
                 small = thumbnail(row["image"]["bytes"], THUMBNAIL_PX)

@@ -219,7 +219,7 @@ def _read(ledger: Ledger, file: Written, problems: list[str]) -> pa.Table | None
     if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
         problems.append(f"{file.name}: not the bytes that its marker names; {_REMEDY}")
         return None
-    table = pq.read_table(io.BytesIO(data))
+    table = pq.read_table(io.BytesIO(data), use_threads=False)
     if table.num_rows != file.rows:
         problems.append(f"{file.name}: {table.num_rows} rows, its marker says {file.rows}")
     return table
