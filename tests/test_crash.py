@@ -51,4 +51,6 @@ def test_an_interrupted_run_says_how_to_resume(tmp_path: Path) -> None:
     assert "Traceback" not in log and "infinite retries" not in log
     ledger = Ledger(open_store(str(output)))
     assert ledger.states(ledger.require_plan()).pending
-    assert not [p for p in verify(ledger).problems if "pending" not in p and "planned" not in p]
+    # Ended between a shard's data and its marker, the file stands there until it is made again.
+    expected = ("pending", "planned", "belongs to no committed shard")
+    assert not [p for p in verify(ledger).problems if not any(word in p for word in expected)]
