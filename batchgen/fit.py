@@ -121,7 +121,10 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
             whole or types.is_floating(value) or types.is_list(value),
             "numbers, or lists of them",
         ),
-        "regions": (types.is_list(value), "lists of {phrase, box}"),
+        "regions": (
+            types.is_list(value) and types.is_struct(value.value_type),
+            "lists of {phrase, box}",
+        ),
     }.get(part)
     if is_image(part):
         allowed = _holds_image(value), "image bytes or an image struct with bytes"

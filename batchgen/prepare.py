@@ -28,7 +28,7 @@ from batchgen.plan import Plan, python_values, safe_key
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
 from batchgen.replicas import check_prompt
 from batchgen.settings import Settings, read_setting
-from batchgen.spec import Conditioning, Seed, Spec
+from batchgen.spec import MAX_SIZE, Conditioning, Seed, Spec
 from batchgen.tasks import is_image, task_named
 
 Array = np.ndarray[Any, Any]
@@ -173,6 +173,11 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
         first = next(iter(opened.values()))
         size = size_for(first, plan.model.multiple_of, times)
         width, height = size[0] * times, size[1] * times
+        if max(width, height) > MAX_SIZE:
+            raise RejectRow(
+                "image-too-large",
+                f"an image of {width} x {height} pixels would be made; allowed: {MAX_SIZE} a side",
+            )
     names = ("num_inference_steps", "guidance_scale", "strength", "eta", "image_guidance_scale")
     more = ("noise_level", "control_scale", "image_prompt_scale", "denoising_end")
     others = ("scheduler", "lora", "regions")

@@ -124,10 +124,12 @@ def _regions(value: Any) -> tuple[tuple[str, tuple[float, ...]], ...]:
         raise ValueError("a list of {phrase, box}, at least one")
     found = []
     for region in value:
-        phrase, box = (region or {}).get("phrase"), (region or {}).get("box")
+        if not isinstance(region, dict):
+            raise ValueError("a list of {phrase, box}, at least one")
+        phrase, box = region.get("phrase"), region.get("box")
         if not isinstance(phrase, str) or not phrase.strip():
             raise ValueError("a phrase for every box")
-        if not isinstance(box, list) or len(box) != 4 or None in box:
+        if not isinstance(box, list) or [type(one) in (int, float) for one in box] != [True] * 4:
             raise ValueError("boxes of four numbers, (x0, y0, x1, y1)")
         x0, y0, x1, y1 = (float(one) for one in box)
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):

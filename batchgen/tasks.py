@@ -28,11 +28,6 @@ class Task:
     prompt_column: str | None = None
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """The parts that are images, in the order in which they are given to the encoder."""
-        return tuple(part for part in self.parts if is_image(part))
-
-    @property
     def parts(self) -> tuple[str, ...]:
         """Every part of ``input.columns`` that has a meaning here."""
         return (*self.needs, *self.takes)

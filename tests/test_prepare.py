@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from batchgen.fit import settle
 from batchgen.plan import Plan
 from batchgen.prepare import Prepared, prepare
 from batchgen.records import ShardRows, derive_seed
-from tests.datasets_on_disk import model_for, png, spec_for, text_column
+from tests.datasets_on_disk import MODEL, model_for, png, spec_for, text_column
 
 OVERRIDES = ("seed", "num_inference_steps", "guidance_scale", "width", "height")
 
@@ -330,3 +331,39 @@ def test_a_strength_that_leaves_no_step() -> None:
     assert [sample.call.strength for sample in result.samples] == [0.2]
     assert reasons(result) == [("a.parquet#0", "strength-too-low")]
     assert "0.19 of 5 steps" in result.dropped[0].message
+
+
+BOX = [0.1, 0.1, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        [],
+        ["a star"],
+        [None],
+        [{"phrase": " ", "box": BOX}],
+        [{"phrase": "a star", "box": BOX[:3]}],
+        [{"phrase": "a star", "box": [0.5, 0.1, 0.1, 0.5]}],
+        [{"phrase": "a star", "box": [0.1, 0.1, math.nan, 0.5]}],
+        [{"phrase": "a star", "box": ["left", "top", "right", "bottom"]}],
+    ],
+)
+def test_wrong_regions_cost_their_row_alone(wrong: Any) -> None:
+    model = replace(MODEL, settings=("regions",))
+    spec = settle(spec_for("in", task="control", input__columns__regions="regions"), model)
+    right = [{"phrase": "a star", "box": BOX}]
+    for value in (wrong, right):
+        columns = {"prompt": ["a"], "regions": pa.array([value])}
+        result = prepare(shard_of(columns), Plan(spec, model, (), (), 0))
+        assert len(result.samples) == (value is right)
+        assert [one.reason for one in result.dropped] == ([] if value is right else ["bad-regions"])
+
+
+def test_an_image_that_would_become_too_large_costs_its_row_alone() -> None:
+    plan = image_spec(conditioning__resize="multiple-of")
+    columns = {"prompt": ["p", "p"], "image": [png(4200, 16), png(40, 16)]}
+    result = prepared(columns, plan)
+    assert [one.reason for one in result.dropped] == ["image-too-large"]
+    assert [(one.call.width, one.call.height) for one in result.samples] == [(40, 16)]

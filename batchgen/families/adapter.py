@@ -65,6 +65,11 @@ def is_guided(call: Call) -> bool:
     return call.guidance_scale > 1
 
 
+def never_guided(call: Call) -> bool:
+    """The guidance scale is a number that the model reads: there is no negative prompt."""
+    return False
+
+
 @dataclass(frozen=True)
 class Adapter:
     """The functions of one family. ``pipeline`` holds the stage's own components alone.

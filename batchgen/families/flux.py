@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchgen.families.adapter import Adapter, Given
+from batchgen.families.adapter import Adapter, Given, never_guided
 from batchgen.families.calls import call_pipeline, decode_scaled, require_steps, size_of
 from batchgen.families.calls import shifted_source as encode_source
 from batchgen.families.family import Family
@@ -21,10 +21,6 @@ T5_TOKENS = 512
 TEXT = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 SAVED_AS = ("FluxPipeline", "FluxImg2ImgPipeline")
 TOKENIZERS = (("tokenizer", 0), ("tokenizer_2", T5_TOKENS))
-
-
-def unguided(call: Call) -> bool:
-    return False
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
@@ -69,7 +65,7 @@ FAMILIES = (
             encode_prompt=encode_prompt,
             denoise=from_noise,
             decode=decode,
-            guided=unguided,
+            guided=never_guided,
             tokenizers=TOKENIZERS,
         ),
         split="by public arguments: prompt_embeds in, packed latents out",
@@ -93,7 +89,7 @@ FAMILIES = (
             encode_images=encode_source,
             denoise=from_source,
             decode=decode,
-            guided=unguided,
+            guided=never_guided,
             tokenizers=TOKENIZERS,
         ),
         split="by public arguments: prompt_embeds and the source's latents in, packed latents out",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchgen.families.adapter import Adapter, Given, ImageInputs
+from batchgen.families.adapter import Adapter, Given, ImageInputs, never_guided
 from batchgen.families.calls import (
     call_pipeline,
     decode_scaled,
@@ -81,11 +81,6 @@ def consistent_from_source(pipeline: Any, given: Given) -> torch.Tensor:
 def strength_of(call: Call) -> dict[str, float]:
     """``strength`` as an argument; none where the call leaves it to the pipeline."""
     return {} if call.strength is None else {"strength": call.strength}
-
-
-def never_guided(call: Call) -> bool:
-    """The guidance scale is a number that the U-Net reads: there is no negative prompt."""
-    return False
 
 
 FAMILIES = (

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
 from batchgen.families.calls import (
     call_pipeline,
     decode_by,
+    known_posterior,
     pixels_of,
     require_steps,
     size_of,
@@ -117,12 +117,12 @@ def from_source(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def repainted(pipeline: Any, given: Given) -> torch.Tensor:
-    """The VAE's place is taken by ``_known_posterior``, whose images are moments."""
+    """The VAE's place is taken by ``known_posterior``, whose images are moments."""
     strength = {}
     if given.call.strength is not None:
         require_steps(given.call)
         strength = {"strength": given.call.strength}
-    pipeline.vae.encode = _known_posterior
+    pipeline.vae.encode = known_posterior
     return call_pipeline(
         pipeline,
         given,
@@ -188,13 +188,6 @@ def _posterior(vae: Any, pixels: torch.Tensor) -> Any:
     return vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist
 
 
-def _known_posterior(moments: torch.Tensor) -> SimpleNamespace:
-    """What a VAE's ``encode`` returns, of moments that the encode stage made already."""
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-    return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(moments))
-
-
 def _each_once(keys: Sequence[Hashable], make: Callable[[int], Any]) -> list[Any]:
     """``make`` of each row; of rows with one key, such as variants that share images, once."""
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
@@ -214,7 +207,7 @@ def _source_latents(pipeline: Any, given: Given) -> torch.Tensor:
     if given.call.strength == 1 and pipeline.unet.config.in_channels != vae.config.latent_channels:
         return moments.chunk(2, dim=1)[0].to(vae.dtype)
     drawn = [
-        _known_posterior(one[None]).latent_dist.sample(generator)
+        known_posterior(one[None]).latent_dist.sample(generator)
         for one, generator in zip(moments, given.generators, strict=True)
     ]
     latents: torch.Tensor = vae.config.scaling_factor * torch.cat(drawn).to(vae.dtype)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.model_spec import Lora, Model, Section
 from batchgen.spec.sections import (
+    MAX_SIZE,
     Columns,
     Conditioning,
     Eta,
@@ -37,6 +38,7 @@ from batchgen.spec.sections import (
 from batchgen.tasks import TASK_NAMES, is_image, parse_lora, task_named
 
 __all__ = [
+    "MAX_SIZE",
     "Columns",
     "Conditioning",
     "Eta",
