@@ -14,6 +14,7 @@ import pyarrow as pa
 from batchgen.errors import BatchgenError
 from batchgen.records import Dropped, Sample, ShardRows, call_from_json
 from batchgen.shard import Notes, ShardWork
+from batchgen.storage import redact
 
 ROWS, ENCODED, DENOISED = "rows", "encoded", "denoised"
 COMMITTED, FAILED, STOPPED = "committed", "failed", "stopped"
@@ -64,7 +65,7 @@ def from_block(block: pa.Table) -> Frame:
 
 def stopped(shard: int, error: BaseException) -> Frame:
     """No shard can succeed: the driver is told what to raise."""
-    kind, message = type(error).__name__, str(error)
+    kind, message = type(error).__name__, redact(str(error))
     if not isinstance(error, BatchgenError):
         message = f"{kind}: {message}"
     facts = {"error": kind, "message": message}

@@ -243,10 +243,11 @@ class Lease:
     _end: threading.Event = field(default_factory=threading.Event)
 
     def beat(self, released: bool = False) -> None:
-        self.store.put(_lease_name(self.number), _lease_text(self.owner, released))
+        """Renew it once: the heartbeat is its own next try."""
+        self.store.impatient().put(_lease_name(self.number), _lease_text(self.owner, released))
 
     def still_held(self) -> bool:
-        return _highest_lease(self.store) == self.number
+        return _highest_lease(self.store.impatient()) == self.number
 
     def keep(self, on_lost: Callable[[str], None]) -> None:
         """Renew until released; call ``on_lost`` once if another run has taken over."""

@@ -41,6 +41,7 @@ class Group:
     first_row: int
     file_row: int
     rows: int
+    etag: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,8 @@ def _row_groups(files: Iterable[SourceFile]) -> list[Group]:
         file_row = 0
         for index, rows in enumerate(file.row_groups):
             if rows:
-                groups.append(
-                    Group(file.path, file.name, file.size, index, first_row, file_row, rows)
-                )
+                place = (index, first_row, file_row, rows)
+                groups.append(Group(file.path, file.name, file.size, *place, file.etag))
             first_row += rows
             file_row += rows
     return groups
@@ -209,7 +209,7 @@ class _Files:
 
     def _open(self, group: Group) -> None:
         self.close()
-        self._raw, self._path = open_input(group.path, self._url), group.path
+        self._raw, self._path = open_input(group.path, self._url, group.etag), group.path
         size = self._raw.seek(0, io.SEEK_END)
         if size != group.size:
             raise InputError(

@@ -25,7 +25,7 @@ from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
 from batchgen.spec import Spec
-from batchgen.storage import absolute, open_store
+from batchgen.storage import absolute, configure, open_store
 
 MIN_BAD_SHARDS = 3
 
@@ -50,6 +50,7 @@ class Outcome:
 
 def plan_job(spec: Spec) -> Plan:
     """What a run of this spec would make; writes nothing."""
+    reach_stores(spec)
     return make_plan(_anywhere(spec), inspect(spec.model, spec.task))
 
 
@@ -61,6 +62,7 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
     Raises:
         StopJob: usage errors (exit 1), the failure limit (2), an interruption (3).
     """
+    reach_stores(spec)
     ledger = Ledger(open_store(spec.output.url))
     spec = _anywhere(spec)
     saved = ledger.plan()
@@ -86,6 +88,11 @@ def resume(url: str, address: str | None = None, quiet: bool = False) -> Outcome
     spec = Ledger(open_store(url)).job()
     here = spec.output.model_copy(update={"url": url})  # wherever it was when it was planned
     return run(spec.model_copy(update={"output": here}), address, quiet)
+
+
+def reach_stores(spec: Spec) -> None:
+    """Stores are reached as the spec says from now on, in this process."""
+    configure(spec.storage_options, spec.storage.limits())
 
 
 def _anywhere(spec: Spec) -> Spec:

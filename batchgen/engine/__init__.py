@@ -34,6 +34,7 @@ from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger, Marker, parse_marker
 from batchgen.plan import Plan
 from batchgen.reader import Span, make_spans, read_columns, read_span, span_from_json
+from batchgen.storage import configure
 
 __all__ = ["Generate", "Share", "StageActor", "cluster", "generate"]
 
@@ -95,6 +96,7 @@ def _read(spans: list[Span], plan: Plan) -> Dataset:
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         span = span_from_json(batch.column("span")[0].as_py())
+        configure(spec.storage_options, spec.storage.limits())
         tries = 0
         while span.slices:
             try:

@@ -21,7 +21,7 @@ from batchgen.errors import ModelError, RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger
 from batchgen.plan import Plan
-from batchgen.storage import open_store
+from batchgen.storage import configure, open_store, redact
 
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
@@ -108,7 +108,9 @@ class StageActor(ABC):
         self.turns = Turns()
         self.lock = threading.Lock()  # a stage works on one shard at a time
         self.broken: BaseException | None = None
+        spec = job.plan.spec
         try:
+            configure(spec.storage_options, spec.storage.limits())
             self.ledger = Ledger(open_store(job.url))
             self.device = _device()
             self.load()
@@ -177,8 +179,8 @@ class StageActor(ABC):
             shard=frame.shard,
             planned=stop - first,
             error=type(error).__name__,
-            message=str(error),
-            traceback="".join(traceback.format_exception(error)),
+            message=redact(str(error)),
+            traceback=redact("".join(traceback.format_exception(error))),
             attempts=attempts,
             host=os.uname().nodename,
             failed_at=time.time(),

@@ -35,6 +35,7 @@ from batchgen.spec.sections import (
     Steps,
     Strength,
 )
+from batchgen.spec.storage_section import Storage, check_options
 from batchgen.tasks import TASK_NAMES, is_image, parse_lora, task_named
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Size",
     "Spec",
     "Steps",
+    "Storage",
     "Strength",
     "build",
     "canonical_json",
@@ -85,6 +87,20 @@ class Spec(Section):
     output: Output
     resources: Resources = Resources()
     policy: Policy = Policy()
+    storage: Storage = Storage()
+    storage_options: dict[str, dict[str, Any]] = Field(
+        default={}, description="protocol -> options of its fsspec package"
+    )
+
+    @field_validator("storage_options", mode="before")
+    @classmethod
+    def _secrets_by_name(cls, value: object) -> object:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise SpecError("storage_options", "(hidden)", "options by protocol")
+        check_options(value)
+        return value
 
     @model_validator(mode="after")
     def _no_secrets_in_urls(self) -> Spec:

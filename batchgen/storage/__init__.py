@@ -1,0 +1,29 @@
+"""Object stores and folders behind a handful of verbs; the only home of fsspec."""
+
+from batchgen.storage.connect import Limits, configure, redact, secret_fields
+from batchgen.storage.faults import storage_errors
+from batchgen.storage.inputs import find_files, open_input
+from batchgen.storage.store import (
+    TEMPORARY,
+    Stat,
+    Store,
+    absolute,
+    is_within,
+    open_store,
+)
+
+__all__ = [
+    "TEMPORARY",
+    "Limits",
+    "Stat",
+    "Store",
+    "absolute",
+    "configure",
+    "find_files",
+    "is_within",
+    "open_input",
+    "open_store",
+    "redact",
+    "secret_fields",
+    "storage_errors",
+]

@@ -1,0 +1,182 @@
+"""How a store is reached: options of its fsspec package, and the one place of its limits.
+
+What a spec says of a protocol becomes fsspec's own configuration of this process, beside what
+``FSSPEC_<PROTOCOL>_<OPTION>`` variables and fsspec's configuration files say. So every part of a
+job, and every library below it, reaches a store alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from batchgen.errors import InputError, SpecError
+
+REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET_NAME = re.compile(
+    r"secret|token|passw|credential|sas|account_key|access_key|api_key|connection_string|^key$",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE = re.compile(r"secret|token|passw|account_key|sas|connection_string", re.I)
+_WORDS = ("anon", "cloud", "google_default", "browser", "cache")  # gcsfs: ways to get a token
+_SHORTEST_SECRET = 6  # shorter values would black out words of ordinary messages
+_NETWORKED = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what is done with a store over a network.
+
+    The client libraries try once; what failed is tried again in one loop, ``faults.persist``, so
+    that the sum is bounded: ``patience_s`` and at most one more try.
+    """
+
+    connect_timeout_s: float = 5.0
+    read_timeout_s: float = 15.0
+    patience_s: float = 45.0
+    connections: int = 16
+    part_bytes: int = 32 << 20
+
+
+@dataclass
+class _State:
+    limits: Limits
+    configured: bool
+    secrets: frozenset[str]
+
+
+_STATE = _State(Limits(), False, frozenset())
+
+
+def configure(
+    options: Mapping[str, Mapping[str, Any]] | None = None, limits: Limits | None = None
+) -> None:
+    """Reach stores by these options from now on, in this process.
+
+    Args:
+        options: protocol -> option -> value; ``${NAME}`` stands for an environment variable.
+        limits: timeouts, patience, connections and part sizes.
+
+    Raises:
+        SpecError: a variable that is not set.
+    """
+    import fsspec.config
+
+    _STATE.limits = limits or Limits()
+    conf = copy.deepcopy(_configuration_at_start())
+    conf["s3"] = _with_s3_limits(conf.get("s3", {}), _STATE.limits)  # s3a has it from there
+    secrets: set[str] = set()
+    for protocol, given in (options or {}).items():
+        resolved = {
+            name: _resolved(f"storage_options.{protocol}.{name}", value, secrets)
+            for name, value in given.items()
+        }
+        mine = conf.setdefault(protocol, {})
+        for name, value in resolved.items():
+            both = isinstance(value, dict) and isinstance(mine.get(name), dict)
+            mine[name] = {**mine[name], **value} if both else value
+    _STATE.secrets = frozenset(secrets)
+    fsspec.config.conf.clear()
+    fsspec.config.conf.update(conf)
+    _STATE.configured = True
+
+
+def limits() -> Limits:
+    return _STATE.limits
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL and the path in it.
+
+    Raises:
+        InputError: no such protocol, or its package is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    if not _STATE.configured:
+        configure()
+    try:
+        fs, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: {error}{_extra_for(url)}") from error
+    if hasattr(fs, "retries"):
+        fs.retries = 1  # `faults.persist` is the one loop
+    return fs, str(root)
+
+
+def _extra_for(url: str) -> str:
+    extra = {"gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
+    found = extra.get(url.partition("://")[0])
+    return f"; `pip install 'batchgen[{found}]'` brings it" if found else ""
+
+
+def is_networked(url: str) -> bool:
+    """A store whose faults pass: what failed there is tried again for a while."""
+    return url.partition("://")[0] in _NETWORKED and "://" in url
+
+
+def redact(text: str) -> str:
+    """The text without any secret that this process knows, from options or its environment."""
+    for secret in sorted(_known_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "[secret]")
+    return text
+
+
+def secret_fields(options: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every option that by its name is a secret."""
+    for name, value in options.items():
+        where = f"{path}.{name}"
+        harmless = value is None or isinstance(value, bool) or value in _WORDS
+        if _SECRET_NAME.search(name):
+            if not harmless:
+                yield where, value
+        elif isinstance(value, Mapping):
+            yield from secret_fields(value, where)
+
+
+def _known_secrets() -> set[str]:
+    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    return {one for one in found | _STATE.secrets if len(one) >= _SHORTEST_SECRET}
+
+
+def _resolved(field: str, value: Any, secrets: set[str]) -> Any:
+    """The value with its references followed; what they stood for counts as secret."""
+    if isinstance(value, Mapping):
+        return {name: _resolved(f"{field}.{name}", one, secrets) for name, one in value.items()}
+    if not isinstance(value, str):
+        return value
+    match = REFERENCE.fullmatch(value)
+    if match is None:
+        return value
+    found = os.environ.get(match.group(1))
+    if found is None:
+        raise SpecError(field, value, "a variable that is set in this process's environment")
+    secrets.add(found)
+    return found
+
+
+@cache
+def _configuration_at_start() -> dict[str, dict[str, Any]]:
+    """What fsspec took from variables and files when it was loaded."""
+    import fsspec.config
+
+    return copy.deepcopy(fsspec.config.conf)
+
+
+def _with_s3_limits(given: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
+    config = {
+        "connect_timeout": limits.connect_timeout_s,
+        "read_timeout": limits.read_timeout_s,
+        "max_pool_connections": limits.connections,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        # Checksums in trailers are newer than many stores that speak S3.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    defaults = {"use_listings_cache": False, "max_concurrency": min(8, limits.connections)}
+    return {**defaults, **given, "config_kwargs": {**config, **given.get("config_kwargs", {})}}

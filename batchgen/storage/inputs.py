@@ -1,0 +1,79 @@
+"""Files that are read: those of a dataset, and objects that its rows name by URI."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from typing import Any, BinaryIO
+
+from batchgen.errors import InputError
+from batchgen.storage.connect import filesystem, is_networked, limits
+from batchgen.storage.faults import persist, storage_errors
+from batchgen.storage.store import Stat, open_file, to_stat
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
+    """The files of a dataset, sorted by path, and the folder that their names are relative to.
+
+    ``path`` is one file, a folder (searched deeply for ``suffix``; names that begin with ``_`` or
+    ``.`` are left out) or a glob.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    fs, root = filesystem(path)
+
+    def look() -> tuple[str, dict[str, Any]]:
+        fs.invalidate_cache()
+        return _look(fs, root, path, suffix)
+
+    doing = f"read {path}"
+    if is_networked(path):
+        base, found = persist(doing, look, limits().patience_s)
+    else:
+        with storage_errors(doing):
+            base, found = look()
+    files = [to_stat(name, info) for name, info in found.items() if info["type"] == "file"]
+    if not files:
+        raise InputError(f"input {path}: no {suffix} file there")
+    return base, sorted(files, key=lambda stat: stat.path)
+
+
+def open_input(path: str, url: str, etag: str = "") -> BinaryIO:
+    """Open a file that ``find_files`` found, on the filesystem of the URL it was asked with.
+
+    Raises:
+        InputError: it is not the one that had this etag any more.
+    """
+    fs, _ = filesystem(url)
+    patience_s = limits().patience_s if is_networked(url) else 0.0
+    file = open_file(fs, path, path, patience_s)
+    now = to_stat(path, getattr(file, "details", None) or {"size": 0}).etag if etag else ""
+    if now and now != etag:
+        file.close()
+        raise InputError(
+            f"input file {path} has changed: planned with etag {etag}, now it is {now}; "
+            "put it back, or write to a new output"
+        )
+    return file
+
+
+def _look(fs: Any, root: str, path: str, suffix: str) -> tuple[str, dict[str, Any]]:
+    """The folder that names are relative to, and path -> info of what was found."""
+    pattern = _GLOB.search(root)
+    if pattern and not fs.exists(root):
+        return posixpath.dirname(root[: pattern.start()]), fs.glob(root, detail=True)
+    if not fs.exists(root):
+        raise InputError(f"input {path}: no such file or folder")
+    if not fs.isdir(root):
+        return posixpath.dirname(root), {root: fs.info(root)}
+    base = root.rstrip("/")
+    found = fs.find(root, detail=True)
+    return base, {name: info for name, info in found.items() if _is_data(name, base, suffix)}
+
+
+def _is_data(name: str, base: str, suffix: str) -> bool:
+    parts = posixpath.relpath(name, base).split("/")
+    return name.endswith(suffix) and not any(part.startswith(("_", ".")) for part in parts)

@@ -1,0 +1,340 @@
+"""A folder on some filesystem behind a handful of verbs; every write is a whole object."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import posixpath
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+
+from batchgen.errors import InputError, StorageFailed
+from batchgen.storage.connect import filesystem, is_networked, limits
+from batchgen.storage.faults import error_code, persist, storage_errors
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+T = TypeVar("T")
+TEMPORARY = "_batchgen/tmp"
+PROBES = "_batchgen/probe"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """One object: its full path in the filesystem, size in bytes, and etag or mtime as text."""
+
+    path: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder on some filesystem. Every name is relative to it, with forward slashes.
+
+    Writes are whole objects: a reader sees the old object, the new one, or none, never a part. What
+    fails on its way over a network is tried again for ``patience_s``; 0 elsewhere, where it raises
+    RetryShard at once.
+    """
+
+    fs: AbstractFileSystem
+    root: str
+    url: str
+    local: bool
+    patience_s: float = 0.0
+
+    def path(self, name: str) -> str:
+        return posixpath.join(self.root, name) if name else self.root
+
+    def impatient(self) -> Store:
+        """The same place, each fault of which is the caller's to try again."""
+        return replace(self, patience_s=0.0)
+
+    def read(self, name: str) -> bytes:
+        """The whole object. Raises FileNotFoundError when there is none."""
+
+        def whole() -> bytes:
+            data: bytes = self.fs.cat_file(self.path(name))
+            return data
+
+        return self._try(f"read {self.url}/{name}", whole)
+
+    def open(self, name: str) -> BinaryIO:
+        return open_file(self.fs, self.path(name), f"{self.url}/{name}", self.patience_s)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write or replace one object atomically; on a local disk it is flushed as well."""
+        doing = f"write {self.url}/{name}"
+        if not self.local:
+            with _missing_is_a_bucket(doing):
+                self._try(doing, partial(self._put_remote, name, data))
+            return
+        with storage_errors(doing):
+            with self._temporary(name, data) as temporary:
+                os.replace(temporary, self.path(name))
+            _flush_folder(os.path.dirname(self.path(name)))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write one object only if there is none of that name; False when there is.
+
+        An object with the same content counts as ours: a lost reply to an earlier try looks so.
+        """
+        doing = f"create {self.url}/{name}"
+        if not self.local:
+            with _missing_is_a_bucket(doing):
+                return self._try(doing, partial(self._put_new_remote, name, data))
+        with storage_errors(doing):
+            with self._temporary(name, data) as temporary:
+                try:
+                    _link_or_copy(temporary, self.path(name), data)
+                except FileExistsError:
+                    return self.read(name) == data
+            _flush_folder(os.path.dirname(self.path(name)))
+            return True
+
+    def delete(self, name: str) -> None:
+        """Remove one object; none being there is fine."""
+        with contextlib.suppress(FileNotFoundError):
+            self._try(f"delete {self.url}/{name}", lambda: self.fs.rm_file(self.path(name)))
+
+    def creates_alone(self) -> bool:
+        """The store refuses to create a name that is taken, as leases and markers want it."""
+        if self.local:
+            return True
+        name = f"{PROBES}/{uuid.uuid4().hex}"
+        try:
+            self.put_new(name, b"first")
+            return not self.put_new(name, b"second") and self.read(name) == b"first"
+        finally:
+            self.delete(name)
+
+    def find(self, folder: str) -> dict[str, int]:
+        """Name below ``folder`` -> size in bytes, of the files in it and its subfolders."""
+
+        def found() -> dict[str, int]:
+            self.fs.invalidate_cache(self.path(folder))
+            return {
+                posixpath.relpath(name, self.path(folder)): int(info["size"])
+                for name, info in self.fs.find(self.path(folder), detail=True).items()
+            }
+
+        return self._try(f"list {self.url}/{folder}", found)
+
+    def stats(self) -> dict[str, Stat]:
+        """Name -> what is known of every file, or of the one file that the place is.
+
+        Raises FileNotFoundError when there is nothing.
+        """
+
+        def known() -> dict[str, Stat]:
+            self.fs.invalidate_cache(self.root)
+            info = self.fs.info(self.root)
+            if info["type"] == "file":
+                return {posixpath.basename(self.root): to_stat(self.root, info)}
+            return {
+                posixpath.relpath(name, self.root): to_stat(name, info)
+                for name, info in self.fs.find(self.root, detail=True).items()
+                if info["type"] == "file"
+            }
+
+        return self._try(f"list {self.url}", known)
+
+    def fetch(self, stat: Stat, path: str) -> None:
+        """Copy one object to a file of this machine."""
+        doing = f"fetch {stat.path} of {self.url}"
+        self._try(doing, lambda: self.fs.get_file(stat.path, path))
+
+    def list(self, folder: str) -> dict[str, int]:
+        """File name -> size in bytes of the files directly in ``folder``; empty if none."""
+
+        def listed() -> list[dict[str, Any]]:
+            self.fs.invalidate_cache(self.path(folder))
+            return cast("list[dict[str, Any]]", self.fs.ls(self.path(folder), detail=True))
+
+        try:
+            entries = self._try(f"list {self.url}/{folder}", listed)
+        except FileNotFoundError:
+            return {}
+        return {
+            posixpath.basename(entry["name"]): int(entry["size"])
+            for entry in entries
+            if entry["type"] == "file"
+        }
+
+    def clear_temporary(self, older_than_s: float) -> None:
+        """Remove what a killed run left half written (local disks only; stores never show it)."""
+        if not self.local:
+            return
+        for name in self.list(TEMPORARY):
+            with contextlib.suppress(FileNotFoundError):
+                age_s = time.time() - os.stat(self.path(f"{TEMPORARY}/{name}")).st_mtime
+                if age_s > older_than_s:
+                    self.delete(f"{TEMPORARY}/{name}")
+
+    def _try(self, doing: str, call: Callable[[], T]) -> T:
+        if self.patience_s:
+            return persist(doing, call, self.patience_s)
+        with storage_errors(doing):
+            return call()
+
+    @contextmanager
+    def _temporary(self, name: str, data: bytes) -> Iterator[str]:
+        os.makedirs(self.path(TEMPORARY), exist_ok=True)
+        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        temporary = self.path(f"{TEMPORARY}/{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _put_remote(self, name: str, data: bytes) -> None:
+        """One put, or a multipart upload that becomes visible whole and is aborted if it fails."""
+        part = limits().part_bytes
+        if "s3" in self.fs.protocol and len(data) > part:
+            self.fs.pipe_file(self.path(name), data, chunksize=part)
+        else:
+            self.fs.pipe_file(self.path(name), data)
+
+    def _put_new_remote(self, name: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+        except FileExistsError:
+            return self.read(name) == data
+        except OSError as error:
+            if error_code(error) not in ("PreconditionFailed", "412"):
+                raise
+            return self.read(name) == data
+        return True
+
+
+def open_store(url: str) -> Store:
+    """The store at ``url``: a local folder or any fsspec URL. Nothing is created yet."""
+    fs, root = filesystem(url)
+    root = root.rstrip("/") or "/"
+    local = _is_local(fs)
+    patience_s = limits().patience_s if is_networked(url) else 0.0
+    return Store(fs, root, root if local else url.rstrip("/"), local, patience_s)
+
+
+def absolute(url: str) -> str:
+    """The same place by a name that holds in any working directory."""
+    fs, root = filesystem(url)
+    return root if _is_local(fs) else url
+
+
+def is_within(url: str, folder: str) -> bool:
+    """``url`` is ``folder`` or lies below it."""
+    inner, outer = absolute(url).rstrip("/"), absolute(folder).rstrip("/")
+    return inner == outer or inner.startswith(outer + "/")
+
+
+class SteadyFile(io.RawIOBase):
+    """A file of a store over a network: a read that fails is tried again at the same place.
+
+    Only what is asked for is fetched, by ranges; S3 is asked for the object that was opened, so one
+    that is replaced meanwhile is found out.
+    """
+
+    def __init__(self, file: BinaryIO, doing: str, patience_s: float) -> None:
+        super().__init__()
+        self._file = file
+        self._doing = doing
+        self._patience_s = patience_s
+        self.details: dict[str, Any] = getattr(file, "details", None) or {}
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._file.tell()
+
+        def once() -> bytes:
+            self._file.seek(start)
+            try:
+                return self._file.read(size)
+            except OSError as error:
+                if type(error).__name__ == "FileExpired":
+                    raise InputError(f"cannot {self._doing}: it has changed meanwhile") from error
+                raise
+
+        return persist(self._doing, once, self._patience_s)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_file(fs: AbstractFileSystem, path: str, shown: str, patience_s: float) -> BinaryIO:
+    """Open a file for reading, by ranges where it lies in a store over a network."""
+    doing = f"read {shown}"
+    if not patience_s:
+        with storage_errors(doing):
+            return cast("BinaryIO", fs.open(path, "rb"))
+    file = persist(doing, lambda: fs.open(path, "rb", cache_type="none"), patience_s)
+    return cast("BinaryIO", SteadyFile(file, doing, patience_s))
+
+
+@contextmanager
+def _missing_is_a_bucket(doing: str) -> Iterator[None]:
+    """Where an object is written, only what should hold it can be missing."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageFailed(
+            f"cannot {doing}: its bucket or container is not there; make it, then resume"
+        ) from error
+
+
+def _is_local(fs: AbstractFileSystem) -> bool:
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+    return "file" in protocols
+
+
+def to_stat(path: str, info: dict[str, Any]) -> Stat:
+    names = ("ETag", "etag", "mtime", "LastModified", "created")
+    tag = next((info[name] for name in names if info.get(name)), "")
+    return Stat(path, int(info["size"] or 0), str(tag).strip('"'))
+
+
+def _link_or_copy(temporary: str, path: str, data: bytes) -> None:
+    """Give the file its name, if that is free; by writing it there where there are no links."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _flush_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
