@@ -31,6 +31,7 @@ DATA = "data"
 
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 10.0
+SETTLE_SECONDS = 5.0  # where a store cannot create a name only once
 _THREADS = 8
 _NUMBERED = re.compile(r"^(\d+)\.json$")
 
@@ -297,8 +298,12 @@ def acquire_lease(store: Store) -> Lease:
     highest = _highest_lease(store)
     if highest:
         _refuse_if_held(store, highest)
+    alone = store.creates_alone()
     lease = Lease(store, highest + 1, f"{_process_identity()} {uuid.uuid4().hex[:8]}")
     created = store.put_new(_lease_name(lease.number), _lease_text(lease.owner, released=False))
+    if not alone:  # the name may have been taken twice: the last to write it has it
+        time.sleep(SETTLE_SECONDS)
+        created = created and _lease_owner(store, lease.number) == lease.owner
     if not created or not lease.still_held():
         _refuse_if_held(store, _highest_lease(store))
         raise OutputBusy(f"output {store.url}: another run took its lease at the same moment")
@@ -317,6 +322,13 @@ def _refuse_if_held(store: Store, number: int) -> None:
         f"output {store.url} is held by another run ({tree['owner']}); wait for it to end, or if "
         f"that run is dead try again in {left:.0f} s"
     )
+
+
+def _lease_owner(store: Store, number: int) -> str:
+    try:
+        return str(json.loads(store.read(_lease_name(number)))["owner"])
+    except (FileNotFoundError, ValueError):
+        return ""
 
 
 def _highest_lease(store: Store) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -83,11 +83,26 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
         return finalize(plan, ledger, tally)
 
 
-def resume(url: str, address: str | None = None, quiet: bool = False) -> Outcome:
-    """Go on with the job that an output holds; its failed shards are tried again."""
+def resume(
+    url: str,
+    address: str | None = None,
+    quiet: bool = False,
+    storage_options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Outcome:
+    """Go on with the job that an output holds; its failed shards are tried again.
+
+    Args:
+        url: the output.
+        address: a Ray cluster to join.
+        quiet: no progress.
+        storage_options: of stores, where they are not those of the first run.
+    """
+    given = {protocol: dict(options) for protocol, options in (storage_options or {}).items()}
+    configure(given)
     spec = Ledger(open_store(url)).job()
     here = spec.output.model_copy(update={"url": url})  # wherever it was when it was planned
-    return run(spec.model_copy(update={"output": here}), address, quiet)
+    options = {**spec.storage_options, **given}
+    return run(spec.model_copy(update={"output": here, "storage_options": options}), address, quiet)
 
 
 def reach_stores(spec: Spec) -> None:

@@ -19,13 +19,14 @@ import batchgen
 PACKAGE = Path(batchgen.__file__).parent
 FLOORS = {
     5: ("__main__", "cli", "submit"),
-    4: ("runner", "explain"),
+    4: ("runner", "explain", "doctor", "clean"),
     3: (
         "plan",
         "reader",
         "engine",
         "replicas",
         "writer",
+        "export",
         "ledger",
         "report",
         "verify",

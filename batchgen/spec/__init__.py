@@ -66,6 +66,7 @@ __all__ = [
     "Strength",
     "build",
     "canonical_json",
+    "check_options",
     "flatten",
     "merge",
     "read_yaml",

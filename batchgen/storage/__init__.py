@@ -11,12 +11,15 @@ from batchgen.storage.store import (
     is_within,
     open_store,
 )
+from batchgen.storage.uploads import Upload, abort, unfinished_uploads
 
 __all__ = [
     "TEMPORARY",
     "Limits",
     "Stat",
     "Store",
+    "Upload",
+    "abort",
     "absolute",
     "configure",
     "find_files",
@@ -26,4 +29,5 @@ __all__ = [
     "redact",
     "secret_fields",
     "storage_errors",
+    "unfinished_uploads",
 ]

@@ -66,7 +66,7 @@ class Store:
             data: bytes = self.fs.cat_file(self.path(name))
             return data
 
-        return self._try(f"read {self.url}/{name}", whole)
+        return self.attempt(f"read {self.url}/{name}", whole)
 
     def open(self, name: str) -> BinaryIO:
         return open_file(self.fs, self.path(name), f"{self.url}/{name}", self.patience_s)
@@ -76,7 +76,7 @@ class Store:
         doing = f"write {self.url}/{name}"
         if not self.local:
             with _missing_is_a_bucket(doing):
-                self._try(doing, partial(self._put_remote, name, data))
+                self.attempt(doing, partial(self._put_remote, name, data))
             return
         with storage_errors(doing):
             with self._temporary(name, data) as temporary:
@@ -91,7 +91,7 @@ class Store:
         doing = f"create {self.url}/{name}"
         if not self.local:
             with _missing_is_a_bucket(doing):
-                return self._try(doing, partial(self._put_new_remote, name, data))
+                return self.attempt(doing, partial(self._put_new_remote, name, data))
         with storage_errors(doing):
             with self._temporary(name, data) as temporary:
                 try:
@@ -104,7 +104,7 @@ class Store:
     def delete(self, name: str) -> None:
         """Remove one object; none being there is fine."""
         with contextlib.suppress(FileNotFoundError):
-            self._try(f"delete {self.url}/{name}", lambda: self.fs.rm_file(self.path(name)))
+            self.attempt(f"delete {self.url}/{name}", lambda: self.fs.rm_file(self.path(name)))
 
     def creates_alone(self) -> bool:
         """The store refuses to create a name that is taken, as leases and markers want it."""
@@ -127,7 +127,7 @@ class Store:
                 for name, info in self.fs.find(self.path(folder), detail=True).items()
             }
 
-        return self._try(f"list {self.url}/{folder}", found)
+        return self.attempt(f"list {self.url}/{folder}", found)
 
     def stats(self) -> dict[str, Stat]:
         """Name -> what is known of every file, or of the one file that the place is.
@@ -146,12 +146,12 @@ class Store:
                 if info["type"] == "file"
             }
 
-        return self._try(f"list {self.url}", known)
+        return self.attempt(f"list {self.url}", known)
 
     def fetch(self, stat: Stat, path: str) -> None:
         """Copy one object to a file of this machine."""
         doing = f"fetch {stat.path} of {self.url}"
-        self._try(doing, lambda: self.fs.get_file(stat.path, path))
+        self.attempt(doing, lambda: self.fs.get_file(stat.path, path))
 
     def list(self, folder: str) -> dict[str, int]:
         """File name -> size in bytes of the files directly in ``folder``; empty if none."""
@@ -161,7 +161,7 @@ class Store:
             return cast("list[dict[str, Any]]", self.fs.ls(self.path(folder), detail=True))
 
         try:
-            entries = self._try(f"list {self.url}/{folder}", listed)
+            entries = self.attempt(f"list {self.url}/{folder}", listed)
         except FileNotFoundError:
             return {}
         return {
@@ -180,7 +180,8 @@ class Store:
                 if age_s > older_than_s:
                     self.delete(f"{TEMPORARY}/{name}")
 
-    def _try(self, doing: str, call: Callable[[], T]) -> T:
+    def attempt(self, doing: str, call: Callable[[], T]) -> T:
+        """Do something with the filesystem, with this store's patience and words."""
         if self.patience_s:
             return persist(doing, call, self.patience_s)
         with storage_errors(doing):

@@ -1,0 +1,64 @@
+"""Commands that tell which tasks there are, and make models to try them with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from batchgen.cli.options import main
+from batchgen.errors import SpecError
+
+if TYPE_CHECKING:
+    from batchgen.tasks import Task
+
+
+@main.command()
+@click.argument("name", required=False)
+def tasks(name: str | None) -> None:
+    """List the tasks and the columns of their rows, or explain the one of that NAME.
+
+    \b
+    batchgen tasks
+    batchgen tasks inpainting
+    """
+    from batchgen import explain
+
+    click.echo(explain.task_page(_task(name)) if name else explain.tasks_table())
+
+
+@main.group()
+def models() -> None:
+    """Models to try things with."""
+
+
+@models.command("make-tiny")
+@click.argument("task")
+@click.argument("folder")
+@click.option("--family", help="Which of the task's model families; default: the first.")
+def make_tiny(task: str, folder: str, family: str | None) -> None:
+    """Write a tiny model with random weights for TASK to FOLDER.
+
+    It makes noise, in a second, by the same code as a real model of its family: to try a spec or a
+    cluster with before there are gigabytes to load.
+
+    \b
+    batchgen models make-tiny super-resolution models/tiny-upscaler
+    """
+    from batchgen import explain
+
+    found = _task(task)
+    known = [one.name for one in explain.families_of(found)]
+    if family not in (None, *known):
+        raise SpecError("--family", family, ", ".join(known))
+    made = explain.make_tiny(found, family or known[0], folder)
+    click.echo(f"a tiny {family or known[0]} model for {task}: {made}")
+
+
+def _task(name: str) -> Task:
+    from batchgen.errors import nearest
+    from batchgen.tasks import TASK_NAMES, task_named
+
+    if name not in TASK_NAMES:
+        raise SpecError("task", name, f"{', '.join(TASK_NAMES)}{nearest(name, TASK_NAMES)}")
+    return task_named(name)

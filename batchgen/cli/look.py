@@ -1,0 +1,80 @@
+"""Commands that look at an output, from storage alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from batchgen.cli.options import main, open_ledger, storage_option
+
+
+@main.command()
+@click.argument("output")
+@storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def status(output: str, storage_options: tuple[str, ...], as_json: bool) -> int:
+    """Show how far the job in OUTPUT (folder or URL) is, from storage alone.
+
+    Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending.
+    """
+    from batchgen import runner
+
+    ledger = open_ledger(output, storage_options)
+    frozen = ledger.require_plan()
+    states = ledger.states(frozen)
+    tally = runner.tally_of(frozen, ledger, states)
+    exit_code, message = runner.verdict(frozen, tally)
+    pending = frozen.shards - tally.committed - tally.failed_shards
+    facts = {
+        "output": output,
+        "shards": frozen.shards,
+        "committed": tally.committed,
+        "failed_shards": tally.failed_shards,
+        "pending": pending,
+        "planned": frozen.samples,
+        "accepted": tally.accepted,
+        "rejected": tally.rejected,
+        "failed": tally.failed,
+        "exit_code": exit_code,
+        "message": message,
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(
+            f"shards   {tally.committed} of {frozen.shards} committed, "
+            f"{tally.failed_shards} failed, {pending} pending\n"
+            f"samples  {frozen.samples} planned, {tally.accepted} accepted, "
+            f"{tally.rejected} rejected, {tally.failed} failed\n{message}"
+        )
+        for failure in ledger.failures(sorted(states.failed)[:10]):
+            click.echo(f"failed   shard {failure.shard}: {failure.error}: {failure.message}")
+    return exit_code
+
+
+@main.command()
+@click.argument("output")
+@click.option("--quick", is_flag=True, help="Compare listings and markers; do not read the images.")
+@storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def verify(output: str, storage_options: tuple[str, ...], quick: bool, as_json: bool) -> int:
+    """Prove from storage that every planned sample of OUTPUT is there once, or has its reason."""
+    from batchgen import verify as checks
+
+    findings = checks.verify(open_ledger(output, storage_options), quick=quick)
+    if as_json:
+        click.echo(json.dumps({**asdict(findings), "ok": findings.ok}))
+    else:
+        for problem in findings.problems:
+            click.echo(f"problem: {problem}", err=True)
+        if findings.more_problems:
+            click.echo(f"problem: and {findings.more_problems} more", err=True)
+        click.echo(
+            f"{'verified' if findings.ok else 'NOT VERIFIED'}: planned {findings.planned} = "
+            f"accepted {findings.accepted} + rejected {findings.rejected} + "
+            f"failed {findings.failed}; {findings.committed} of {findings.shards} shards "
+            f"committed, {findings.bytes:,} bytes"
+        )
+    return 0 if findings.ok else 4

@@ -1,0 +1,117 @@
+"""Commands that make images, or show what would be made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from batchgen.cli.options import main, parse_storage_options, spec_options, storage_option
+
+if TYPE_CHECKING:
+    from batchgen.plan import Plan
+    from batchgen.runner import Outcome
+    from batchgen.spec import Spec
+
+
+@main.command()
+@spec_options
+@click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
+@click.option("--dry-run", is_flag=True, help="Plan and show, make nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+def run(spec: Spec, address: str | None, dry_run: bool, as_json: bool) -> int:
+    """Plan and make everything that is not yet committed.
+
+    Settings come from SPEC.yaml, from flags, or from both (flags win). Run again on the same
+    output, it goes on where it was.
+
+    \b
+    batchgen run --input prompts.parquet --output out/images --variants 4
+    """
+    if dry_run:
+        _show_plan(spec, as_json)
+        return 0
+    from batchgen import runner
+
+    return _finish(lambda: runner.run(spec, address, quiet=as_json), spec.output.url, as_json)
+
+
+@main.command()
+@click.argument("output")
+@storage_option
+@click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+def resume(
+    output: str, storage_options: tuple[str, ...], address: str | None, as_json: bool
+) -> int:
+    """Go on with the job whose OUTPUT (folder or URL) this is; failed shards are tried again."""
+    from batchgen import runner
+
+    options = parse_storage_options(storage_options)
+    return _finish(
+        lambda: runner.resume(output, address, quiet=as_json, storage_options=options),
+        output,
+        as_json,
+    )
+
+
+@main.command()
+@spec_options
+@click.option("--print-spec", is_flag=True, help="Print the spec with every default filled in.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
+    """Show what a run would make, from the inputs' footers; writes nothing."""
+    if print_spec:
+        from batchgen import runner
+
+        click.echo(runner.plan_job(spec).spec.to_yaml(), nl=False)
+    else:
+        _show_plan(spec, as_json)
+    return 0
+
+
+def _finish(job: Callable[[], Outcome], url: str, as_json: bool) -> int:
+    from batchgen.errors import Interrupted
+
+    try:
+        outcome = job()
+    except Interrupted as error:
+        raise Interrupted(
+            f"{error}; what is committed stays, go on with `batchgen resume {url}`"
+        ) from error
+    if as_json:
+        click.echo(json.dumps(asdict(outcome)))
+    else:
+        click.echo(f"{outcome.message}\nreport: {outcome.output}/_batchgen/report.html")
+    return outcome.exit_code
+
+
+def _source(plan: Plan) -> str:
+    given = plan.spec.input
+    return f"in {len(plan.files)} files of {given.path}" if given.path else "that carry nothing"
+
+
+def _show_plan(spec: Spec, as_json: bool) -> None:
+    from batchgen import runner
+
+    made: Plan = runner.plan_job(spec)
+    if as_json:
+        click.echo(made.to_json())
+        return
+    calls = -(-made.spec.output.samples_per_shard // made.spec.resources.batch_size)
+    click.echo(
+        f"input    {made.rows} rows {_source(made)}\n"
+        f"samples  {made.samples} ({spec.variants} a row) in {made.shards} shards of "
+        f"{made.spec.output.samples_per_shard}, at least {calls} micro-batches of "
+        f"{made.spec.resources.batch_size} each\n"
+        f"model    {made.model.model_id} {made.model.revision}, {made.model.scheduler}, "
+        f"{made.spec.sampling.num_inference_steps} steps, "
+        f"guidance {made.spec.sampling.guidance_scale}, "
+        f"{made.spec.sampling.width}x{made.spec.sampling.height}, {made.spec.model.dtype}\n"
+        f"output   {spec.output.url}\n"
+        f"plan     spec {made.spec.fingerprint[:12]}, input {made.input_fingerprint[:12]}, "
+        f"weights {made.model.manifest_sha256[:12]}"
+    )

@@ -1,0 +1,67 @@
+"""Commands about stores: what works there, and what dead runs have left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from batchgen.cli.options import main, open_ledger, spec_options, storage_option
+
+if TYPE_CHECKING:
+    from batchgen.spec import Spec
+
+
+@main.command()
+@spec_options
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def doctor(spec: Spec, as_json: bool) -> int:
+    """Try what a job will need: its input, its model, and writing to its output.
+
+    In the output it writes, reads, lists and removes one small object. Exits 0 when the job can
+    run, warnings included, and 1 when something failed.
+
+    \b
+    batchgen doctor --input prompts.parquet --output s3://bucket/images
+    """
+    from batchgen import doctor as tries
+    from batchgen.runner import reach_stores
+
+    reach_stores(spec)
+    checks = []
+    for check in tries.examine(spec):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{check.grade:<8} {check.name}: {check.message}")
+    if as_json:
+        click.echo(json.dumps([asdict(check) for check in checks]))
+    return 1 if any(check.grade == "failed" for check in checks) else 0
+
+
+@main.command()
+@click.argument("output")
+@storage_option
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json: bool) -> int:
+    """Remove what dead runs have left in OUTPUT: unfinished uploads and temporary files.
+
+    Only what lies below OUTPUT/data and OUTPUT/_batchgen is touched, and only while no run is at
+    work on it.
+    """
+    from batchgen.clean import clean as remove
+
+    cleaned = remove(open_ledger(output, storage_options), dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(cleaned)))
+        return 0
+    verb = "would remove" if dry_run else "removed"
+    for name in cleaned.uploads:
+        click.echo(f"{verb} the unfinished upload of {name}")
+    click.echo(
+        f"{verb} {len(cleaned.uploads)} unfinished uploads and "
+        f"{len(cleaned.temporary_files)} temporary files"
+    )
+    return 0
