@@ -127,7 +127,7 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
         ),
     }.get(part)
     if is_image(part):
-        allowed = _holds_image(value), "image bytes or an image struct with bytes"
+        allowed = _holds_image(value), "image bytes, URIs, or an image struct with bytes or path"
     if allowed is not None and not allowed[0]:
         raise InputError(
             f"input.columns.{part}: column {name!r} in {path} holds {kind}; needed: {allowed[1]}"
@@ -136,8 +136,15 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
 
 def _holds_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
+        kinds = {field.name: field.type for field in kind}
+        inline, named = kinds.get("bytes", pa.null()), kinds.get("path", pa.null())
+        return _is_binary(inline) or _is_text(named)
+    return _is_binary(kind) or _is_text(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

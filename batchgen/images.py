@@ -14,15 +14,22 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Array = np.ndarray[Any, Any]
 ImageFormat = Literal["png", "jpeg", "webp"]
+Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 
 
-def encode_image(pixels: Array, image_format: ImageFormat, quality: int) -> bytes:
+def encode_image(
+    pixels: Array,
+    image_format: ImageFormat,
+    quality: int,
+    subsampling: Subsampling = "4:4:4",
+) -> bytes:
     """One image as the bytes of a file; equal pixels give equal bytes. Safe for many threads.
 
     Args:
         pixels: uint8 RGB (height, width, 3).
-        image_format: ``png`` (lossless), ``jpeg`` (4:4:4) or ``webp`` (lossy).
+        image_format: ``png`` (lossless), ``jpeg`` or ``webp`` (lossy).
         quality: 1 to 100, for JPEG and WebP.
+        subsampling: of the colours, for JPEG.
 
     Raises:
         ValueError: pixels of another shape or dtype, or an unknown format.
@@ -31,9 +38,9 @@ def encode_image(pixels: Array, image_format: ImageFormat, quality: int) -> byte
         raise ValueError(f"expected uint8 (height, width, 3), got {pixels.dtype} {pixels.shape}")
     if image_format == "png":
         return _png(pixels)
-    options: dict[str, int]
+    options: dict[str, int | str]
     if image_format == "jpeg":
-        options = {"quality": quality, "subsampling": 0}
+        options = {"quality": quality, "subsampling": subsampling}
     elif image_format == "webp":
         options = {"quality": quality, "method": 4}
     else:

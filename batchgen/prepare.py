@@ -30,6 +30,7 @@ from batchgen.replicas import check_prompt
 from batchgen.settings import Settings, read_setting
 from batchgen.spec import MAX_SIZE, Conditioning, Seed, Spec
 from batchgen.tasks import is_image, task_named
+from batchgen.uris import uris_of
 
 Array = np.ndarray[Any, Any]
 SHRINKING = "downscale"  # of all makers the one that changes the size, so it comes first
@@ -57,12 +58,15 @@ def prepare(rows: ShardRows, plan: Plan) -> Prepared:
     dropped: list[Dropped] = []
     parts = [part for part in spec.input.columns.mapped() if is_image(part)]
     images: dict[str, dict[int, Array]] = {part: {} for part in parts}
-    for row, values in enumerate(_values(rows, spec)):
+    listed = list(_values(rows, spec))
+    named = (values[part] for values in listed for part in parts)
+    fetched = uris_of(spec).fetch(one for one in named if isinstance(one, str) and one)
+    for row, values in enumerate(listed):
         variants = _variants(rows, spec.variants, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
         try:
             _require_text(values, spec)
-            opened = _opened(values, parts, spec)
+            opened = _opened(values, parts, spec, fetched)
             call = _call(values, plan, opened)
             arrays = _fitted(opened, plan, call)
             shared = _Row(key, source_id, row, call, values)
@@ -106,10 +110,22 @@ def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
     for part, name in spec.input.columns.mapped().items():
         column = rows.table.column(name)
         if is_image(part) and pa.types.is_struct(column.type):
-            column = pc.struct_field(column, "bytes")
-        lists[part] = python_values(column)
+            lists[part] = _image_values(column)
+        else:
+            lists[part] = python_values(column)
     for row in range(rows.table.num_rows):
         yield {part: values[row] for part, values in lists.items()}
+
+
+def _image_values(column: pa.ChunkedArray) -> list[Any]:
+    """Of Hugging Face image structs the bytes, or where there are none the path (a URI)."""
+    names = [field.name for field in column.type]
+    given = [pc.struct_field(column, name) for name in ("bytes", "path") if name in names]
+    found = python_values(given[0])
+    if len(given) == 1:
+        return found
+    paths = python_values(given[1])
+    return [one if one is not None else path for one, path in zip(found, paths, strict=True)]
 
 
 def _variants(rows: ShardRows, per_row: int, row: int) -> list[int]:
@@ -138,11 +154,21 @@ def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
             )
 
 
-def _opened(values: Mapping[str, Any], parts: list[str], spec: Spec) -> dict[str, Any]:
+def _opened(
+    values: Mapping[str, Any],
+    parts: list[str],
+    spec: Spec,
+    fetched: Mapping[str, bytes | RejectRow],
+) -> dict[str, Any]:
     """The row's images, upright, and shrunk where that is what is made of them."""
     opened = {}
     for part in parts:
-        image = open_mask(values[part]) if part == "mask" else open_image(values[part])
+        data = values[part] or None  # an empty text or struct names nothing
+        if isinstance(data, str):
+            data = fetched[data]
+            if isinstance(data, RejectRow):
+                raise data
+        image = open_mask(data) if part == "mask" else open_image(data)
         made = spec.conditioning.make.get(part)
         if made is not None and made.name == SHRINKING:
             image = make_condition(SHRINKING, made.options, image)

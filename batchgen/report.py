@@ -7,18 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batchgen import __version__
 from batchgen.images import contact_sheet, thumbnail
-from batchgen.ledger import Ledger, data_name
+from batchgen.ledger import DATA, Ledger
 from batchgen.plan import Plan
 from batchgen.progress import Tally
+from batchgen.writer import format_of
 
 CARD = "README.md"
 PAGE = "_batchgen/report.html"
@@ -106,25 +105,21 @@ def _shown(plan: Plan, ledger: Ledger, committed: list[int]) -> Iterator[Shown]:
     step = max(1, len(committed) // SHOWN_SHARDS)
     shards = committed[::step][:SHOWN_SHARDS]
     per_shard = -(-SHOWN_IMAGES // len(shards))
-    for shard in shards:
-        with ledger.store.open(data_name(shard, plan.shards)) as file:
-            batches = pq.ParquetFile(file).iter_batches(
-                per_shard, columns=["key", "prompt", "label", "image"], use_threads=False
-            )
-            for row in [row for batch in islice(batches, 1) for row in batch.to_pylist()]:
-                small = thumbnail(row["image"]["bytes"], THUMBNAIL_PX)
-                label = row["label"]
-                caption = row["prompt"] or ("" if label is None else str(label))
-                yield Shown(row["key"], caption, small)
+    for marker in ledger.markers(shards):
+        names = [file.name for file in marker.files if file.name.startswith(f"{DATA}/")]
+        for row in format_of(plan).peek(ledger.store, names, per_shard):
+            label = row["label"]
+            caption = row["prompt"] or ("" if label is None else str(label))
+            yield Shown(row["key"], caption, thumbnail(row["image"], THUMBNAIL_PX))
 
 
 def _card(plan: Plan, tally: Tally, digest: Digest) -> str:
-    spec = plan.spec
+    spec, form = plan.spec, format_of(plan)
     front = {
         "license": spec.output.license,
         "task_categories": [spec.task],
         "tags": ["synthetic", "batchgen"],
-        "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
+        "configs": [{"config_name": "default", "data_files": form.data_files()}],
     }
     reasons = "".join(f"| rejected: {name} | {count} |\n" for name, count in digest.reasons.items())
     settings = json.dumps(spec.sampling.model_dump(), indent=1)
@@ -151,10 +146,7 @@ made by a generative model; they are not photographs or records of anything.
 Load it:
 
 ```python
-from datasets import load_dataset
-
-images = load_dataset("{spec.output.url}", split="train")
-images[0]["image"], images[0]["prompt"]
+{form.how_to_load(spec)}
 ```
 
 `_batchgen/plan.json` says what was planned and from what, `_batchgen/shards/` what became of each

@@ -113,7 +113,10 @@ def reach_stores(spec: Spec) -> None:
 def _anywhere(spec: Spec) -> Spec:
     """The spec with local paths made absolute, for workers and for a resume from another folder."""
     path = absolute(spec.input.path) if spec.input.path else ""
-    source = spec.input.model_copy(update={"path": path})
+    roots = spec.input.uri_roots
+    if roots is not None:
+        roots = tuple(root if root.endswith("://") else absolute(root) for root in roots)
+    source = spec.input.model_copy(update={"path": path, "uri_roots": roots})
     output = spec.output.model_copy(update={"url": absolute(spec.output.url)})
     return spec.model_copy(update={"input": source, "output": output})
 

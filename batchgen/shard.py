@@ -222,7 +222,12 @@ class ImagePool:
         self, sample: Sample, batch: ImageBatch, index: int, mean: float, std: float
     ) -> Finished:
         output = self._spec.output
-        image = encode_image(batch.pixels[index], output.image_format, output.image_quality)
+        image = encode_image(
+            batch.pixels[index],
+            output.image_format,
+            output.image_quality,
+            output.jpeg_subsampling,
+        )
         return Finished(sample, image, batch.truncated[index], mean, std)
 
     def _drop(self, sample: Sample, outcome: str, reason: str, message: str) -> None:

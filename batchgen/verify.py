@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchgen.errors import BatchgenError
-from batchgen.ledger import DATA, REJECTS, Ledger, Marker, States, Written, data_name, rejects_name
+from batchgen.ledger import DATA, REJECTS, Ledger, Marker, States, Written, rejects_name
 from batchgen.plan import Plan
+from batchgen.writer import SCHEMAS, format_of, read_parquet
 
 MAX_PROBLEMS = 100
 _THREADS = 4
@@ -70,12 +70,13 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
     _check_states(ledger, plan, states, findings)
     digests: list[bytes] = []
     named: set[str] = set()
+    unread: list[int] = []
     check: Callable[[Ledger, Plan, Marker], ShardFacts] = _full_check
     if quick:
         sizes = {
             f"{folder}/{name}": size
-            for folder in (DATA, REJECTS)
-            for name, size in ledger.store.list(folder).items()
+            for folder in (DATA, REJECTS, SCHEMAS)
+            for name, size in ledger.store.find(folder).items()
         }
         check = partial(_quick_check, sizes)
     shards = sorted(states.committed)
@@ -86,11 +87,11 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
             findings.problem(problem)
         digests.append(facts.digests)
         if marker is None:
-            named |= {data_name(shard, plan.shards), rejects_name(shard)}
+            unread.append(shard)
         else:
             named |= {file.name for file in marker.files}
             _add(findings, marker)
-    _check_strays(ledger, named, findings)
+    _check_strays(ledger, plan, named, unread, findings)
     _check_unique(b"".join(digests), findings)
     total = findings.accepted + findings.rejected + findings.failed
     if total != plan.samples:
@@ -121,12 +122,22 @@ def _check_states(ledger: Ledger, plan: Plan, states: States, findings: Findings
         findings.problem(f"marker of shard {shard}, but the plan has {plan.shards} shards")
 
 
-def _check_strays(ledger: Ledger, named: set[str], findings: Findings) -> None:
-    """Files that no marker can vouch for would be read as data."""
+def _check_strays(
+    ledger: Ledger, plan: Plan, named: set[str], unread: list[int], findings: Findings
+) -> None:
+    """Files that no marker can vouch for would be read as data.
+
+    What may belong to a shard with an unreadable marker is that marker's problem.
+    """
+    form = format_of(plan)
     for folder in (DATA, REJECTS):
         there = {f"{folder}/{name}" for name in ledger.store.find(folder)}
         for name in sorted(there - named):
-            findings.problem(f"{name} belongs to no committed shard")
+            if not any(
+                name == rejects_name(shard) or form.owns(name, shard, plan.shards)
+                for shard in unread
+            ):
+                findings.problem(f"{name} belongs to no committed shard")
 
 
 def _each_shard(
@@ -146,7 +157,7 @@ def _each_shard(
             return None, ShardFacts((f"shard {shard}: its marker is of {marker.shard}",), b"")
         try:
             return marker, check(ledger, plan, marker)
-        except (BatchgenError, OSError, KeyError, pa.ArrowException) as error:
+        except (BatchgenError, OSError, KeyError, ValueError, pa.ArrowException) as error:
             return marker, ShardFacts((f"shard {shard}: {error}",), b"")
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -170,7 +181,8 @@ def _marker_problems(plan: Plan, marker: Marker) -> list[str]:
     if marker.spec_fingerprint != plan.spec.fingerprint:
         problems.append(f"shard {marker.shard}: was made from another spec")
     rows = {file.name: file.rows for file in marker.files}
-    if data_name(marker.shard, plan.shards) not in rows:
+    name = format_of(plan).file_name(marker.shard, plan.shards)
+    if name is not None and name not in rows:
         problems.append(f"shard {marker.shard}: its marker names no data file")
     counts, dropped = marker.counts, rows.pop(rejects_name(marker.shard), 0)
     if (sum(rows.values()), dropped) != (counts.accepted, counts.rejected + counts.failed):
@@ -193,23 +205,32 @@ def _quick_check(sizes: dict[str, int], ledger: Ledger, plan: Plan, marker: Mark
 
 def _full_check(ledger: Ledger, plan: Plan, marker: Marker) -> ShardFacts:
     problems = _marker_problems(plan, marker)
+    contents = {file.name: _read(ledger, file, problems) for file in marker.files}
+    there = {name: data for name, data in contents.items() if data is not None}
+    rejects = there.pop(rejects_name(marker.shard), None)
     seen: list[tuple[str, str, int]] = []
-    for file in marker.files:
-        table = _read(ledger, file, problems)
-        if table is None:
-            continue
-        names = ("key", "source_id", "variant")
-        seen += zip(*(table.column(name).to_pylist() for name in names), strict=True)
-        if file.name.startswith(f"{DATA}/"):
-            problems += _image_problems(file.name, table)
-        else:
-            problems += _outcome_problems(file.name, table, marker)
+    if any(name.startswith(f"{DATA}/") for name in there):
+        table = format_of(plan).read(there)
+        seen += _identities(table)
+        problems += _row_problems(marker, table, there)
+        problems += _image_problems(marker.shard, table, whole=None not in contents.values())
+    if rejects is not None:
+        table = read_parquet(rejects)
+        seen += _identities(table)
+        problems += _row_problems(marker, table, (rejects_name(marker.shard),))
+        problems += _outcome_problems(rejects_name(marker.shard), table, marker)
     problems += _sample_problems(plan, marker.shard, seen)
     digests = (hashlib.blake2b(key.encode(), digest_size=16).digest() for key, _, _ in seen)
     return ShardFacts(tuple(problems), b"".join(digests))
 
 
-def _read(ledger: Ledger, file: Written, problems: list[str]) -> pa.Table | None:
+def _identities(table: pa.Table) -> list[tuple[str, str, int]]:
+    """(key, source_id, variant) of the samples."""
+    names = ("key", "source_id", "variant")
+    return list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
+
+
+def _read(ledger: Ledger, file: Written, problems: list[str]) -> bytes | None:
     try:
         data = ledger.store.read(file.name)
     except FileNotFoundError:
@@ -218,21 +239,27 @@ def _read(ledger: Ledger, file: Written, problems: list[str]) -> pa.Table | None
     if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
         problems.append(f"{file.name}: not the bytes that its marker names; {_REMEDY}")
         return None
-    # Arrow's threads that hold a Python object can abort the interpreter as it ends (`plan`).
-    table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
-    if table.num_rows != file.rows:
-        problems.append(f"{file.name}: {table.num_rows} rows, its marker says {file.rows}")
-    return table
+    return data
 
 
-def _image_problems(name: str, table: pa.Table) -> list[str]:
+def _row_problems(marker: Marker, table: pa.Table, names: Container[str]) -> list[str]:
+    said = sum(file.rows for file in marker.files if file.name in names)
+    if table.num_rows == said:
+        return []
+    where = [file.name for file in marker.files if file.name in names and file.rows]
+    return [f"{', '.join(where[:3])}: {table.num_rows} rows, the marker says {said}"]
+
+
+def _image_problems(shard: int, table: pa.Table, whole: bool) -> list[str]:
+    """Images that are not those of their row; one whose file is not whole was named already."""
     chunks = (chunk.field("bytes") for chunk in table.column("image").chunks)
     images = [image for chunk in chunks for image in chunk]
     keys, wanted = table.column("key").to_pylist(), table.column("sha256").to_pylist()
     return [
-        f"{name}: image {key} is not the bytes of its sha256 column"
+        f"shard {shard}: image {key} is not the bytes of its sha256 column"
         for key, image, digest in zip(keys, images, wanted, strict=True)
-        if hashlib.sha256(image.as_buffer() or b"").hexdigest() != digest
+        if (whole or image.is_valid)
+        and hashlib.sha256(image.as_buffer() or b"").hexdigest() != digest
     ]
 
 

@@ -27,6 +27,7 @@ FLOORS = {
         "replicas",
         "writer",
         "export",
+        "uris",
         "ledger",
         "report",
         "verify",

@@ -25,7 +25,14 @@ from batchgen.prepare import prepare
 from batchgen.reader import make_spans, read_columns, read_span
 from batchgen.records import Dropped, ShardRows
 from batchgen.storage import open_store
-from batchgen.writer import COLUMNS, Finished, kept_columns, output_schema, write_shard
+from batchgen.writer import (
+    COLUMNS,
+    Finished,
+    kept_columns,
+    output_schema,
+    parquet,
+    write_shard,
+)
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import (
     plan_for,
@@ -341,7 +348,7 @@ def group_bytes(data: bytes) -> Sequence[int]:
 
 
 def test_row_groups_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 100_000)
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 100_000)
     images = [{"bytes": bytes(10_000), "path": "x"} for _ in range(95)]
     data = writer.parquet_bytes(pa.table({"image": pa.array(images, writer.IMAGE)}))
     sizes = group_bytes(data)
@@ -353,7 +360,7 @@ def test_row_groups_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_image_above_the_bound_has_a_row_group_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1000)
     images = [{"bytes": bytes(5000), "path": "x"} for _ in range(3)]
     data = writer.parquet_bytes(pa.table({"image": pa.array(images, writer.IMAGE)}))
     assert len(group_bytes(data)) == 3

@@ -1,4 +1,4 @@
-"""Commands about stores: what works there, and what dead runs have left."""
+"""Commands about stores: what works there, what dead runs have left, and another format."""
 
 from __future__ import annotations
 
@@ -65,3 +65,43 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
         f"{len(cleaned.temporary_files)} temporary files"
     )
     return 0
+
+
+@main.command()
+@click.argument("output")
+@click.argument("target")
+@click.option(
+    "--format",
+    "format_name",
+    required=True,
+    type=click.Choice(["parquet", "webdataset", "image-folder"]),
+)
+@storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def export(
+    output: str, target: str, format_name: str, storage_options: tuple[str, ...], as_json: bool
+) -> int:
+    """Write the finished OUTPUT once more, to TARGET, in another format; nothing is made again.
+
+    Interrupted, the same command goes on where it stopped.
+
+    \b
+    batchgen export out/images out/tars --format webdataset
+    """
+    from batchgen import runner
+    from batchgen.export import export as write_again
+    from batchgen.ledger import Ledger
+    from batchgen.progress import Tally
+    from batchgen.storage import open_store
+
+    source = open_ledger(output, storage_options)
+    ledger = Ledger(open_store(target))
+    with runner.interruptible():
+        shards = write_again(source, ledger.store, format_name)
+    plan = ledger.require_plan()
+    outcome = runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    if as_json:
+        click.echo(json.dumps({**asdict(outcome), "written_now": shards}))
+    else:
+        click.echo(f"{shards} shards written now; {outcome.message}")
+    return outcome.exit_code

@@ -164,7 +164,10 @@ class Spec(Section):
         kept: dict[str, Any] = {
             "input": {
                 key: whole["input"][key]
-                for key in ("path", "count", "columns", "keep_columns", "limit")
+                for key in (
+                    *("path", "count", "columns", "keep_columns", "limit"),
+                    *("uri_roots", "uri_limit_bytes"),
+                )
             },
             "task": whole["task"],
             "model": whole["model"],
@@ -174,7 +177,10 @@ class Spec(Section):
             "seed": whole["seed"],
             "output": {
                 key: whole["output"][key]
-                for key in ("format", "samples_per_shard", "image_format", "image_quality")
+                for key in (
+                    *("format", "samples_per_shard"),
+                    *("image_format", "image_quality", "jpeg_subsampling"),
+                )
             },
             "resources": {key: whole["resources"][key] for key in ("batch_size", "torch_threads")},
             "policy": {"reject_flat": whole["policy"]["reject_flat"]},

@@ -89,6 +89,13 @@ class Input(Section):
     check_keys: bool = Field(
         default=True, description="read the key column while planning and refuse duplicates"
     )
+    uri_roots: tuple[str, ...] | None = Field(
+        default=None,
+        description="where images named by URI may lie: folders, buckets (s3://bucket) or schemes "
+        "(https://); null: the input's own folder or bucket",
+    )
+    uri_limit_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
+    uri_timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 60.0
 
     @model_validator(mode="after")
     def _one_source(self) -> Input:
@@ -161,10 +168,13 @@ class Output(Section):
     """Where the images go and in which form."""
 
     url: str
-    format: Literal["parquet"] = "parquet"
+    format: Literal["parquet", "webdataset", "image-folder"] = "parquet"
     samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
     image_format: Literal["png", "jpeg", "webp"] = "png"
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = Field(
+        default="4:4:4", description="how much less of the colour than of the light JPEG keeps"
+    )
     license: str = "unknown"
 
 

@@ -2,7 +2,7 @@
 
 from batchgen.storage.connect import Limits, configure, redact, secret_fields
 from batchgen.storage.faults import storage_errors
-from batchgen.storage.inputs import find_files, open_input
+from batchgen.storage.inputs import find_files, open_input, read_limited
 from batchgen.storage.store import (
     TEMPORARY,
     Stat,
@@ -26,6 +26,7 @@ __all__ = [
     "is_within",
     "open_input",
     "open_store",
+    "read_limited",
     "redact",
     "secret_fields",
     "storage_errors",

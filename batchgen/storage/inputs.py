@@ -77,3 +77,24 @@ def _look(fs: Any, root: str, path: str, suffix: str) -> tuple[str, dict[str, An
 def _is_data(name: str, base: str, suffix: str) -> bool:
     parts = posixpath.relpath(name, base).split("/")
     return name.endswith(suffix) and not any(part.startswith(("_", ".")) for part in parts)
+
+
+def read_limited(url: str, limit_bytes: int) -> bytes:
+    """The object, or its first ``limit_bytes + 1`` bytes if it is larger.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageFailed: the store refuses, or its faults did not pass.
+    """
+    fs, path = filesystem(url)
+
+    def call() -> bytes:
+        size = fs.info(path)["size"]
+        end = None if size is not None and size <= limit_bytes else limit_bytes + 1
+        data: bytes = fs.cat_file(path, end=end) if end else fs.cat_file(path)
+        return data
+
+    if is_networked(url):
+        return persist(f"read {url.partition('?')[0]}", call, limits().patience_s)
+    with storage_errors(f"read {url}"):
+        return call()

@@ -1,26 +1,21 @@
-"""Writes a shard: one Parquet file of accepted samples, one of rejects, and last the marker."""
+"""The columns of the output: what is said of every accepted sample, and of every other."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchgen.conditions import describe
-from batchgen.ledger import Written, data_name, rejects_name
 from batchgen.plan import Plan
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec import Spec
-from batchgen.storage import Store
 from batchgen.tasks import is_image
 
-ROW_GROUP_BYTES = 32 << 20
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 COLUMNS = pa.schema(
@@ -154,7 +149,7 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
     """The accepted samples of a shard in the output's columns."""
     spec, source = plan.spec, rows.table
     schema = output_schema(spec, source.schema, plan.model.settings)
-    extension = {"jpeg": "jpg"}.get(spec.output.image_format, spec.output.image_format)
+    extension = image_extension(spec)
     samples = [one.sample for one in finished]
     positions = pa.array([sample.row for sample in samples], pa.int64())
     images = [{"bytes": one.image, "path": f"{one.sample.key}.{extension}"} for one in finished]
@@ -202,6 +197,11 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def image_extension(spec: Spec) -> str:
+    """How the names of the image files end."""
+    return {"jpeg": "jpg"}.get(spec.output.image_format, spec.output.image_format)
+
+
 def lora_text(lora: tuple[tuple[str, float], ...] | None) -> str:
     """``name:weight,name:weight``, as a row's own column has it."""
     return ",".join(f"{name}:{weight:g}" for name, weight in lora or ())
@@ -216,59 +216,9 @@ def conditioning_text(spec: Spec) -> str:
     return "; ".join(f"{part}: {made.get(part, '')}{spec.conditioning.resize}" for part in parts)
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file in memory: image bytes stored as they are, row groups fit to stream."""
-    leaves = _leaves(table.schema)
-    encoded = [name for name in leaves if not name.startswith("image.")]
-    per_row = max(1, table.nbytes // max(1, table.num_rows))
-    sink = io.BytesIO()
-    with pq.ParquetWriter(
-        sink,
-        table.schema,
-        compression={name: "ZSTD" if name in encoded else "NONE" for name in leaves},
-        use_dictionary=encoded,
-        write_statistics=encoded,
-    ) as writer:
-        if table.num_rows:  # an empty row group stops some readers; none at all does not
-            writer.write_table(table, row_group_size=max(1, ROW_GROUP_BYTES // per_row))
-    return sink.getvalue()
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Dotted names of the Parquet columns that a schema is stored in."""
-    sink = io.BytesIO()
-    pq.write_table(schema.empty_table(), sink)
-    columns = pq.ParquetFile(sink).schema
-    return [columns.column(index).path for index in range(len(columns))]
-
-
 def rejects_table(dropped: Sequence[Dropped]) -> pa.Table:
     rows = sorted(dropped, key=lambda one: one.key)
     return pa.Table.from_pydict(
         {name: [getattr(one, name) for one in rows] for name in REJECT_COLUMNS.names},
         schema=REJECT_COLUMNS,
     )
-
-
-def write_shard(
-    store: Store,
-    plan: Plan,
-    rows: ShardRows,
-    finished: Sequence[Finished],
-    dropped: Sequence[Dropped],
-) -> tuple[Written, ...]:
-    """Put the data file, then the rejects if there are any. The marker is the caller's last act.
-
-    The samples stand in the plan's order, so the same shard gives the same file, to the byte.
-    """
-    order = sorted(finished, key=lambda one: (one.sample.row, one.sample.variant))
-    files = [_put(store, data_name(rows.shard, plan.shards), data_table(plan, rows, order))]
-    if dropped:
-        files.append(_put(store, rejects_name(rows.shard), rejects_table(dropped)))
-    return tuple(files)
-
-
-def _put(store: Store, name: str, table: pa.Table) -> Written:
-    data = parquet_bytes(table)
-    store.put(name, data)
-    return Written(name, len(data), hashlib.sha256(data).hexdigest(), table.num_rows)

@@ -1,0 +1,133 @@
+"""A finished output in another format: the same samples and image bytes, nothing made again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from batchgen.errors import InputError, Interrupted, SpecError
+from batchgen.ledger import JOB, LEASES, Ledger, Marker, Written, hold_lease, rejects_name
+from batchgen.plan import Plan, compare
+from batchgen.spec import Spec
+from batchgen.storage import TEMPORARY, Store, is_within
+from batchgen.writer import FORMATS, DataFile, format_of, put_data, put_file
+
+_THREADS = 4  # each holds one shard
+_NAMED = 5
+
+
+def export(source: Ledger, target: Store, format: str) -> int:
+    """Write the output at ``source`` once more, to ``target``, in another format.
+
+    The target gets a plan, markers and rejects of its own, so that ``verify`` proves it. An
+    export that was interrupted goes on where it stopped.
+
+    Returns:
+        How many shards were written now.
+
+    Raises:
+        SpecError: no such format.
+        InputError: the source is not finished or damaged, the target holds something else or
+            lies in the source.
+        PlanChanged: the target is an output of another plan.
+        OutputBusy, Interrupted: another process writes to the target.
+    """
+    if format not in FORMATS:
+        raise SpecError("output.format", format, ", ".join(FORMATS))
+    plan = source.require_plan()
+    _refuse_unfinished(source, plan)
+    if is_within(target.url, source.store.url) or is_within(source.store.url, target.url):
+        raise InputError(f"target {target.url} and source {source.store.url} lie in each other")
+    exported = replace(plan, spec=_moved(plan.spec, target, format))
+    ledger = Ledger(target)
+    with hold_lease(target, lambda reason: None) as lease:
+        _prepare(source, ledger, exported)
+        pending = ledger.states(exported).pending
+        for _ in _each(source, plan, ledger, exported, pending):
+            if lease.lost.is_set():
+                raise Interrupted("another run has taken over the lease of the target")
+    return len(pending)
+
+
+def _refuse_unfinished(source: Ledger, plan: Plan) -> None:
+    pending = source.states(plan).pending
+    if pending:
+        more = ", ..." if len(pending) > _NAMED else ""
+        numbers = ", ".join(map(str, pending[:_NAMED])) + more
+        raise InputError(
+            f"source {source.store.url}: {len(pending)} of {plan.shards} shards are pending or "
+            f"failed ({numbers}); `batchgen resume` makes them"
+        )
+
+
+def _moved(spec: Spec, target: Store, format: str) -> Spec:
+    output = spec.output.model_copy(update={"url": target.url, "format": format})
+    return spec.model_copy(update={"output": output})
+
+
+def _prepare(source: Ledger, ledger: Ledger, exported: Plan) -> None:
+    """Freeze the plan in an empty target, or see that it is the one that is there."""
+    job = _moved(source.job(), ledger.store, exported.spec.output.format)
+    saved = ledger.plan()
+    if saved is None:
+        _refuse_unless_empty(ledger.store)
+        ledger.freeze(exported, job)
+        return
+    compare(saved, exported)
+    ledger.store.put(JOB, job.to_yaml().encode())  # the last export may have ended before it
+
+
+def _refuse_unless_empty(target: Store) -> None:
+    ours = (f"{LEASES}/", f"{TEMPORARY}/")
+    others = sorted(name for name in target.find("") if not name.startswith(ours))
+    if others:
+        raise InputError(f"target {target.url} is not empty ({others[0]}); name an empty folder")
+
+
+def _each(
+    source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shards: list[int]
+) -> Iterator[Marker]:
+    """Export the shards some at a time; the first error ends it."""
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="export")
+    try:
+        yield from pool.map(lambda shard: _shard(source, plan, ledger, exported, shard), shards)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shard(source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shard: int) -> Marker:
+    """One shard: its data files in the new format, its rejects as they are, its marker last."""
+    marker = source.marker(shard)
+    if marker is None:
+        raise InputError(f"source {source.store.url}: the marker of shard {shard} vanished")
+    contents = {file.name: _whole(source, file) for file in marker.files}
+    rejects = contents.pop(rejects_name(shard), None)
+    table = format_of(plan).read(contents)
+    if table.num_rows != marker.counts.accepted:
+        raise InputError(
+            f"source {source.store.url}: shard {shard} holds {table.num_rows} samples, its marker "
+            f"says {marker.counts.accepted}; see `batchgen verify`"
+        )
+    files = put_data(ledger.store, exported, shard, table)
+    if rejects is not None:
+        rows = marker.counts.rejected + marker.counts.failed
+        files.append(put_file(ledger.store, DataFile(rejects_name(shard), rejects, rows)))
+    return ledger.commit(
+        replace(marker, files=tuple(files), spec_fingerprint=exported.spec.fingerprint)
+    )
+
+
+def _whole(source: Ledger, file: Written) -> bytes:
+    try:
+        data = source.store.read(file.name)
+    except FileNotFoundError as error:
+        raise InputError(f"{source.store.url}/{file.name} is missing; see `batchgen verify`") from (
+            error
+        )
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise InputError(
+            f"{source.store.url}/{file.name} is not what its marker names; see `batchgen verify`"
+        )
+    return data

@@ -1,0 +1,46 @@
+"""Writes a shard: its accepted samples in one of three formats, and the rejects as Parquet."""
+
+from __future__ import annotations
+
+from batchgen.writer.format import SCHEMAS, DataFile, Format
+from batchgen.writer.parquet import parquet_bytes, read_parquet
+from batchgen.writer.tables import (
+    COLUMNS,
+    EXTRA_COLUMNS,
+    IMAGE,
+    REJECT_COLUMNS,
+    Finished,
+    conditioning_text,
+    data_table,
+    kept_columns,
+    lora_text,
+    output_schema,
+    own_columns,
+    rejects_table,
+)
+from batchgen.writer.write import FORMATS, format_of, put_data, put_file, write_shard
+
+__all__ = [
+    "COLUMNS",
+    "EXTRA_COLUMNS",
+    "FORMATS",
+    "IMAGE",
+    "REJECT_COLUMNS",
+    "SCHEMAS",
+    "DataFile",
+    "Finished",
+    "Format",
+    "conditioning_text",
+    "data_table",
+    "format_of",
+    "kept_columns",
+    "lora_text",
+    "output_schema",
+    "own_columns",
+    "parquet_bytes",
+    "put_data",
+    "put_file",
+    "read_parquet",
+    "rejects_table",
+    "write_shard",
+]

@@ -1,0 +1,85 @@
+"""What an output format is: how a shard's accepted samples become files, and samples again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from batchgen.spec import Spec
+from batchgen.storage import Store
+
+SCHEMAS = "_batchgen/schemas"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a shard: name below the output, bytes, and for how many samples it has a row.
+
+    Over the files of a shard the rows add up to its accepted samples: an image has none where a
+    file beside it has the rows.
+    """
+
+    name: str
+    data: bytes
+    rows: int
+
+
+class Format(Protocol):
+    """A form of the data files. The commit protocol around them is the same for all."""
+
+    def data_files(self) -> str:
+        """Glob of the data files below the output, for the dataset card."""
+        ...
+
+    def how_to_load(self, spec: Spec) -> str:
+        """Python that loads an output of this format, for the dataset card."""
+        ...
+
+    def file_name(self, shard: int, shards: int) -> str | None:
+        """The data file that every shard has; None where a shard may have any number of them."""
+        ...
+
+    def owns(self, name: str, shard: int, shards: int) -> bool:
+        """Whether a file in ``data/`` is one of this shard."""
+        ...
+
+    def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
+        """The files of a shard in the order to put them, one at a time; equal for equal tables."""
+        ...
+
+    def read(self, files: Mapping[str, bytes]) -> pa.Table:
+        """The table that ``files`` was given, from the files of one shard in their order.
+
+        Of a shard whose files are not all there, what can be read: without the schema the columns
+        that verification needs, and null for the bytes of an image that is missing.
+
+        Raises:
+            ValueError, KeyError, pyarrow.ArrowException: the files do not belong together.
+        """
+        ...
+
+    def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
+        """``key``, ``prompt``, ``label`` and ``image`` (bytes) of some samples of a shard.
+
+        Reads no further than needed.
+        """
+        ...
+
+
+def schema_file(schema: pa.Schema) -> DataFile:
+    """The columns' Arrow types, for formats whose own files cannot tell them.
+
+    Named for its content, so that shards share it and none depends on another.
+    """
+    data = schema.serialize().to_pybytes()
+    return DataFile(f"{SCHEMAS}/{hashlib.sha256(data).hexdigest()[:16]}.arrow", data, 0)
+
+
+def schema_of(files: Mapping[str, bytes]) -> pa.Schema | None:
+    """The schema among a shard's files."""
+    found = [data for name, data in files.items() if name.startswith(f"{SCHEMAS}/")]
+    return pa.ipc.read_schema(pa.py_buffer(found[0])) if found else None

@@ -1,0 +1,122 @@
+"""Image folder: every image a file, in a folder for each label, with the columns beside them."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.ledger import DATA
+from batchgen.plan import safe_key
+from batchgen.spec import Spec
+from batchgen.storage import Store
+from batchgen.writer import json_rows
+from batchgen.writer.format import DataFile, schema_file, schema_of
+
+UNLABELLED = "images"
+METADATA = "metadata.jsonl"
+# Hugging Face opens what columns with such names hold.
+_TAKEN = ("file_name", "file_names")
+
+
+class ImageFolder:
+    """The format ``image-folder``: ``data/<label>/<shard>/<key>.png`` and ``metadata.jsonl``.
+
+    The first folder is the class, as torchvision's ImageFolder has it; ``metadata.jsonl`` is
+    Hugging Face's. A shard's metadata is written after its images.
+    """
+
+    def data_files(self) -> str:
+        return "data/**"
+
+    def how_to_load(self, spec: Spec) -> str:
+        return f"""from datasets import load_dataset
+
+images = load_dataset("imagefolder", data_dir="{spec.output.url}/data", split="train")
+images[0]["image"], images[0]["prompt"]"""
+
+    def file_name(self, shard: int, shards: int) -> str | None:
+        return None
+
+    def owns(self, name: str, shard: int, shards: int) -> bool:
+        parts = name.split("/")
+        return len(parts) == 4 and (parts[0], parts[2]) == (DATA, f"{shard:05d}")
+
+    def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
+        yield schema_file(table.schema)
+        names = _outside_names(table.column_names)
+        lines: dict[str, list[bytes]] = {}
+        for row, path, image in json_rows.samples(table):
+            folder = f"{DATA}/{_label_folder(row['label'])}/{shard:05d}"
+            yield DataFile(f"{folder}/{path}", image, 0)
+            shown = {"file_name": path, **{names[name]: value for name, value in row.items()}}
+            lines.setdefault(folder, []).append(json_rows.line(shown) + b"\n")
+        for folder, each in sorted(lines.items()):
+            yield DataFile(f"{folder}/{METADATA}", b"".join(each), len(each))
+
+    def read(self, files: Mapping[str, bytes]) -> pa.Table:
+        rows = _rows_by_image(files)
+        # The images' order is the samples'; those without a file come last, with null for bytes.
+        order = [name for name in files if name in rows]
+        order += [name for name in rows if name not in files]
+        schema = schema_of(files) or json_rows.VERIFIED
+        names = _outside_names(schema.names)
+        inside = [
+            {name: rows[image][names[name]] for name in schema.names if name != "image"}
+            for image in order
+        ]
+        images = [{"bytes": files.get(name), "path": posixpath.basename(name)} for name in order]
+        return json_rows.table_of(inside, images, schema)
+
+    def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
+        left = count
+        for name in names:
+            if posixpath.basename(name) == METADATA and left:
+                lines = store.read(name).splitlines()[:left]
+                left -= len(lines)
+                for row in map(json.loads, lines):
+                    path = posixpath.join(posixpath.dirname(name), row["file_name"])
+                    yield {**row, "image": store.read(path)}
+
+
+def _label_folder(label: Any) -> str:
+    """A label of any type as the name of a folder."""
+    if label is None:
+        return UNLABELLED
+    return safe_key(label if isinstance(label, str) else json.dumps(label, ensure_ascii=False))
+
+
+def _outside_names(names: Sequence[str]) -> dict[str, str]:
+    """Column -> its name in the metadata: one that would be taken for a file gets a ``_``."""
+    outside: dict[str, str] = {}
+    for name in names:
+        taken = name in _TAKEN or name.endswith(tuple(f"_{one}" for one in _TAKEN))
+        shown = f"{name}_" if taken else name
+        while shown != name and shown in names:
+            shown += "_"
+        outside[name] = shown
+    return outside
+
+
+def _rows_by_image(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Name of the image -> its row, of the folders whose metadata is there."""
+    rows: dict[str, dict[str, Any]] = {}
+    folders = set()
+    for name, data in files.items():
+        folder, base = posixpath.split(name)
+        if base != METADATA:
+            continue
+        folders.add(folder)
+        for row in map(json.loads, data.splitlines()):
+            image = f"{folder}/{row['file_name']}"
+            if image in rows:
+                raise ValueError(f"{image} stands twice in its {METADATA}")
+            rows[image] = row
+    for name in files:
+        folder, base = posixpath.split(name)
+        if folder in folders and base != METADATA and name not in rows:
+            raise ValueError(f"{name} is not in the {METADATA} beside it")
+    return rows
