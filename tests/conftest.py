@@ -18,6 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.object_store.fixtures import s3_bucket, s3_proxy, s3_server
+
+__all__ = ["s3_bucket", "s3_proxy", "s3_server"]  # fixtures of a real S3 server
+
 LOGICAL_CPUS = 4
 
 

@@ -60,6 +60,7 @@ STAGES = ("encode", "denoise", "decode", "score")
 
 # Foreign library -> the modules that may load it. What is not here is loaded nowhere.
 HOMES = {
+    "aiobotocore": ("storage",),
     "click": ("cli",),
     "compel": ("replicas",),
     "cv2": ("conditions",),

@@ -106,7 +106,26 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise InputError(f"{url}: {error}{_extra_for(url)}") from error
     if hasattr(fs, "retries"):
         fs.retries = 1  # `faults.persist` is the one loop
+    if "s3" in fs.protocol and fs.session is None:
+        fs.session = _session(fs.kwargs)
     return fs, str(root)
+
+
+def _session(kwargs: Mapping[str, Any]) -> Any:
+    """As s3fs makes it, but for one header.
+
+    Clients that wait for "100 Continue" before they send a body wait for it without end: no time
+    limit runs until the body is sent (aiohttp 3.14, seen with a server that hangs).
+    """
+    from aiobotocore.session import AioSession
+
+    session = AioSession(**kwargs)
+    session.register("before-call.s3", _without_expect)
+    return session
+
+
+def _without_expect(params: dict[str, Any], **_: Any) -> None:
+    params["headers"].pop("Expect", None)
 
 
 def _extra_for(url: str) -> str:

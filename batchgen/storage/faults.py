@@ -95,7 +95,7 @@ def error_code(error: BaseException | None) -> str:
         if isinstance(response, dict):
             code = (response.get("Error") or {}).get("Code")
             return str(code or "")
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return ""
 
 

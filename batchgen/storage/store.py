@@ -264,8 +264,8 @@ class SteadyFile(io.RawIOBase):
             self._file.seek(start)
             try:
                 return self._file.read(size)
-            except OSError as error:
-                if type(error).__name__ == "FileExpired":
+            except (OSError, TypeError) as error:  # s3fs trips over an answer without words
+                if error_code(error) in ("PreconditionFailed", "412"):
                     raise InputError(f"cannot {self._doing}: it has changed meanwhile") from error
                 raise
 
