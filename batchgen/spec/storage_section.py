@@ -25,7 +25,7 @@ class Storage(Section):
     )
     connections: Annotated[int, Field(ge=1, le=1024)] = 16
     part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = Field(
-        default=32 << 20, description="of multipart uploads; larger objects go in parts"
+        default=32 << 20, description="of multipart uploads, for objects of two parts or more"
     )
 
     def limits(self) -> Limits:

@@ -205,7 +205,7 @@ class Store:
     def _put_remote(self, name: str, data: bytes) -> None:
         """One put, or a multipart upload that becomes visible whole and is aborted if it fails."""
         part = limits().part_bytes
-        if "s3" in self.fs.protocol and len(data) > part:
+        if "s3" in self.fs.protocol and len(data) >= 2 * part:
             self.fs.pipe_file(self.path(name), data, chunksize=part)
         else:
             self.fs.pipe_file(self.path(name), data)
