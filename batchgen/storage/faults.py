@@ -24,6 +24,10 @@ LONGEST_PAUSE_S = 8.0
 
 # Code of an S3 error -> what somebody has to do about it.
 _REMEDIES = {
+    # answers to HEAD have no body, so no more than the status
+    "400": "the store refuses the request: an expired token, a wrong region or endpoint",
+    "401": "the store refuses the credentials: check them",
+    "403": "the store refuses the credentials or the right to do this there: check both",
     "AccessDenied": "the key may not do this there: check the bucket's policy and the key's rights",
     "AccountProblem": "ask the owner of the account",
     "AllAccessDisabled": "the bucket's owner has closed it",
