@@ -27,7 +27,7 @@ _REMEDIES = {
     # answers to HEAD have no body, so no more than the status
     "400": "the store refuses the request: an expired token, a wrong region or endpoint",
     "401": "the store refuses the credentials: check them",
-    "403": "the store refuses the credentials or the right to do this there: check both",
+    "403": "permission denied: check the credentials and their rights there",
     "AccessDenied": "the key may not do this there: check the bucket's policy and the key's rights",
     "AccountProblem": "ask the owner of the account",
     "AllAccessDisabled": "the bucket's owner has closed it",
