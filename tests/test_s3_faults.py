@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -163,6 +164,16 @@ def test_what_does_not_pass_ends_in_time_with_the_objects_name(
     assert time.monotonic() - began < QUICK.patience_s + 2 * 3 + 5
     assert f"cannot read {s3_bucket}/out/data/x: " in str(caught.value)
     assert "resume" in str(caught.value)
+
+
+def test_a_peer_that_does_not_read_ends_in_time(s3_proxy: FaultProxy, s3_bucket: str) -> None:
+    configure(limits=replace(QUICK, part_bytes=32 << 20, slowest_bytes_per_s=32 << 20))
+    store = open_store(f"{s3_bucket}/out")
+    s3_proxy.rules(Rule("hang", seconds=60))
+    began = time.monotonic()
+    with pytest.raises(StorageFailed, match="FSTimeoutError"):
+        store.put("data/x", bytes(32 << 20))
+    assert time.monotonic() - began < 20
 
 
 REFUSALS = [

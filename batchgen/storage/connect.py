@@ -33,7 +33,8 @@ class Limits:
     """Bounds on what is done with a store over a network.
 
     The client libraries try once; what failed is tried again in one loop, ``faults.persist``, so
-    that the sum is bounded: ``patience_s`` and at most one more try.
+    that the sum is bounded: ``patience_s`` and at most one more try. One try of a write takes no
+    longer than its two timeouts and its bytes at ``slowest_bytes_per_s``.
     """
 
     connect_timeout_s: float = 5.0
@@ -41,6 +42,11 @@ class Limits:
     patience_s: float = 45.0
     connections: int = 16
     part_bytes: int = 32 << 20
+    slowest_bytes_per_s: int = 2 << 20
+
+    def write_within_s(self, size: int) -> float:
+        """How long one try may take to write so many bytes."""
+        return self.connect_timeout_s + self.read_timeout_s + size / self.slowest_bytes_per_s
 
 
 @dataclass
