@@ -42,6 +42,7 @@ ROWS, VARIANTS, PER_SHARD = 12, 2, 4
 BALLAST_BYTES = 3 << 20  # a column of noise, so that a shard is large enough for parts
 PART_BYTES = 5 << 20
 MOST_TRIES = 10
+LEAST_FAULTS = 3
 LONGEST_S = 600.0
 STORE_FAULTS: dict[str, dict[str, Any]] = {
     "slow-down": {"kind": "error", "times": 5},
@@ -56,6 +57,7 @@ STORE_FAULTS: dict[str, dict[str, Any]] = {
     "latency": {"kind": "latency", "seconds": 0.5, "times": 20},
     "hang": {"kind": "hang", "seconds": 30, "times": 1},
 }
+SECOND_PART = "partNumber=2"
 KILLS = ("driver killed", "replica killed", "gateway killed")
 
 
@@ -81,7 +83,8 @@ class Run:
     @property
     def clean(self) -> bool:
         bad = (self.lost, self.duplicated, self.wrong_pixels, self.half_visible, self.orphans)
-        return not any(bad) and self.exit_codes[-1] == 0 and not self.problems
+        enough = sum(self.faults.values()) >= LEAST_FAULTS
+        return not any(bad) and self.exit_codes[-1] == 0 and not self.problems and enough
 
 
 def write_input(path: Path) -> None:
@@ -120,26 +123,36 @@ def digests(output: str) -> Counter[tuple[str, str]]:
 
 
 class Disturbance:
-    """Three faults or more for one run, drawn by its seed."""
+    """Three faults or more for one run, drawn by its seed.
+
+    A kill comes after some number of requests or, every second time, while the second part of a
+    large upload is held up, so that it tears the upload.
+    """
 
     def __init__(self, seed: int, server: S3Server, proxy: FaultProxy) -> None:
         self.dice = random.Random(seed)
         self.server, self.proxy = server, proxy
         self.done: Counter[str] = Counter()
-        drawn = self.dice.sample(sorted(STORE_FAULTS), self.dice.randint(2, 5))
         self.kills = {
-            kind: self.dice.randint(10, 80)
+            kind: self.dice.randint(10, 50)
             for kind in self.dice.sample(KILLS, self.dice.randint(1, 2))
         }
-        self.names = {}
-        rules = []
-        for name in drawn:
-            narrow = "target" in STORE_FAULTS[name]
-            skip = self.dice.randint(0, 2) if narrow else self.dice.randint(3, 60)
-            rule = Rule(**{**STORE_FAULTS[name], "skip": skip})
-            rules.append(rule)
-            self.names[name] = rule
-        proxy.rules(*rules)
+        self.torn = self.dice.random() < 0.5
+        held = Rule("latency", target=SECOND_PART, seconds=2, times=1, skip=self.dice.randint(0, 3))
+        self.held = held
+        self.names = {
+            name: self._rule(name)
+            for name in self.dice.sample(sorted(STORE_FAULTS), self.dice.randint(3, 5))
+        }
+        proxy.rules(*([held] if self.torn else []), *self.names.values())
+
+    def _rule(self, name: str) -> Rule:
+        narrow = "target" in STORE_FAULTS[name]
+        skip = self.dice.randint(0, 1) if narrow else self.dice.randint(3, 30)
+        return Rule(**{**STORE_FAULTS[name], "skip": skip})
+
+    def _is_due(self, at: int) -> bool:
+        return self.held.times == 0 if self.torn else len(self.proxy.log) >= at
 
     def befallen(self) -> dict[str, int]:
         """How often each store fault happened, and each kill."""
@@ -157,7 +170,7 @@ class Disturbance:
         def watch() -> None:
             while not over.wait(0.02):
                 for kind, at in list(self.kills.items()):
-                    if len(self.proxy.log) >= at and self._kill(kind, process):
+                    if self._is_due(at) and self._kill(kind, process):
                         del self.kills[kind]
                         self.done[kind] += 1
 
