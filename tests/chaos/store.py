@@ -12,6 +12,7 @@ command goes on.
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
 import os
 import random
@@ -34,12 +35,12 @@ from batchgen.ledger import Ledger
 from batchgen.storage import configure, open_store, unfinished_uploads
 from batchgen.verify import verify
 from tests.chaos.kill import replicas_of
-from tests.object_store.proxy import FaultProxy, Rule
+from tests.object_store.proxy import FaultProxy, Rule, Seen
 from tests.object_store.server import S3Server, make_bucket
 
 BUCKET = "chaos"
 ROWS, VARIANTS, PER_SHARD = 12, 2, 4
-BALLAST_BYTES = 3 << 20  # a column of noise, so that a shard is large enough for parts
+BALLAST_BYTES = 6 << 20  # a column of noise, so that a shard is large enough for parts
 PART_BYTES = 5 << 20
 MOST_TRIES = 10
 LEAST_FAULTS = 3
@@ -134,7 +135,7 @@ class Disturbance:
         self.server, self.proxy = server, proxy
         self.done: Counter[str] = Counter()
         self.kills = {
-            kind: self.dice.randint(10, 50)
+            kind: self.dice.randint(10, 110)
             for kind in self.dice.sample(KILLS, self.dice.randint(1, 2))
         }
         self.torn = self.dice.random() < 0.5
@@ -207,7 +208,9 @@ def disturbed_run(
     with FaultProxy(server.port, seed) as proxy:
         trouble = Disturbance(seed, server, proxy)
         environment = {**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint}
+        begins = []
         while len(run.exit_codes) < MOST_TRIES:
+            begins.append(len(proxy.log))
             with log.open("ab") as file:
                 process = subprocess.Popen(
                     command(source, output),
@@ -221,7 +224,7 @@ def disturbed_run(
             if run.exit_codes[-1] not in (3, -9):
                 break
         run.faults = trouble.befallen()
-        count_resent(run, proxy, output)
+        count_resent(run, proxy.log, begins, output)
     run.seconds = round(time.monotonic() - began, 1)
     judge(run, output, quiet)
     fs = open_store(output)
@@ -229,21 +232,18 @@ def disturbed_run(
     return run
 
 
-def count_resent(run: Run, proxy: FaultProxy, output: str) -> None:
+def count_resent(run: Run, log: list[Seen], begins: list[int], output: str) -> None:
+    """Shards that a later process began to write again, and bytes sent beyond what is there."""
     path = output.removeprefix("s3:/") + "/data/"
-    bodies = [seen for seen in proxy.log if seen.method == "PUT" and seen.target.startswith(path)]
-    whole = Counter(
-        seen.target.partition("?")[0]
-        for seen in proxy.log
-        if seen.target.startswith(path)
-        and seen.status == 200
-        and (seen.method == "PUT" or "uploadId" in seen.target)
-        and "partNumber" not in seen.target
-        and seen.method in ("PUT", "POST")
-    )
-    run.shards_redone = sum(count - 1 for count in whole.values())
-    there = sum(open_store(output).find("data").values())
-    run.bytes_resent = max(0, sum(seen.body_bytes for seen in bodies) - there)
+    writers: set[tuple[str, int]] = set()
+    sent = 0
+    for place, seen in enumerate(log):
+        name = seen.target.partition("?")[0]
+        if name.startswith(path) and seen.method == "PUT":
+            sent += seen.body_bytes
+            writers.add((name, bisect.bisect(begins, place)))
+    run.shards_redone = len(writers) - len({name for name, _ in writers})
+    run.bytes_resent = max(0, sent - sum(open_store(output).find("data").values()))
 
 
 def judge(run: Run, output: str, quiet: Counter[tuple[str, str]]) -> None:

@@ -188,6 +188,7 @@ class FaultProxy:
         server[:] = [up]
         up.write(text)
         limit = rule.after_bytes if rule and kind == "cut-body" else None
+        seen.body_bytes = limit or 0  # if it is cut there
         seen.body_bytes = await _copy_body(reader, up, head, limit)
         await up.drain()
         await self._answer(answers, writer, head, rule, seen)
