@@ -304,7 +304,7 @@ def acquire_lease(store: Store) -> Lease:
     if not alone:  # the name may have been taken twice: the last to write it has it
         time.sleep(SETTLE_SECONDS)
         created = created and _lease_owner(store, lease.number) == lease.owner
-    if not created or not lease.still_held():
+    if not created or _highest_lease(store) != lease.number:
         _refuse_if_held(store, _highest_lease(store))
         raise OutputBusy(f"output {store.url}: another run took its lease at the same moment")
     return lease

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from batchgen.errors import InputError, StorageFailed
+from batchgen.ledger import acquire_lease
 from batchgen.storage import (
     Limits,
     abort,
@@ -98,6 +99,15 @@ def test_a_lost_answer_to_a_create_is_told_from_a_conflict(
     assert [seen.status for seen in steady.log if seen.method == "PUT"] == [200, 412]
     assert not store.put_new("marker.json", b"theirs")
     assert store.read("marker.json") == b"mine"
+
+
+def test_a_lease_is_taken_in_spite_of_what_passes(steady: FaultProxy, s3_bucket: str) -> None:
+    store = open_store(f"{s3_bucket}/out")
+    list_leases = "prefix=out%2F_batchgen%2Flease"
+    for skip in (0, 1):  # the first listing, and the one that looks whether the lease is ours
+        steady.rules(Rule("error", target=list_leases, times=2, skip=skip))
+        acquire_lease(store).release()
+        assert steady.faults() == ["error"] * 2
 
 
 @pytest.mark.parametrize("step", ["partNumber=2", "uploads", "uploadId=[^&]*$"])

@@ -85,7 +85,9 @@ class Run:
     def clean(self) -> bool:
         bad = (self.lost, self.duplicated, self.wrong_pixels, self.half_visible, self.orphans)
         enough = sum(self.faults.values()) >= LEAST_FAULTS
-        return not any(bad) and self.exit_codes[-1] == 0 and not self.problems and enough
+        # Faults that pass end no run: only a kill does.
+        ended = self.exit_codes[-1] == 0 and set(self.exit_codes[:-1]) <= {-9}
+        return not any(bad) and ended and not self.problems and enough
 
 
 def write_input(path: Path) -> None:
@@ -185,8 +187,9 @@ class Disturbance:
 
     def _kill(self, kind: str, process: subprocess.Popen[bytes]) -> bool:
         if kind == "driver killed":
+            alive = process.poll() is None
             process.kill()
-            return True
+            return alive
         if kind == "replica killed":
             victims = replicas_of(process)
             if victims:
