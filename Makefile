@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 N ?= 10
 SEED ?= 1
 
-.PHONY: demo test check chaos clean
+.PHONY: demo test check chaos permanent clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
@@ -29,6 +29,11 @@ check: $(VENV)/.installed
 chaos: $(VENV)/.installed
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.store --runs $(N) --seed $(SEED) --results out/chaos.jsonl out/chaos
+
+# One whole run for every fault that does not pass, on the same server; the full disk needs root.
+permanent: $(VENV)/.installed
+	mkdir -p out
+	$(BIN)/python -m tests.chaos.permanent --results out/permanent.json out/permanent
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

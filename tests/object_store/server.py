@@ -7,6 +7,7 @@ python -m tests.object_store.server --folder out/s3 --stop
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -156,8 +157,9 @@ def make_bucket(server: S3Server, name: str) -> None:
 def _stop(folder: Path) -> int:
     """End the processes that a start in the background has left, by their ids."""
     for pid in json.loads((folder / "pids.json").read_text()).values():
-        if str(folder) in Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " "):
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
     shutil.rmtree(folder)
     return 0
 
