@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,12 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.ledger import Ledger
+from batchgen.replicas.find import SHIPPED
 from batchgen.storage import Store, open_store
 from batchgen.verify import verify
 from tests.object_store.proxy import FaultProxy, Rule
 from tests.object_store.server import KEY, SECRET, S3Server
 
 PLANTED = "planted-9c1f-never-to-be-seen"
+MODEL = SHIPPED / "digits-shapes"
 
 
 def batchgen(*words: str, cwd: Path, **environment: str | None) -> subprocess.CompletedProcess[str]:
@@ -55,8 +60,20 @@ def everything(store: Store) -> bytes:
     return b"\n".join(store.read(name) for name in store.find(""))
 
 
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where Ray keeps logs; its sockets there allow no long path."""
+    folder = Path(tempfile.mkdtemp(prefix="bg-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def files_below(folder: Path) -> bytes:
+    return b"\n".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
 def test_from_s3_to_s3_with_faults_and_without_a_trace_of_secrets(
-    prompts_there: str, s3_proxy: FaultProxy, s3_server: S3Server, tmp_path: Path
+    prompts_there: str, s3_proxy: FaultProxy, s3_server: S3Server, tmp_path: Path, ray_folder: Path
 ) -> None:
     """Credentials by references; a slow-down and resets on the way; nothing of it is left."""
     s3_proxy.rules(
@@ -74,6 +91,7 @@ def test_from_s3_to_s3_with_faults_and_without_a_trace_of_secrets(
         MY_KEY=KEY,
         MY_SECRET=SECRET,
         SOME_TOKEN=PLANTED,
+        RAY_TMPDIR=str(ray_folder),
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accepted"] == 12
@@ -82,8 +100,11 @@ def test_from_s3_to_s3_with_faults_and_without_a_trace_of_secrets(
     store = open_store(f"{prompts_there}/out")
     findings = verify(Ledger(store))
     assert findings.ok and findings.accepted == 12, findings.problems
+    logs = files_below(ray_folder)
+    assert b"raylet" in logs
     written = everything(store) + (done.stdout + done.stderr).encode()
     assert b"${MY_SECRET}" in written  # the reference is kept
+    written += logs + files_below(tmp_path)
     for secret in (SECRET, KEY, PLANTED):
         assert secret.encode() not in written, secret
 
@@ -111,3 +132,25 @@ def test_a_store_that_goes_away_ends_the_job_and_resume_finishes_it(
     again = batchgen("resume", f"{prompts_there}/out", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert verify(ledger).ok
+
+
+def test_models_formats_and_exports_in_buckets(prompts_there: str, tmp_path: Path) -> None:
+    model = open_store(f"{prompts_there}/model")
+    for path in MODEL.rglob("*"):
+        if path.is_file():
+            model.put(str(path.relative_to(MODEL)), path.read_bytes())
+    done = batchgen(
+        *run_words(prompts_there),
+        *("--model", model.url, "--set", "output.format=webdataset"),
+        cwd=tmp_path,
+        BATCHGEN_CACHE=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    target = f"{prompts_there}/exported"
+    exported = batchgen("export", f"{prompts_there}/out", target, "--format=parquet", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    for url in (f"{prompts_there}/out", target):
+        findings = verify(Ledger(open_store(url)))
+        assert findings.ok and findings.accepted == 12, findings.problems
+    names = list(open_store(f"{target}/data").list(""))
+    assert names and all(name.endswith(".parquet") for name in names)
