@@ -14,7 +14,7 @@ import pyarrow as pa
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "infinite retries remaining")
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchgen import errors, frames
@@ -53,8 +53,10 @@ def generate(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     holder = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
     spans = make_spans(plan, pending)
-    stream = _read(spans, plan)
-    for actor, share in pools or pools_of(plan, len(pending)):
+    pools = pools or pools_of(plan, len(pending))
+    readers = max(2, *(share.max_replicas for _, share in pools))
+    stream = _read(spans, plan, readers)
+    for actor, share in pools:
         stream = stream.map_batches(
             actor,
             batch_size=1,
@@ -88,8 +90,11 @@ def _event(frame: Frame) -> Marker | FailedMarker:
     raise StorageFailed(facts["message"])
 
 
-def _read(spans: list[Span], plan: Plan) -> Dataset:
-    """The first stage: one light task a span, each shard a block of its own."""
+def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
+    """The first stage: one light task a span, each shard a block of its own.
+
+    ``readers`` of them at a time: every one takes a worker process, which takes seconds to start.
+    """
     DataContext.get_current().target_max_block_size = 1
     spec = plan.spec
     columns = read_columns(spec, [name for name, _ in plan.columns])
@@ -116,5 +121,9 @@ def _read(spans: list[Span], plan: Plan) -> Dataset:
 
     items = [{"span": span.to_json()} for span in spans]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read, batch_size=1, batch_format="pyarrow", num_cpus=READER_CPUS
+        read,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=readers),
+        num_cpus=READER_CPUS,
     )

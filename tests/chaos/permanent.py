@@ -6,7 +6,7 @@ For every kind a run goes from a real S3 server through a proxy; once its first 
 (or its plan is written, where the input is the matter) the fault begins and stays. What ended must
 have the right exit code, one message that names the object, and nothing wrong in storage. Then the
 fault is mended, and `resume` must come to the bytes of a run that nobody disturbed.
-The full disk needs root: it is a small tmpfs.
+The full disk needs root: it is a small tmpfs. Kinds that stand in the results already are left out.
 """
 
 from __future__ import annotations
@@ -310,8 +310,12 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(KINDS), action="append")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
-    ended = []
-    for one in permanent(options.folder, options.only or list(KINDS)):
+    ended: list[Ended] = []
+    if options.results is not None and options.results.exists():
+        ended = [Ended(**tree) for tree in json.loads(options.results.read_text())]
+    done = {one.kind for one in ended}
+    names = [name for name in options.only or KINDS if name not in done]
+    for one in permanent(options.folder, names) if names else ():
         ended.append(one)
         print(
             f"{one.kind:<17} exit {one.exit_code} after {one.seconds:>5} s, {one.committed:>2} "
@@ -320,8 +324,8 @@ def main() -> int:
         )
         for problem in one.problems:
             print(f"    problem: {problem}", flush=True)
-    if options.results is not None:
-        options.results.write_text(json.dumps([asdict(one) for one in ended], indent=1) + "\n")
+        if options.results is not None:
+            options.results.write_text(json.dumps([asdict(one) for one in ended], indent=1) + "\n")
     return 1 if any(one.problems for one in ended) else 0
 
 
