@@ -140,3 +140,31 @@ def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
     with pytest.raises(type(error)):
         persist("write x", call, patience_s=30)
     assert len(tries) == 1
+
+
+class AzuresError(Exception):
+    """As azure.core's HttpResponseError: a code in an attribute, a message of many lines."""
+
+    __module__ = "azure.core.exceptions"
+    error_code = "ContainerNotFound"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("ContainerNotFound", "there is no such container"),
+        ("AuthenticationFailed", "AZURE_STORAGE"),
+    ],
+)
+def test_azures_refusals_are_not_tried_again(code: str, says: str) -> None:
+    tries: list[str] = []
+
+    def call() -> None:
+        tries.append(code)
+        error = AzuresError("refused\nRequestId: 1\nContent: <xml>")
+        error.error_code = code
+        raise error
+
+    with pytest.raises(StorageFailed, match=f"cannot write x: {code}; .*{says}") as caught:
+        persist("write x", call, patience_s=30)
+    assert len(tries) == 1 and "RequestId" not in str(caught.value)

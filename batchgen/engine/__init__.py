@@ -55,7 +55,7 @@ def generate(
     spans = make_spans(plan, pending)
     pools = pools or pools_of(plan, len(pending))
     readers = max(2, *(share.max_replicas for _, share in pools))
-    stream = _read(spans, plan, readers)
+    stream = _read(spans, plan, min(readers, len(spans)))
     for actor, share in pools:
         stream = stream.map_batches(
             actor,

@@ -22,7 +22,7 @@ _CLIENT_LIBRARIES = {
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 8.0
 
-# Code of an S3 error -> what somebody has to do about it.
+# Code of an S3 or Azure error -> what somebody has to do about it.
 _REMEDIES = {
     # answers to HEAD have no body, so no more than the status
     "400": "the store refuses the request: an expired token, a wrong region or endpoint",
@@ -31,6 +31,11 @@ _REMEDIES = {
     "AccessDenied": "the key may not do this there: check the bucket's policy and the key's rights",
     "AccountProblem": "ask the owner of the account",
     "AllAccessDisabled": "the bucket's owner has closed it",
+    "AccountIsDisabled": "the store has closed the account: ask its owner",
+    "AuthenticationFailed": "the store refuses the credentials: check AZURE_STORAGE_* and clock",
+    "AuthorizationFailure": "the credentials may not do this there: check their roles",
+    "AuthorizationPermissionMismatch": "the credentials may not do this there: check their roles",
+    "ContainerNotFound": "there is no such container: make it, or check its name and account",
     "ExpiredToken": "get a new session token, then resume",
     "InvalidAccessKeyId": "the store knows no such key: check AWS_ACCESS_KEY_ID or the profile",
     "InvalidToken": "get a new session token, then resume",
@@ -59,7 +64,7 @@ def storage_errors(doing: str) -> Iterator[None]:
 def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
     """The error of ours that it means; None when it passes as it is."""
     code = error_code(error)
-    said = redact(f"{type(error).__name__}: {error}")
+    said = redact(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     if code in _REMEDIES:
         return StorageFailed(f"cannot {doing}: {code}; {_REMEDIES[code]}")
     if code == "NoSuchUpload":  # completed already, its answer was lost, or was aborted
@@ -93,8 +98,11 @@ def _is_clients(error: Exception) -> bool:
 
 
 def error_code(error: BaseException | None) -> str:
-    """The code that an S3 store gave with a refusal, somewhere in the chain; empty without one."""
+    """The code that a store gave with a refusal, somewhere in the chain; empty without one."""
     while error is not None:
+        named = getattr(error, "error_code", None)  # Azure's
+        if named:
+            return str(getattr(named, "value", named))
         response = getattr(error, "response", None)
         if isinstance(response, dict):
             code = (response.get("Error") or {}).get("Code")
