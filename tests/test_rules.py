@@ -265,6 +265,12 @@ def test_the_runner_loads_no_torch_ray_or_diffusers() -> None:
     assert not loaded & {"torch", "ray", "diffusers", "transformers", "datasets", "rich"}
 
 
+def test_readers_and_the_driver_load_no_torch() -> None:
+    loaded = loaded_after("import batchgen.engine")
+    assert "ray" in loaded
+    assert not loaded & {"torch", "diffusers", "transformers"}
+
+
 HELP = """
 import sys
 from batchgen.cli import main

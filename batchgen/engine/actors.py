@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from batchgen import frames, replicas, shard, wire
+from batchgen import frames, replicas, shard
 from batchgen.attempts import Attempts
 from batchgen.errors import ModelError, RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
@@ -215,6 +215,8 @@ class Encode(StageActor):
         self.stage = replicas.load_encoder(self.plan.model, self.plan.spec, self.device)
 
     def work(self, frame: Frame) -> Frame:
+        from batchgen import wire  # torch comes with it, which readers and the driver do without
+
         with self.lock:
             done, batches = shard.encode_shard(self.stage, frames.to_rows(frame), self.plan)
         tensors = wire.encoded_to_bytes(batches)
@@ -228,6 +230,8 @@ class Denoise(StageActor):
         self.stage = replicas.load_denoiser(self.plan.model, self.plan.spec, self.device)
 
     def work(self, frame: Frame) -> Frame:
+        from batchgen import wire
+
         work = frames.to_work(frame)
         batches = wire.encoded_from_bytes(frame.tensors)
         with self.lock:
@@ -243,6 +247,8 @@ class Decode(StageActor):
         self.stage = replicas.load_decoder(self.plan.model, self.plan.spec, self.device)
 
     def work(self, frame: Frame) -> Frame:
+        from batchgen import wire
+
         latents = wire.latents_from_bytes(frame.tensors)
         marker = shard.decode_shard(
             self.stage,
