@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -310,6 +311,7 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(KINDS), action="append")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is stopped on the way out
     ended: list[Ended] = []
     if options.results is not None and options.results.exists():
         ended = [Ended(**tree) for tree in json.loads(options.results.read_text())]

@@ -16,6 +16,7 @@ import bisect
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -314,6 +315,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server is stopped on the way out
     before: list[Run] = []
     if options.results is not None and options.results.exists():
         before = [Run(**json.loads(line)) for line in options.results.read_text().splitlines()]
