@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchgen.ledger import Ledger, hold_lease
+from batchgen.lease import hold_lease
+from batchgen.ledger import Ledger
 from batchgen.storage import TEMPORARY, abort, unfinished_uploads
 
 

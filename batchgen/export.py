@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from batchgen.errors import InputError, Interrupted, SpecError
-from batchgen.ledger import JOB, LEASES, Ledger, Marker, Written, hold_lease, rejects_name
+from batchgen.lease import LEASES, hold_lease
+from batchgen.ledger import JOB, Ledger, Marker, Written, rejects_name
 from batchgen.plan import Plan, compare
 from batchgen.spec import Spec
 from batchgen.storage import TEMPORARY, Store, is_within

@@ -55,7 +55,7 @@ def fetch(url: str, choose: Choose, cache: Path | None = None) -> Path:
     """
     shown = without_secrets(url)
     try:
-        return _fetched(open_store(url), shown, choose, cache or _cache())
+        return _fetched(open_store(url), shown, choose, cache or cache_folder())
     except FileNotFoundError:
         raise InputError(f"{shown}: there is nothing") from None
     except InputError as error:
@@ -64,7 +64,8 @@ def fetch(url: str, choose: Choose, cache: Path | None = None) -> Path:
         raise StorageFailed(without_secrets(str(error))) from None
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where this machine keeps what was fetched."""
     return Path(os.environ.get(CACHE) or USUAL_CACHE).expanduser().absolute()
 
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from batchgen.errors import BatchgenError, InputError, OutputBusy, PlanChanged
+from batchgen.errors import InputError, PlanChanged
 from batchgen.plan import Plan, read_plan
 from batchgen.spec import Spec, build
 from batchgen.storage import Store
@@ -26,12 +20,9 @@ JOB = "_batchgen/job.yaml"
 SHARDS = "_batchgen/shards"
 FAILED = "_batchgen/failed"
 REJECTS = "_batchgen/rejects"
-LEASES = "_batchgen/lease"
+LOGS = "_batchgen/logs"
 DATA = "data"
 
-LEASE_SECONDS = 60.0
-HEARTBEAT_SECONDS = 10.0
-SETTLE_SECONDS = 5.0  # where a store cannot create a name only once
 _THREADS = 8
 _NUMBERED = re.compile(r"^(\d+)\.json$")
 
@@ -223,154 +214,16 @@ class Ledger:
                 found.append(FailedMarker(**json.loads(self.store.read(_failed_name(shard)))))
         return found
 
+    def log(self, lease: int, lines: Sequence[str]) -> None:
+        """Keep what the run of this lease has said so far."""
+        text = "".join(f"{line}\n" for line in lines)
+        self.store.impatient().put(f"{LOGS}/{lease:05d}.txt", text.encode())
+
+    def logs(self) -> str:
+        """What all runs on this output have said, the first one's first."""
+        names = sorted(self.store.list(LOGS))
+        return "".join(self.store.read(f"{LOGS}/{name}").decode() for name in names)
+
     def _numbers(self, folder: str) -> set[int]:
         matches = (_NUMBERED.match(name) for name in self.store.list(folder))
         return {int(match.group(1)) for match in matches if match}
-
-
-@dataclass
-class Lease:
-    """The right of one run to write an output, kept alive by a heartbeat.
-
-    Leases are numbered and each is created only if its number is free, so of any number of runs
-    that reach for the next one exactly one gets it; the highest number holds. The old ones stay as
-    a history of runs.
-    """
-
-    store: Store
-    number: int
-    owner: str
-    lost: threading.Event = field(default_factory=threading.Event)
-    _end: threading.Event = field(default_factory=threading.Event)
-
-    def beat(self, released: bool = False) -> None:
-        """Renew it once: the heartbeat is its own next try."""
-        self.store.impatient().put(_lease_name(self.number), _lease_text(self.owner, released))
-
-    def still_held(self) -> bool:
-        return _highest_lease(self.store.impatient()) == self.number
-
-    def keep(self, on_lost: Callable[[str], None]) -> None:
-        """Renew until released; call ``on_lost`` once if another run has taken over."""
-        failures_since = time.time()
-        while not self._end.wait(HEARTBEAT_SECONDS):
-            try:
-                if not self.still_held():
-                    self.lost.set()
-                    on_lost("another run has taken over this output's lease")
-                    return
-                self.beat()
-                failures_since = time.time()
-            except Exception as error:  # whatever it is, the lease is not renewed
-                if time.time() - failures_since > LEASE_SECONDS:
-                    self.lost.set()
-                    on_lost(f"the lease could not be renewed for {LEASE_SECONDS:.0f} s: {error}")
-                    return
-
-    def release(self, heartbeat: threading.Thread | None = None) -> None:
-        """Give the lease back; the heartbeat ends first, so that it cannot take it again."""
-        self._end.set()
-        if heartbeat is not None:
-            heartbeat.join(timeout=LEASE_SECONDS)
-        if not self.lost.is_set():
-            with contextlib.suppress(BatchgenError, OSError):
-                self.beat(released=True)
-
-
-@contextmanager
-def hold_lease(store: Store, on_lost: Callable[[str], None]) -> Iterator[Lease]:
-    """Hold the output's lease while the block runs.
-
-    Raises:
-        OutputBusy: another run holds it; names the holder and how long to wait.
-    """
-    lease = acquire_lease(store)
-    thread = threading.Thread(target=lease.keep, args=(on_lost,), name="lease", daemon=True)
-    thread.start()
-    try:
-        yield lease
-    finally:
-        lease.release(thread)
-
-
-def acquire_lease(store: Store) -> Lease:
-    """Take the next lease if the last one is released, expired or its process is gone."""
-    highest = _highest_lease(store)
-    if highest:
-        _refuse_if_held(store, highest)
-    alone = store.creates_alone()
-    lease = Lease(store, highest + 1, f"{_process_identity()} {uuid.uuid4().hex[:8]}")
-    created = store.put_new(_lease_name(lease.number), _lease_text(lease.owner, released=False))
-    if not alone:  # the name may have been taken twice: the last to write it has it
-        time.sleep(SETTLE_SECONDS)
-        created = created and _lease_owner(store, lease.number) == lease.owner
-    if not created or _highest_lease(store) != lease.number:
-        _refuse_if_held(store, _highest_lease(store))
-        raise OutputBusy(f"output {store.url}: another run took its lease at the same moment")
-    return lease
-
-
-def _refuse_if_held(store: Store, number: int) -> None:
-    try:
-        tree = json.loads(store.read(_lease_name(number)))
-    except (FileNotFoundError, ValueError):
-        return
-    left = tree["renewed_at"] + LEASE_SECONDS - time.time()
-    if tree["released"] or left <= 0 or _is_dead_neighbour(tree["owner"]):
-        return
-    raise OutputBusy(
-        f"output {store.url} is held by another run ({tree['owner']}); wait for it to end, or if "
-        f"that run is dead try again in {left:.0f} s"
-    )
-
-
-def _lease_owner(store: Store, number: int) -> str:
-    try:
-        return str(json.loads(store.read(_lease_name(number)))["owner"])
-    except (FileNotFoundError, ValueError):
-        return ""
-
-
-def _highest_lease(store: Store) -> int:
-    matches = (_NUMBERED.match(name) for name in store.list(LEASES))
-    return max((int(match.group(1)) for match in matches if match), default=0)
-
-
-def _lease_name(number: int) -> str:
-    return f"{LEASES}/{number:05d}.json"
-
-
-def _lease_text(owner: str, released: bool) -> bytes:
-    return json.dumps({"owner": owner, "renewed_at": time.time(), "released": released}).encode()
-
-
-def _process_identity() -> str:
-    """``host pid place start``; see ``_process_place`` and ``_process_start``."""
-    pid = os.getpid()
-    return f"{socket.gethostname()} {pid} {_process_place()} {_process_start(pid)}"
-
-
-def _is_dead_neighbour(owner: str) -> bool:
-    """The owner ran where this process runs, so that its pid can be looked up, and is no more."""
-    host, pid, place, start, *_ = [*owner.split(" "), "", "", ""]
-    if (host, place) != (socket.gethostname(), _process_place()) or place == "unknown":
-        return False
-    return pid.isdigit() and _process_start(int(pid)) != start
-
-
-def _process_place() -> str:
-    """This boot of this machine and the pid namespace: within them a pid means one process."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as boot:
-            return f"{boot.read().strip()[:8]}-{os.readlink('/proc/self/ns/pid')[5:-1]}"
-    except OSError:
-        return "unknown"
-
-
-def _process_start(pid: int) -> str:
-    """Start of a process in clock ticks since boot; ``gone`` when there is none."""
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return "gone"

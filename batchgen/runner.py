@@ -12,15 +12,8 @@ from typing import Any
 
 from batchgen import report
 from batchgen.errors import Interrupted, LimitExceeded
-from batchgen.ledger import (
-    LEASE_SECONDS,
-    FailedMarker,
-    Lease,
-    Ledger,
-    Marker,
-    States,
-    hold_lease,
-)
+from batchgen.lease import LEASE_SECONDS, Lease, hold_lease
+from batchgen.ledger import FailedMarker, Ledger, Marker, States
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
@@ -51,7 +44,7 @@ class Outcome:
 def plan_job(spec: Spec) -> Plan:
     """What a run of this spec would make; writes nothing."""
     reach_stores(spec)
-    return make_plan(_anywhere(spec), inspect(spec.model, spec.task))
+    return make_plan(anywhere(spec), inspect(spec.model, spec.task))
 
 
 def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
@@ -64,7 +57,7 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
     """
     reach_stores(spec)
     ledger = Ledger(open_store(spec.output.url))
-    spec = _anywhere(spec)
+    spec = anywhere(spec)
     saved = ledger.plan()
     plan = make_plan(spec, _inspect(spec, saved), check_keys=saved is None)
     with interruptible() as interrupt, hold_lease(ledger.store, interrupt) as lease:
@@ -110,7 +103,7 @@ def reach_stores(spec: Spec) -> None:
     configure(spec.storage_options, spec.storage.limits())
 
 
-def _anywhere(spec: Spec) -> Spec:
+def anywhere(spec: Spec) -> Spec:
     """The spec with local paths made absolute, for workers and for a resume from another folder."""
     path = absolute(spec.input.path) if spec.input.path else ""
     roots = spec.input.uri_roots

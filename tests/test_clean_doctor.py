@@ -15,7 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from batchgen import clean, doctor
 from batchgen.cli import main
 from batchgen.errors import InputError, OutputBusy
-from batchgen.ledger import Ledger, acquire_lease
+from batchgen.lease import acquire_lease
+from batchgen.ledger import Ledger
 from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_prompts
@@ -89,7 +90,7 @@ class Careless(MemoryFileSystem):
 
 @pytest.fixture
 def careless(monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr("batchgen.ledger.SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr("batchgen.lease.SETTLE_SECONDS", 0.05)
     return Store(Careless(), f"/{uuid.uuid4().hex}", "careless://", local=False)
 
 

@@ -13,7 +13,8 @@ import pytest
 from batchgen import export as exporting
 from batchgen.errors import InputError, OutputBusy, PlanChanged, SpecError
 from batchgen.export import export
-from batchgen.ledger import FailedMarker, Ledger, acquire_lease
+from batchgen.lease import acquire_lease
+from batchgen.ledger import FailedMarker, Ledger
 from batchgen.storage import Store, open_store
 from batchgen.verify import verify
 from batchgen.writer import FORMATS

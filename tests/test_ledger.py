@@ -15,18 +15,14 @@ import pytest
 
 from batchgen import ledger as ledger_module
 from batchgen.errors import InputError, OutputBusy, PlanChanged, StorageFailed
+from batchgen.lease import LEASE_SECONDS, LEASES, Lease, acquire_lease, hold_lease
 from batchgen.ledger import (
-    LEASE_SECONDS,
-    LEASES,
     Counts,
     FailedMarker,
-    Lease,
     Ledger,
     Marker,
     Written,
-    acquire_lease,
     data_name,
-    hold_lease,
     parse_marker,
     rejects_name,
 )
@@ -243,7 +239,7 @@ def test_a_beat_renews(store: Store) -> None:
 
 DIE_HOLDING = """
 import os, sys
-from batchgen.ledger import acquire_lease
+from batchgen.lease import acquire_lease
 from batchgen.storage import open_store
 acquire_lease(open_store(sys.argv[1]))
 os._exit(9)

@@ -29,6 +29,7 @@ FLOORS = {
         "export",
         "uris",
         "ledger",
+        "lease",
         "report",
         "verify",
         "prepare",

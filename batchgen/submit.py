@@ -1,0 +1,206 @@
+"""Hands a job to a Ray cluster's job server, and asks after it, by its id or by its output."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+import batchgen
+from batchgen.errors import Interrupted, UsageError
+from batchgen.fetch import cache_folder
+from batchgen.spec import Spec
+from batchgen.storage import redact
+
+PACKAGE = Path(batchgen.__file__).parent
+ENTRY_POINT = PACKAGE.parent / "jobs" / "ray_job.py"
+SPEC_FILE = "job.yaml"
+OUTPUT = "batchgen_output"  # of the job's metadata on the cluster
+ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
+STOP_WAIT_S = 60  # for the driver to give back its lease
+POLL_S = 1.0
+RECONNECTS = 10
+CLUSTERS = ("ray",)  # comes with the cluster, at the cluster's version
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+TOKEN_REMEDY = (
+    "the cluster asks for its token: put it into RAY_AUTH_TOKEN, or name its file in "
+    "RAY_AUTH_TOKEN_PATH (on the head it is ~/.ray/auth_token), and set RAY_AUTH_MODE=token"
+)
+
+
+def requirements() -> list[str]:
+    """batchgen's own requirements, pinned to what is installed here; Ray is the cluster's."""
+    pins = []
+    for line in importlib.metadata.requires("batchgen") or []:
+        wanted = Requirement(line)
+        if wanted.name in CLUSTERS or (wanted.marker and "extra" in str(wanted.marker)):
+            continue
+        public = Version(importlib.metadata.version(wanted.name)).public  # torch 2.13.0+cpu
+        pins.append(f"{wanted.name}=={public}")
+    return sorted(pins)
+
+
+class Cluster:
+    """The job server of a Ray cluster, as a client sees it.
+
+    Raises:
+        UsageError: nothing answers at the address, or it refuses; says what to do.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or DEFAULT_ADDRESS
+        with self._answering():
+            self._client = JobSubmissionClient(self.address)
+
+    def submit(self, spec: Spec, submission_id: str | None = None, packages: bool = True) -> str:
+        """Hand over the spec; returns the submission id.
+
+        The package, the spec and, with ``packages``, the pinned requirements travel with it.
+        Secrets do not: the spec only names them.
+        """
+        name = submission_id or f"batchgen-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / SPEC_FILE).write_text(spec.to_yaml())
+            shutil.copy(ENTRY_POINT, folder)
+            environment: dict[str, Any] = {
+                "working_dir": folder,
+                "py_modules": [str(PACKAGE)],
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            }
+            if packages:
+                environment["pip"] = {"packages": requirements(), "pip_check": False}
+            with self._answering():
+                accepted: str = self._client.submit_job(
+                    entrypoint=f"python {ENTRY_POINT.name} {SPEC_FILE}",
+                    submission_id=name,
+                    runtime_env=environment,
+                    metadata={
+                        OUTPUT: spec.output.url,
+                        "batchgen_task": spec.task,
+                        "batchgen_model": redact(spec.model.path),
+                        "batchgen_version": batchgen.__version__,
+                    },
+                )
+        _remember(accepted, spec.output.url)
+        return accepted
+
+    def find(self, job: str) -> JobDetails | None:
+        """The job of this submission id, or the last that was to write this output."""
+        with self._answering():
+            jobs = [one for one in self._client.list_jobs() if one.submission_id]
+        same = [
+            one
+            for one in jobs
+            if job == one.submission_id
+            or job.rstrip("/") == (one.metadata or {}).get(OUTPUT, "").rstrip("/")
+        ]
+        return max(same, key=lambda one: one.start_time or 0, default=None)
+
+    def follow(self, submission_id: str) -> Iterator[str]:
+        """What the job prints, as it comes, until it has ended; a lost connection is made again."""
+        said = failures = 0
+        while True:
+            skip = said
+            try:
+                for text in _blocking(self._client.tail_job_logs(submission_id)):
+                    fresh, skip = text[skip:], max(0, skip - len(text))
+                    said += len(fresh)
+                    if fresh:
+                        failures = 0
+                        yield fresh
+            except Exception as error:
+                failures += 1
+                if failures > RECONNECTS:
+                    raise Interrupted(
+                        f"the connection to {self.address} is lost ({redact(str(error))}); the job "
+                        f"goes on: `batchgen logs --follow {submission_id}` looks again"
+                    ) from error
+            found = self.find(submission_id)
+            if found is None or found.status in ENDED:
+                return
+            time.sleep(POLL_S)
+
+    def logs(self, submission_id: str) -> str:
+        with self._answering():
+            return str(self._client.get_job_logs(submission_id))
+
+    def stop(self, submission_id: str) -> bool:
+        """Ask it to end; False if it has ended already."""
+        with self._answering():
+            return bool(self._client.stop_job(submission_id))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            said = redact(str(error)).strip()
+            kind = type(error).__name__
+            if "Authentication" in kind or "token" in said.lower():
+                raise UsageError(f"{self.address}: {TOKEN_REMEDY}") from error
+            if isinstance(error, ConnectionError) or "Connection" in kind:
+                raise UsageError(
+                    f"no Ray job server answers at {self.address}; is it the address of the "
+                    "head's dashboard (port 8265), and can it be reached from here? "
+                    "`ray dashboard CLUSTER.yaml` or `kubectl port-forward` opens a way"
+                ) from error
+            if isinstance(error, RuntimeError | ValueError):
+                raise UsageError(f"{self.address}: {said}") from error
+            raise
+
+
+def output_of(job: str) -> str:
+    """The output of a job that was submitted from this machine, or ``job`` if that is an output.
+
+    Raises:
+        UsageError: a submission id that is not known here.
+    """
+    if "/" in job:
+        return job
+    try:
+        return _record(job).read_text()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{job} was not submitted from this machine, so its output is not known here: "
+            "give the output instead"
+        ) from None
+
+
+def _remember(name: str, output: str) -> None:
+    _record(name).parent.mkdir(parents=True, exist_ok=True)
+    _record(name).write_text(output)
+
+
+def _record(name: str) -> Path:
+    return cache_folder() / "jobs" / f"{name}.output"
+
+
+def exit_code(job: JobDetails) -> int:
+    """batchgen's own exit code of a job that has ended; 3 if it was stopped or lost."""
+    if job.status == JobStatus.SUCCEEDED:
+        return 0
+    code = job.driver_exit_code
+    return code if code in (1, 2, 3, 4) else 3
+
+
+def _blocking(stream: AsyncIterator[str]) -> Iterator[str]:
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            try:
+                yield loop.run_until_complete(anext(stream))
+            except StopAsyncIteration:
+                return
+    finally:
+        loop.close()
