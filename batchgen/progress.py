@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
 LOG_EVERY_S = 10.0
+MOST_LINES = 2000
 FIRST_WAVE = 0.25  # of the time to the first shard: what ends so soon after it is of its wave
 
 
@@ -92,6 +93,7 @@ class Progress:
         self._quiet = quiet
         self._bars: Bars | None = None
         self._last_line = 0.0
+        self.said: list[str] = []
 
     def __enter__(self) -> Progress:
         if not self._quiet and self._stream.isatty():
@@ -111,7 +113,9 @@ class Progress:
             print(self.line(), file=self._stream, flush=True)
 
     def say(self, text: str) -> None:
-        """One line that stays, above the bars."""
+        """One line that stays, above the bars; ``said`` keeps the first MOST_LINES of them."""
+        if len(self.said) < MOST_LINES:
+            self.said.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
         if self._quiet:
             return
         if self._bars is not None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from batchgen import report
-from batchgen.errors import Interrupted, LimitExceeded
+from batchgen.errors import BatchgenError, Interrupted, LimitExceeded
 from batchgen.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.ledger import FailedMarker, Ledger, Marker, States
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
 from batchgen.spec import Spec
-from batchgen.storage import absolute, configure, open_store
+from batchgen.storage import absolute, configure, open_store, redact
 
 MIN_BAD_SHARDS = 3
+LOG_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
         ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
         states = ledger.states(plan)
         tally = tally_of(plan, ledger, states)
-        with Progress(tally, quiet) as progress:
+        with Progress(tally, quiet) as progress, _kept(ledger, lease, progress):
             progress.say(_opening(plan, states))
             if states.pending:
                 _stream(plan, ledger, states, progress, address, lease)
@@ -121,6 +122,33 @@ def _inspect(spec: Spec, saved: Plan | None) -> ModelInfo:
     if moves and saved and not saved.model.revision.startswith("sha256:"):
         model = model.model_copy(update={"revision": saved.model.revision})
     return inspect(model, spec.task)
+
+
+@contextmanager
+def _kept(ledger: Ledger, lease: Lease, progress: Progress) -> Iterator[None]:
+    """What the run says is kept in its output: every LOG_SECONDS, and in the end how it ended."""
+    over = threading.Event()
+
+    def write(ending: str = "") -> None:
+        with suppress(BatchgenError, OSError):  # the shards' own faults tell of the store
+            ledger.log(lease.number, [*progress.said, progress.line(), *filter(None, [ending])])
+
+    def keep() -> None:
+        while not over.wait(LOG_SECONDS):
+            write()
+
+    thread = threading.Thread(target=keep, name="log", daemon=True)
+    thread.start()
+    ending = ""
+    try:
+        yield
+    except BaseException as error:
+        ending = f"ended: {type(error).__name__}: {redact(str(error))}"
+        raise
+    finally:
+        over.set()
+        thread.join()
+        write(ending)
 
 
 def _stream(

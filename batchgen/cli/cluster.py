@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import click
 from batchgen.cli.options import main, open_ledger, spec_options, storage_option
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
     from batchgen.ledger import Ledger
     from batchgen.spec import Spec
     from batchgen.submit import Cluster
