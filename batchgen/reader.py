@@ -193,7 +193,9 @@ class _Files:
                 nullable = nullable.with_metadata(table.schema.metadata)
                 yield table.cast(nullable), self._counted.take()
         except FileNotFoundError as error:
-            raise InputError(f"input file {group.path} has vanished") from error
+            raise InputError(
+                f"input file {group.path} has vanished; put it back, or write to a new output"
+            ) from error
         except (pa.ArrowException, IndexError, KeyError) as error:
             raise _undecodable(group, error) from error
         except OSError as error:

@@ -218,7 +218,7 @@ def test_a_vanished_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     plan = planned(path)
     path.unlink()
-    assert fails(plan) == f"input file {path} has vanished"
+    assert fails(plan) == f"input file {path} has vanished; put it back, or write to a new output"
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
