@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchgen.cli.options import main, open_ledger, spec_options, storage_option
+from batchgen.progress import duration
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
-
     from batchgen.ledger import Ledger
     from batchgen.spec import Spec
     from batchgen.submit import Cluster
@@ -72,15 +72,14 @@ def submit(
 @click.option("--follow", is_flag=True, help="Go on until the job has ended; exit as it exits.")
 def logs(job: str, address: str | None, storage_options: tuple[str, ...], follow: bool) -> int:
     """Print what JOB (submission id or output) has said, from its cluster or else its output."""
-    cluster, found, why = _ask(job, address)
-    if cluster is None or found is None:
-        click.echo(f"{why}; from its output:", err=True)
+    found = ask(job, address)
+    if found.cluster is None:
+        click.echo(f"{found.status}; from its output:", err=True)
         click.echo(_ledger(job, storage_options).logs(), nl=False)
         return 0
-    name = str(found.submission_id)
     if follow:
-        return _watch(cluster, name)
-    click.echo(cluster.logs(name), nl=False)
+        return _watch(found.cluster, found.name)
+    click.echo(found.cluster.logs(found.name), nl=False)
     return 0
 
 
@@ -90,47 +89,60 @@ def logs(job: str, address: str | None, storage_options: tuple[str, ...], follow
 @storage_option
 def cancel(job: str, address: str | None, storage_options: tuple[str, ...]) -> int:
     """Stop JOB (submission id or output); what is committed stays, `resume` goes on."""
-    cluster, found, why = _ask(job, address)
-    if cluster is None or found is None:
-        click.echo(f"{why}; {_last_run(_ledger(job, storage_options))}", err=True)
+    found = ask(job, address)
+    if found.cluster is None:
+        click.echo(f"{found.status}\n{last_run(_ledger(job, storage_options))}", err=True)
         return 1
-    name = str(found.submission_id)
-    if cluster.stop(name):
-        click.echo(f"stopping {name}; `batchgen resume` or `submit` goes on with what is missing")
+    if found.cluster.stop(found.name):
+        click.echo(f"stopping {found.name}; `batchgen resume` goes on with what is missing")
     else:
-        click.echo(f"{name} has ended already: {found.status.value.lower()}")
+        click.echo(f"{found.name} has ended already: {found.status}")
     return 0
 
 
-def _ask(job: str, address: str | None) -> tuple[Cluster | None, JobDetails | None, str]:
-    """The cluster and the job on it, or None and why."""
+@dataclass(frozen=True)
+class Found:
+    """A job on a cluster; without one, ``status`` says why."""
+
+    cluster: Cluster | None
+    name: str
+    output: str
+    status: str
+
+
+def ask(job: str, address: str | None) -> Found:
+    """Look for a job, by submission id or by output, where a cluster should be."""
     from batchgen.errors import UsageError
-    from batchgen.submit import Cluster
+    from batchgen.submit import OUTPUT, Cluster
 
     try:
         cluster = Cluster(address)
         found = cluster.find(job)
     except UsageError as error:
-        return None, None, str(error)
-    return cluster, found, "" if found else f"the cluster at {cluster.address} knows no job {job}"
+        return Found(None, "", "", str(error))
+    if found is None or found.submission_id is None:
+        return Found(None, "", "", f"the cluster at {cluster.address} knows no job {job}")
+    output = (found.metadata or {}).get(OUTPUT, "")
+    return Found(cluster, found.submission_id, output, found.status.value.lower())
+
+
+def last_run(ledger: Ledger) -> str:
+    """Who works on an output, or when somebody did last."""
+    from batchgen.lease import holder_of
+
+    holder = holder_of(ledger.store)
+    if holder is None:
+        return f"nothing was ever run into {ledger.store.url}"
+    ago = duration(time.time() - holder.renewed_at)
+    if holder.at_work:
+        return f"at work: {holder.owner}, last heard of {ago} ago"
+    return f"none at work; the last one was heard of {ago} ago"
 
 
 def _ledger(job: str, storage_options: tuple[str, ...]) -> Ledger:
     from batchgen.submit import output_of
 
     return open_ledger(output_of(job), storage_options)
-
-
-def _last_run(ledger: Ledger) -> str:
-    from batchgen.lease import holder_of
-
-    holder = holder_of(ledger.store)
-    if holder is None:
-        return f"nothing was ever run into {ledger.store.url}"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.renewed_at))
-    if holder.at_work:
-        return f"but a run is at work ({holder.owner}, last heard of at {since}): end it there"
-    return f"no run is at work on {ledger.store.url}, the last one was heard of at {since}"
 
 
 def _watch(cluster: Cluster, name: str) -> int:

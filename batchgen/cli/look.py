@@ -7,27 +7,44 @@ from dataclasses import asdict
 
 import click
 
+from batchgen.cli.cluster import address_option, ask, last_run
 from batchgen.cli.options import main, open_ledger, storage_option
 
 
 @main.command()
-@click.argument("output")
+@click.argument("job")
+@address_option
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def status(output: str, storage_options: tuple[str, ...], as_json: bool) -> int:
-    """Show how far the job in OUTPUT (folder or URL) is, from storage alone.
+def status(job: str, address: str | None, storage_options: tuple[str, ...], as_json: bool) -> int:
+    """Show how far JOB (its output, or its submission id) is, from storage.
+
+    The cluster is asked as well, if a submission id or an address is given and it answers.
 
     Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending.
     """
-    from batchgen import runner
+    from batchgen.runner import tally_of, verdict
+    from batchgen.submit import output_of
 
+    facts: dict[str, object] = {}
+    output = job
+    if address or "/" not in job:
+        found = ask(job, address)
+        output = found.output or output_of(job)
+        facts |= {"submission_id": found.name, "cluster": found.status}
+        if not as_json:
+            click.echo(f"cluster  {found.status}")
     ledger = open_ledger(output, storage_options)
+    frozen = ledger.plan()
+    if frozen is None and facts.get("submission_id"):
+        click.echo(f"nothing stands in {output} yet")
+        return 3
     frozen = ledger.require_plan()
     states = ledger.states(frozen)
-    tally = runner.tally_of(frozen, ledger, states)
-    exit_code, message = runner.verdict(frozen, tally)
+    tally = tally_of(frozen, ledger, states)
+    exit_code, message = verdict(frozen, tally)
     pending = frozen.shards - tally.committed - tally.failed_shards
-    facts = {
+    facts |= {
         "output": output,
         "shards": frozen.shards,
         "committed": tally.committed,
@@ -47,7 +64,8 @@ def status(output: str, storage_options: tuple[str, ...], as_json: bool) -> int:
             f"shards   {tally.committed} of {frozen.shards} committed, "
             f"{tally.failed_shards} failed, {pending} pending\n"
             f"samples  {frozen.samples} planned, {tally.accepted} accepted, "
-            f"{tally.rejected} rejected, {tally.failed} failed\n{message}"
+            f"{tally.rejected} rejected, {tally.failed} failed\n"
+            f"run      {last_run(ledger)}\n{message}"
         )
         for failure in ledger.failures(sorted(states.failed)[:10]):
             click.echo(f"failed   shard {failure.shard}: {failure.error}: {failure.message}")
