@@ -24,11 +24,12 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending.
     """
     from batchgen.runner import tally_of, verdict
-    from batchgen.submit import output_of
 
     facts: dict[str, object] = {}
     output = job
     if address or "/" not in job:
+        from batchgen.submit import output_of
+
         found = ask(job, address)
         output = found.output or output_of(job)
         facts |= {"submission_id": found.name, "cluster": found.status}
