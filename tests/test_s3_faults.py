@@ -120,12 +120,40 @@ def test_multipart_uploads_survive_and_leave_nothing(
     steady.rules(Rule(kind, method="PUT|POST", target=step, times=1))
     store.put("data/big", body)
     assert steady.faults() == [kind]
+    parts = [seen for seen in steady.log if "partNumber" in seen.target]
+    assert len(parts) == (4 if step == "partNumber=2" else 3), "more was sent again than was lost"
     steady.rules()
     assert store.read("data/big") == body
     left = unfinished_uploads(store)
     assert len(left) == (1 if (kind, step) == ("lost", "uploads") else 0)
     for upload in left:
         abort(store, upload)
+    assert unfinished_uploads(store) == []
+
+
+def test_parts_on_their_way_are_waited_for_before_an_upload_is_aborted(
+    steady: FaultProxy, s3_bucket: str
+) -> None:
+    store = open_store(f"{s3_bucket}/out")
+    steady.rules(
+        Rule("error", target="partNumber=1", status=403, code="AccessDenied"),
+        Rule("latency", target="partNumber=[23]", seconds=1),
+    )
+    with pytest.raises(StorageFailed, match=r"cannot write .*/out/data/big: AccessDenied"):
+        store.put("data/big", bytes(2 * PART + 1))
+    assert [seen.method for seen in steady.log][-1] == "DELETE"
+    assert sum("partNumber" in seen.target for seen in steady.log) == 3
+    steady.rules()
+    assert unfinished_uploads(store) == []
+
+
+def test_an_upload_that_somebody_aborts_is_begun_again(steady: FaultProxy, s3_bucket: str) -> None:
+    store = open_store(f"{s3_bucket}/out")
+    gone = Rule("error", target="partNumber=2", status=404, code="NoSuchUpload", times=1)
+    steady.rules(gone)
+    store.put("data/big", bytes(2 * PART + 1))
+    assert steady.faults() == ["error"]
+    assert store.list("data") == {"big": 2 * PART + 1}
     assert unfinished_uploads(store) == []
 
 

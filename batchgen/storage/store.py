@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from batchgen.errors import InputError, StorageFailed
 from batchgen.storage.connect import filesystem, is_networked, limits
 from batchgen.storage.faults import error_code, persist, storage_errors
+from batchgen.storage.uploads import put_in_parts
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -76,7 +77,10 @@ class Store:
         doing = f"write {self.url}/{name}"
         if not self.local:
             with _missing_is_a_bucket(doing):
-                self.attempt(doing, partial(self._put_remote, name, data))
+                if "s3" in self.fs.protocol and len(data) >= 2 * limits().part_bytes:
+                    put_in_parts(self, name, data)
+                else:
+                    self.attempt(doing, partial(self._pipe, name, data))
             return
         with storage_errors(doing):
             with self._temporary(name, data) as temporary:
@@ -202,12 +206,6 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def _put_remote(self, name: str, data: bytes) -> None:
-        """One put, or a multipart upload that becomes visible whole and is aborted if it fails."""
-        part = limits().part_bytes
-        in_parts = "s3" in self.fs.protocol and len(data) >= 2 * part
-        self._pipe(name, data, **({"chunksize": part} if in_parts else {}))
-
     def _put_new_remote(self, name: str, data: bytes) -> bool:
         try:
             self._pipe(name, data, mode="create")
@@ -220,12 +218,14 @@ class Store:
         return True
 
     def _pipe(self, name: str, data: bytes, **options: Any) -> None:
-        """One try; bounded in time, since no client's own limit sees a peer that does not read."""
+        """One request, tried once; bounded in time, as no client's limit is if nobody reads."""
         if not self.fs.async_impl:
             self.fs.pipe_file(self.path(name), data, **options)
             return
         from fsspec.asyn import sync
 
+        if "s3" in self.fs.protocol:
+            options["chunksize"] = len(data) + 1  # s3fs would send it in parts, its own way
         within_s = limits().write_within_s(len(data))
         pipe = self.fs._pipe_file
         sync(self.fs.loop, pipe, self.path(name), data, timeout=within_s, **options)

@@ -1,15 +1,122 @@
-"""Multipart uploads that a dead run has left behind: invisible, and paid for by the byte."""
+"""S3's multipart uploads: large objects part by part, and what dead runs have left of them."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from batchgen.storage.store import Store
+from batchgen.errors import BatchgenError, StorageFailed
+from batchgen.storage.connect import limits
+from batchgen.storage.faults import error_code
+
+if TYPE_CHECKING:
+    from batchgen.storage.store import Store
 
 OWN_FOLDERS = ("data/", "_batchgen/")
+PARTS_AT_ONCE = 4  # each is a copy in memory
+UPLOADS_BEGUN = 3  # for one object, if an upload is gone before it is complete
+
+
+class _UploadGone(StorageFailed):
+    """Somebody aborted it, or it was completed with other parts."""
+
+
+def put_in_parts(store: Store, name: str, data: bytes) -> None:
+    """Write or replace one object of S3 in parts of ``Limits.part_bytes``, visible when complete.
+
+    Each request is tried again by itself. Parts that are on their way when one has failed are
+    waited for before the upload is aborted, since they would be kept otherwise.
+
+    Raises:
+        StorageFailed, RetryShard: as ``Store.put``; then the upload has been aborted, if the store
+            still answered.
+    """
+    for begun in range(UPLOADS_BEGUN):
+        try:
+            _Parts(store, name, data).upload()
+            return
+        except _UploadGone:
+            if begun == UPLOADS_BEGUN - 1:
+                raise
+
+
+class _Parts:
+    """One upload of one object."""
+
+    def __init__(self, store: Store, name: str, data: bytes) -> None:
+        self.store, self.name, self.data = store, name, data
+        self.bucket, _, self.key = store.path(name).partition("/")
+        self.part = limits().part_bytes
+        self.doing = f"write {store.url}/{name}"
+        self.place: dict[str, str] = {}
+        self.failed: Exception | None = None  # of the part that failed first
+
+    def upload(self) -> None:
+        answer = self._ask("create_multipart_upload", Bucket=self.bucket, Key=self.key)
+        self.place = {"Bucket": self.bucket, "Key": self.key, "UploadId": answer["UploadId"]}
+        numbers = range(1, -(-len(self.data) // self.part) + 1)
+        try:
+            with ThreadPoolExecutor(PARTS_AT_ONCE, "upload") as pool:  # waits for all of them
+                parts = list(pool.map(self._send, numbers))
+            self._complete(parts)
+        except BaseException:
+            with contextlib.suppress(BatchgenError, OSError):
+                _abort(self.store.impatient(), self.place, self.doing)
+            raise
+
+    def _send(self, number: int) -> dict[str, Any]:
+        body = self.data[(number - 1) * self.part : number * self.part]
+        try:
+            answer = self._ask("upload_part", **self.place, PartNumber=number, Body=body)
+        except Exception as error:
+            self.failed = self.failed or error
+            raise self.failed from None
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    def _complete(self, parts: list[dict[str, Any]]) -> None:
+        try:
+            self._ask("complete_multipart_upload", **self.place, MultipartUpload={"Parts": parts})
+        except _UploadGone:  # so it is if the answer to an earlier try was lost
+            with contextlib.suppress(FileNotFoundError):
+                there = self._ask("head_object", Bucket=self.bucket, Key=self.key)
+                if there["ETag"].strip('"') == _etag_of(parts):
+                    return
+            raise
+
+    def _ask(self, method: str, **words: Any) -> dict[str, Any]:
+        """One request, with the store's patience; bounded in time as a put is."""
+        from fsspec.asyn import sync
+
+        fs = self.store.fs
+        within_s = limits().write_within_s(len(words.get("Body", b"")))
+
+        def call() -> dict[str, Any]:
+            if self.failed is not None:
+                raise self.failed
+            try:
+                answer: dict[str, Any] = sync(
+                    fs.loop, fs._call_s3, method, timeout=within_s, **words
+                )
+            except Exception as error:
+                if error_code(error) == "NoSuchUpload":
+                    raise _UploadGone(
+                        f"cannot {self.doing}: the upload is gone; is another run at work?"
+                    ) from error
+                raise
+            return answer
+
+        return self.store.attempt(self.doing, call)
+
+
+def _etag_of(parts: list[dict[str, Any]]) -> str:
+    """S3's etag of an object in parts: the MD5 of their MD5s, and how many they are."""
+    digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)
+    return f"{hashlib.md5(digests).hexdigest()}-{len(parts)}"
 
 
 @dataclass(frozen=True)
@@ -35,14 +142,14 @@ def unfinished_uploads(store: Store) -> list[Upload]:
 
 def abort(store: Store, upload: Upload) -> None:
     """Abort it; that it is gone already is fine."""
-    doing = f"abort the unfinished upload of {store.url}/{upload.name}"
+    place = {"Bucket": upload.bucket, "Key": upload.key, "UploadId": upload.upload_id}
+    _abort(store, place, f"abort the unfinished upload of {store.url}/{upload.name}")
 
+
+def _abort(store: Store, place: dict[str, str], doing: str) -> None:
     def call() -> None:
-        place = {"Bucket": upload.bucket, "Key": upload.key, "UploadId": upload.upload_id}
-        try:
+        with contextlib.suppress(FileNotFoundError):
             store.fs.call_s3("abort_multipart_upload", **place)
-        except FileNotFoundError:
-            return
 
     store.attempt(doing, call)
 
