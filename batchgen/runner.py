@@ -142,6 +142,9 @@ def _kept(ledger: Ledger, lease: Lease, progress: Progress) -> Iterator[None]:
     ending = ""
     try:
         yield
+    except KeyboardInterrupt:
+        ending = "interrupted"
+        raise
     except BaseException as error:
         ending = f"ended: {type(error).__name__}: {redact(str(error))}"
         raise

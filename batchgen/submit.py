@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
+import os
 import shutil
 import tempfile
 import time
@@ -59,9 +61,16 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = address or DEFAULT_ADDRESS
+        given = address or DEFAULT_ADDRESS
+        self.address = given if "://" in given else f"http://{given}"
+        os.environ["RAY_API_SERVER_ADDRESS"] = (
+            self.address
+        )  # Ray's client prefers it to what we say
         with self._answering():
             self._client = JobSubmissionClient(self.address)
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of uploads and connections
+        for name in ("dashboard_sdk", "job.sdk"):
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
 
     def submit(self, spec: Spec, submission_id: str | None = None, packages: bool = True) -> str:
         """Hand over the spec; returns the submission id.
