@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 from batchgen import report
 from batchgen.errors import BatchgenError, Interrupted, LimitExceeded
 from batchgen.lease import LEASE_SECONDS, Lease, hold_lease
-from batchgen.ledger import FailedMarker, Ledger, Marker, States
+from batchgen.ledger import PLAN, FailedMarker, Ledger, Marker, States
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
@@ -168,6 +169,7 @@ def _stream(
     tally.failed -= sum(failure.planned for failure in ledger.failures(states.failed))
     tally.failed_shards = 0
     with engine.cluster(address):
+        engine.refuse_unshared(_local_paths(plan, ledger))
         progress.show()
         for event in engine.generate(plan, ledger, states.pending):
             _count(tally, event, made=True)
@@ -179,6 +181,12 @@ def _stream(
             if lease.lost.is_set():
                 raise Interrupted("another run has taken over this output's lease")
             _stop_when_hopeless(plan, tally)
+
+
+def _local_paths(plan: Plan, ledger: Ledger) -> list[str]:
+    """Of the input and the output, those that are files of a machine."""
+    output = [ledger.store.path(PLAN)] if ledger.store.local else []
+    return output + [file.path for file in plan.files[:1] if os.path.isabs(file.path)]
 
 
 def _stop_when_hopeless(plan: Plan, tally: Tally) -> None:

@@ -27,7 +27,7 @@ from batchgen.engine.actors import (
     StageActor,
     pause,
 )
-from batchgen.engine.cluster import cluster
+from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.pools import READER_CPUS, Pools, Share, pools_of
 from batchgen.errors import Interrupted, RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
@@ -36,7 +36,7 @@ from batchgen.plan import Plan
 from batchgen.reader import Span, make_spans, read_columns, read_span, span_from_json
 from batchgen.storage import configure
 
-__all__ = ["Generate", "Share", "StageActor", "cluster", "generate"]
+__all__ = ["Generate", "Share", "StageActor", "cluster", "generate", "refuse_unshared"]
 
 
 def generate(

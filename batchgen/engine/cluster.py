@@ -6,16 +6,18 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.data import DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchgen.errors import UsageError
 
 LOCAL_OBJECT_STORE_BYTES = 2 << 30
+LOOK_WITHIN_S = 60.0  # a node that joins in this moment may take long to start its first worker
 
 
 @contextmanager
@@ -34,6 +36,34 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_unshared(paths: Sequence[str]) -> None:
+    """On a cluster of several nodes, see that every one of them sees these local paths.
+
+    Raises:
+        UsageError: names the nodes that do not, and the first path.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+
+    def unseen(wanted: Sequence[str]) -> list[str]:
+        return [path for path in wanted if not os.path.exists(path)]
+
+    asked = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(unseen).options(num_cpus=0, scheduling_strategy=there)
+        asked[task.remote(list(paths))] = node["NodeManagerAddress"]
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_WITHIN_S)
+    blind = {asked[answer]: lost for answer in answered if (lost := ray.get(answer))}
+    if blind:
+        raise UsageError(
+            f"{next(iter(blind.values()))[0]} is a folder that {len(blind)} of {len(nodes)} nodes "
+            f"do not see ({', '.join(sorted(blind)[:5])}): use a store (s3://, gs://, az://) or a "
+            "folder that all nodes share"
+        )
 
 
 def _init(address: str | None) -> None:
