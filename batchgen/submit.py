@@ -6,11 +6,12 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,35 +74,50 @@ class Cluster:
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
 
     def submit(self, spec: Spec, submission_id: str | None = None, packages: bool = True) -> str:
-        """Hand over the spec; returns the submission id.
+        """Hand over a spec; returns the submission id.
 
         The package, the spec and, with ``packages``, the pinned requirements travel with it.
         Secrets do not: the spec only names them.
         """
+        facts = {"batchgen_task": spec.task, "batchgen_model": redact(spec.model.path)}
+        files = {SPEC_FILE: spec.to_yaml()}
+        return self._start(
+            ["run", SPEC_FILE], spec.output.url, files, facts, submission_id, packages
+        )
+
+    def resume(self, output: str, options: Sequence[str] = (), packages: bool = True) -> str:
+        """Have the job of this output gone on with; ``options`` are those of ``batchgen resume``."""
+        return self._start(["resume", output, *options], output, {}, {}, None, packages)
+
+    def _start(
+        self,
+        words: list[str],
+        output: str,
+        files: dict[str, str],
+        facts: dict[str, str],
+        submission_id: str | None,
+        packages: bool,
+    ) -> str:
         name = submission_id or f"batchgen-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        environment: dict[str, Any] = {
+            "py_modules": [str(PACKAGE)],
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+        }
+        if packages:
+            environment["pip"] = {"packages": requirements(), "pip_check": False}
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / SPEC_FILE).write_text(spec.to_yaml())
+            for file, text in files.items():
+                (Path(folder) / file).write_text(text)
             shutil.copy(ENTRY_POINT, folder)
-            environment: dict[str, Any] = {
-                "working_dir": folder,
-                "py_modules": [str(PACKAGE)],
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-            }
-            if packages:
-                environment["pip"] = {"packages": requirements(), "pip_check": False}
+            environment["working_dir"] = folder
             with self._answering():
                 accepted: str = self._client.submit_job(
-                    entrypoint=f"python {ENTRY_POINT.name} {SPEC_FILE}",
+                    entrypoint=shlex.join(["python", ENTRY_POINT.name, *words]),
                     submission_id=name,
                     runtime_env=environment,
-                    metadata={
-                        OUTPUT: spec.output.url,
-                        "batchgen_task": spec.task,
-                        "batchgen_model": redact(spec.model.path),
-                        "batchgen_version": batchgen.__version__,
-                    },
+                    metadata={OUTPUT: output, "batchgen_version": batchgen.__version__, **facts},
                 )
-        _remember(accepted, spec.output.url)
+        _remember(accepted, output)
         return accepted
 
     def find(self, job: str) -> JobDetails | None:

@@ -1,4 +1,4 @@
-"""What `batchgen submit` starts on the cluster's head: `batchgen run` with the spec beside it."""
+"""What `batchgen submit` and `resume` start on a cluster's head: `batchgen` with these arguments."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import sys
 from batchgen.cli import main
 
 if __name__ == "__main__":
-    main(["run", *sys.argv[1:]])
+    main(sys.argv[1:])

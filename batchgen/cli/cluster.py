@@ -100,6 +100,18 @@ def cancel(job: str, address: str | None, storage_options: tuple[str, ...]) -> i
     return 0
 
 
+def resume_on(address: str, output: str, storage_options: tuple[str, ...]) -> int:
+    """Submit that an output's job is gone on with, and watch it."""
+    from batchgen.storage import absolute
+    from batchgen.submit import Cluster
+
+    cluster = Cluster(address)
+    options = [word for one in storage_options for word in ("--storage-option", one)]
+    name = cluster.resume(absolute(output), options)
+    click.echo(f"submitted {name} to {cluster.address}, output {output}", err=True)
+    return _watch(cluster, name)
+
+
 @dataclass(frozen=True)
 class Found:
     """A job on a cluster; without one, ``status`` says why."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batchgen.cli.cluster import resume_on
 from batchgen.cli.options import main, parse_storage_options, spec_options, storage_option
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ def run(spec: Spec, address: str | None, dry_run: bool, as_json: bool) -> int:
 def resume(
     output: str, storage_options: tuple[str, ...], address: str | None, as_json: bool
 ) -> int:
-    """Go on with the job whose OUTPUT (folder or URL) this is; failed shards are tried again."""
+    """Go on with the job whose OUTPUT (folder or URL) this is; failed shards are tried again.
+
+    With the address of a cluster's job server (http://HEAD:8265) it is submitted there.
+    """
+    if address and address.startswith(("http://", "https://")):
+        return resume_on(address, output, storage_options)
     from batchgen import runner
 
     options = parse_storage_options(storage_options)
