@@ -86,7 +86,7 @@ class Cluster:
         )
 
     def resume(self, output: str, options: Sequence[str] = (), packages: bool = True) -> str:
-        """Have the job of this output gone on with; ``options`` are those of ``batchgen resume``."""
+        """Have an output's job gone on with; ``options`` are those of ``batchgen resume``."""
         return self._start(["resume", output, *options], output, {}, {}, None, packages)
 
     def _start(
@@ -108,11 +108,13 @@ class Cluster:
         with tempfile.TemporaryDirectory() as folder:
             for file, text in files.items():
                 (Path(folder) / file).write_text(text)
-            shutil.copy(ENTRY_POINT, folder)
+            start = ["python", "-m", "batchgen"]  # of an installation without the checkout
+            if ENTRY_POINT.exists():
+                start = ["python", shutil.copy(ENTRY_POINT, folder).rpartition("/")[2]]
             environment["working_dir"] = folder
             with self._answering():
                 accepted: str = self._client.submit_job(
-                    entrypoint=shlex.join(["python", ENTRY_POINT.name, *words]),
+                    entrypoint=shlex.join([*start, *words]),
                     submission_id=name,
                     runtime_env=environment,
                     metadata={OUTPUT: output, "batchgen_version": batchgen.__version__, **facts},

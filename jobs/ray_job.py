@@ -1,4 +1,4 @@
-"""What `batchgen submit` and `resume` start on a cluster's head: `batchgen` with these arguments."""
+"""What `batchgen submit` starts on a cluster's head: the command line, with its arguments."""
 
 from __future__ import annotations
 
