@@ -65,7 +65,7 @@ class Uris:
     def _fetch(self, uri: str) -> bytes:
         place = self.place(uri)
         try:
-            data = read_limited(place, self.limit_bytes)
+            data = read_limited(place, self.limit_bytes, follow=self._may_follow)
         except FileNotFoundError:
             raise _reject("missing-uri", uri, "an object that is there") from None
         except InputError as error:
@@ -77,6 +77,11 @@ class Uris:
         if len(data) > self.limit_bytes:
             raise _reject("large-uri", uri, f"up to {self.limit_bytes} bytes")
         return data
+
+    def _may_follow(self, uri: str) -> None:
+        """Where a web server sends on to has to lie under the roots as well."""
+        if not uri.startswith(_OTHERS) or self.place(uri) != uri:
+            raise _reject("forbidden-uri", uri, f"redirects to {', '.join(self.roots)} alone")
 
     def place(self, uri: str) -> str:
         """The URI made absolute.

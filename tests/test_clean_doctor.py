@@ -21,7 +21,11 @@ from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_prompts
 
-OTHER = json.dumps({"owner": "other", "renewed_at": time.time() + 60, "released": False}).encode()
+
+def others_lease() -> bytes:
+    """Just renewed: it is made when it is needed, however long the tests before it took."""
+    tree = {"owner": "other", "renewed_at": time.time(), "released": False}
+    return json.dumps(tree).encode()
 
 
 def invoke(*words: str) -> Result:
@@ -106,7 +110,7 @@ def test_where_names_are_taken_twice_the_last_writer_holds_the_lease(
     real_sleep = time.sleep
 
     def other_takes_it_too(seconds: float) -> None:
-        careless.put("_batchgen/lease/00002.json", OTHER)
+        careless.put("_batchgen/lease/00002.json", others_lease())
         real_sleep(seconds)
 
     Ledger(careless).store.put(

@@ -157,6 +157,25 @@ def test_an_upload_that_somebody_aborts_is_begun_again(steady: FaultProxy, s3_bu
     assert unfinished_uploads(store) == []
 
 
+def test_an_upload_that_cannot_be_completed_is_begun_again(
+    steady: FaultProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is where the gateway that was at it has died."""
+    monkeypatch.setattr("batchgen.storage.uploads.COMPLETE_WITHIN_S", 0.5)
+    store = open_store(f"{s3_bucket}/out")
+    stuck = Rule("error", method="POST", target="uploadId", status=500, code="InternalError")
+    steady.rules(stuck)
+    writer = threading.Thread(target=store.put, args=("data/big", bytes(2 * PART + 1)))
+    writer.start()
+    while sum(seen.target.endswith("?uploads") for seen in steady.log) < 2:
+        assert writer.is_alive()
+        time.sleep(0.01)
+    stuck.times = 0
+    writer.join(30)
+    assert store.list("data") == {"big": 2 * PART + 1}
+    assert unfinished_uploads(store) == []
+
+
 def test_a_failed_upload_is_not_visible_and_clean_up_finds_only_ours(
     quick: FaultProxy, s3_bucket: str
 ) -> None:

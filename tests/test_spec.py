@@ -367,7 +367,16 @@ def test_an_empty_section_has_its_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "field", ["input.path", "output.url", "model.path", "model.config", "model.components.vae"]
 )
-def test_credentials_in_a_url_are_refused_and_not_shown(field: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIA:hunter2@bucket/x",
+        "https://host/x?X-Amz-Signature=hunter2&X-Amz-Expires=3",
+        "https://host/x?version=3&token=hunter2",
+        "https://account.blob.core.windows.net/x?sv=2024&sig=hunter2",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_shown(field: str, url: str) -> None:
     with pytest.raises(SpecError) as caught:
-        build(merge(MINIMAL, {field: "s3://AKIA:hunter2@bucket/x"}))
+        build(merge(MINIMAL, {field: url}))
     assert caught.value.field == field and "hunter2" not in str(caught.value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,7 @@ def test_what_leads_out_is_refused(uri: str) -> None:
 
 def test_what_takes_too_long_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("batchgen.uris.read_limited", lambda *_: release.wait(30) and b"")
+    monkeypatch.setattr("batchgen.uris.read_limited", lambda *_, **__: release.wait(30) and b"")
     began = time.monotonic()
     try:
         found = Uris("/in", ("/in",), 1000, 0.1).fetch(["a.png"])
@@ -175,7 +177,7 @@ def test_each_object_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("a.png", b"x")
     asked: list[str] = []
 
-    def read(place: str, limit: int) -> bytes:
+    def read(place: str, limit: int, follow: object) -> bytes:
         asked.append(place)
         return b"x"
 
@@ -183,3 +185,52 @@ def test_each_object_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Uris(store.url, (store.url,), 1000, 5.0).fetch(["a.png", "b.png", "a.png"])
     assert found == {"a.png": b"x", "b.png": b"x"}
     assert sorted(asked) == [f"{store.url}/a.png", f"{store.url}/b.png"]
+
+
+class Web(BaseHTTPRequestHandler):
+    """A few pages, and redirects to inside and outside of ``/pictures``."""
+
+    def do_GET(self) -> None:
+        asked.append(self.path)
+        to = {
+            "/pictures/moved.png": "/pictures/a.png",
+            "/pictures/out.png": "/secret.png",
+            "/pictures/elsewhere.png": "http://127.0.0.2:1/pictures/a.png",
+            "/pictures/disk.png": "file:///etc/hostname",
+            "/pictures/round.png": "/pictures/round.png",
+        }.get(self.path)
+        refused = {"/pictures/none.png": 404, "/pictures/private.png": 403}.get(self.path, 200)
+        self.send_response(302 if to else refused)
+        if to:
+            self.send_header("Location", to)
+        self.end_headers()
+        body = bytes(1 << 20) if self.path.endswith("large.png") else b"picture"
+        with suppress(ConnectionError):
+            self.wfile.write(b"" if to else body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+asked: list[str] = []
+
+
+def test_redirects_lead_nowhere_else() -> None:
+    names = ("a", "moved", "out", "elsewhere", "disk", "round", "none", "private", "large")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}/pictures"
+        found = Uris(root, (root,), 1000, 10.0).fetch([f"{name}.png" for name in names])
+        server.shutdown()
+    seen = {
+        uri.removesuffix(".png"): one.reason if isinstance(one, RejectRow) else one
+        for uri, one in found.items()
+    }
+    assert seen == {
+        **dict.fromkeys(("a", "moved"), b"picture"),
+        **dict.fromkeys(("out", "elsewhere", "disk"), "forbidden-uri"),
+        **dict.fromkeys(("round", "private"), "bad-uri"),
+        "none": "missing-uri",
+        "large": "large-uri",
+    }
+    assert "/secret.png" not in asked

@@ -73,6 +73,11 @@ __all__ = [
 ]
 
 _USERINFO = re.compile(r"^([A-Za-z0-9+.-]+://)[^/@]*@")
+_SIGNED = re.compile(
+    r"[?&](x-(amz|goog)-(signature|credential|security-token)|sig|[a-z_]*(signature|token|key)"
+    r"|awsaccesskeyid)=",
+    re.IGNORECASE,
+)
 
 
 class Spec(Section):
@@ -109,6 +114,9 @@ class Spec(Section):
         for field, url in (*urls, *self.model.places()):
             if _USERINFO.match(url):
                 raise SpecError(field, _USERINFO.sub(r"\1...@", url), "a URL without credentials")
+            if "://" in url and _SIGNED.search(url):
+                shown = f"{url.partition('?')[0]}?..."
+                raise SpecError(field, shown, "a URL without credentials, which would be kept")
         return self
 
     @field_validator("task", mode="before")

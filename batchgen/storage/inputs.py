@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Callable
 from typing import Any, BinaryIO
+from urllib.parse import urljoin
 
 from batchgen.errors import InputError
 from batchgen.storage.connect import filesystem, is_networked, limits
@@ -12,6 +14,9 @@ from batchgen.storage.faults import persist, storage_errors
 from batchgen.storage.store import Stat, open_file, to_stat
 
 _GLOB = re.compile(r"[*?\[]")
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MAY_PASS = (408, 425, 429)
+MOST_REDIRECTS = 5
 
 
 def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
@@ -79,16 +84,26 @@ def _is_data(name: str, base: str, suffix: str) -> bool:
     return name.endswith(suffix) and not any(part.startswith(("_", ".")) for part in parts)
 
 
-def read_limited(url: str, limit_bytes: int) -> bytes:
+def read_limited(url: str, limit_bytes: int, follow: Callable[[str], object]) -> bytes:
     """The object, or its first ``limit_bytes + 1`` bytes if it is larger.
+
+    Args:
+        follow: called with every address that a web server sends on to; raises where that must not
+            be read from.
 
     Raises:
         FileNotFoundError: there is none.
+        InputError: a web server refuses.
         StorageFailed: the store refuses, or its faults did not pass.
     """
+    from fsspec.asyn import sync
+
     fs, path = filesystem(url)
 
     def call() -> bytes:
+        if "http" in fs.protocol:
+            got: bytes = sync(fs.loop, _get, fs, path, limit_bytes + 1, follow)
+            return got
         size = fs.info(path)["size"]
         end = None if size is not None and size <= limit_bytes else limit_bytes + 1
         data: bytes = fs.cat_file(path, end=end) if end else fs.cat_file(path)
@@ -98,3 +113,26 @@ def read_limited(url: str, limit_bytes: int) -> bytes:
         return persist(f"read {url.partition('?')[0]}", call, limits().patience_s)
     with storage_errors(f"read {url}"):
         return call()
+
+
+async def _get(fs: Any, url: str, most: int, follow: Callable[[str], object]) -> bytes:
+    """Up to ``most`` bytes from a web server, of which no more are read."""
+    session = await fs.set_session()
+    for _ in range(MOST_REDIRECTS + 1):
+        async with session.get(fs.encode_url(url), allow_redirects=False, **fs.kwargs) as answer:
+            if "Location" in answer.headers and answer.status in _REDIRECTS:
+                url = urljoin(url, answer.headers["Location"])
+                follow(url)
+                continue
+            if answer.status in (404, 410):
+                raise FileNotFoundError(url)
+            if 400 <= answer.status < 500 and answer.status not in _MAY_PASS:
+                raise InputError(f"the server answers {answer.status} {answer.reason}")
+            answer.raise_for_status()
+            data = bytearray()
+            async for chunk in answer.content.iter_chunked(1 << 16):
+                data += chunk
+                if len(data) >= most:
+                    break
+            return bytes(data[:most])
+    raise InputError(f"the server sends on more than {MOST_REDIRECTS} times")

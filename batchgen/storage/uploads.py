@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from batchgen.errors import BatchgenError, StorageFailed
+from batchgen.errors import BatchgenError, RetryShard, StorageFailed
 from batchgen.storage.connect import limits
 from batchgen.storage.faults import error_code
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 OWN_FOLDERS = ("data/", "_batchgen/")
 PARTS_AT_ONCE = 4  # each is a copy in memory
-UPLOADS_BEGUN = 3  # for one object, if an upload is gone before it is complete
+UPLOADS_BEGUN = 3  # for one object, if an upload is gone, or cannot be completed
+COMPLETE_WITHIN_S = 10.0  # a gateway that dies in a completion keeps it locked (Ceph: 10 minutes)
 
 
 class _UploadGone(StorageFailed):
-    """Somebody aborted it, or it was completed with other parts."""
+    """It was aborted or completed, or it cannot be completed: another may be."""
 
 
 def put_in_parts(store: Store, name: str, data: bytes) -> None:
@@ -53,7 +54,7 @@ class _Parts:
         self.bucket, _, self.key = store.path(name).partition("/")
         self.part = limits().part_bytes
         self.doing = f"write {store.url}/{name}"
-        self.place: dict[str, str] = {}
+        self.place: dict[str, Any] = {}
         self.failed: Exception | None = None  # of the part that failed first
 
     def upload(self) -> None:
@@ -79,17 +80,24 @@ class _Parts:
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     def _complete(self, parts: list[dict[str, Any]]) -> None:
+        patience_s = min(self.store.patience_s, COMPLETE_WITHIN_S)
+        hasty = replace(self.store, patience_s=patience_s)
+        whole = {"MultipartUpload": {"Parts": parts}}
         try:
-            self._ask("complete_multipart_upload", **self.place, MultipartUpload={"Parts": parts})
+            self._ask("complete_multipart_upload", hasty, **self.place, **whole)
         except _UploadGone:  # so it is if the answer to an earlier try was lost
             with contextlib.suppress(FileNotFoundError):
                 there = self._ask("head_object", Bucket=self.bucket, Key=self.key)
                 if there["ETag"].strip('"') == _etag_of(parts):
                     return
             raise
+        except StorageFailed as error:
+            if isinstance(error.__cause__, RetryShard):
+                raise _UploadGone(str(error)) from error
+            raise
 
-    def _ask(self, method: str, **words: Any) -> dict[str, Any]:
-        """One request, with the store's patience; bounded in time as a put is."""
+    def _ask(self, method: str, store: Store | None = None, **words: Any) -> dict[str, Any]:
+        """One request, with a store's patience; bounded in time as a put is."""
         from fsspec.asyn import sync
 
         fs = self.store.fs
@@ -110,7 +118,7 @@ class _Parts:
                 raise
             return answer
 
-        return self.store.attempt(self.doing, call)
+        return (store or self.store).attempt(self.doing, call)
 
 
 def _etag_of(parts: list[dict[str, Any]]) -> str:
