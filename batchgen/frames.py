@@ -85,7 +85,7 @@ def to_rows(frame: Frame) -> ShardRows:
 def from_work(work: ShardWork, state: str, attempt: int, tensors: bytes) -> Frame:
     facts = {
         **_row_facts(work.rows),
-        "samples": [asdict(sample) for sample in work.samples],
+        "groups": [[asdict(sample) for sample in group] for group in work.groups],
         "dropped": [asdict(dropped) for dropped in work.dropped],
         "notes": asdict(work.notes),
     }
@@ -97,9 +97,9 @@ def to_work(frame: Frame) -> ShardWork:
     facts = json.loads(frame.facts)
     return ShardWork(
         rows=_rows(frame, facts),
-        samples=tuple(
-            Sample(**{**sample, "call": call_from_json(sample["call"])})
-            for sample in facts["samples"]
+        groups=tuple(
+            tuple(Sample(**{**sample, "call": call_from_json(sample["call"])}) for sample in group)
+            for group in facts["groups"]
         ),
         dropped=tuple(Dropped(**dropped) for dropped in facts["dropped"]),
         notes=Notes(**facts["notes"]),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from batchgen.tasks import is_image, task_named
 from batchgen.uris import uris_of
 
 Array = np.ndarray[Any, Any]
+LEFT_OUT = "fails-its-shard"
 SHRINKING = "downscale"  # of all makers the one that changes the size, so it comes first
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
 _TEXT = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
@@ -51,8 +53,20 @@ class Prepared:
     images: dict[str, dict[int, Array]]
 
 
-def prepare(rows: ShardRows, plan: Plan) -> Prepared:
-    """Turn the shard's rows into samples; ``len(samples) + len(dropped)`` is what was planned."""
+def prepare(
+    rows: ShardRows,
+    plan: Plan,
+    without: Mapping[str, str] = MappingProxyType({}),
+    working_on: Callable[[Iterable[str]], None] = lambda keys: None,
+) -> Prepared:
+    """Turn the shard's rows into samples; ``len(samples) + len(dropped)`` is what was planned.
+
+    Args:
+        rows: the shard's.
+        plan: of the job.
+        without: key -> why, for samples that are not looked at but noted as failed.
+        working_on: is told the keys of every row before it is looked at.
+    """
     spec = plan.spec
     samples: list[Sample] = []
     dropped: list[Dropped] = []
@@ -64,6 +78,12 @@ def prepare(rows: ShardRows, plan: Plan) -> Prepared:
     for row, values in enumerate(listed):
         variants = _variants(rows, spec.variants, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
+        failing = {one: sample_key(key, one) for one in variants if sample_key(key, one) in without}
+        dropped += [left_out(it, source_id, one, without[it]) for one, it in failing.items()]
+        variants = [one for one in variants if one not in failing]
+        working_on(sample_key(key, variant) for variant in variants)
+        if not variants:
+            continue
         try:
             _require_text(values, spec)
             opened = _opened(values, parts, spec, fetched)
@@ -86,6 +106,12 @@ def prepare(rows: ShardRows, plan: Plan) -> Prepared:
                 for variant in variants
             ]
     return Prepared(tuple(samples), tuple(dropped), images)
+
+
+def left_out(key: str, source_id: str, variant: int, why: str) -> Dropped:
+    """A sample that would fail its shard for ever."""
+    message = f"every attempt at its shard ended while it was worked on, at last alone: {why}"
+    return Dropped(key, source_id, variant, "failed", LEFT_OUT, message)
 
 
 def sample_key(key: str, variant: int) -> str:

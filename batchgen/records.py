@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
 
+One = TypeVar("One")
 GENERATOR_STATE_BYTES = 5056  # torch's CPU generator (mt19937)
 
 
@@ -153,6 +154,20 @@ class EncodedBatch:
     generator_states: torch.Tensor
     truncated: tuple[bool, ...]
 
+    def take(self, places: list[int]) -> EncodedBatch:
+        """The samples at these places, with all of the prompts."""
+        negatives = self.negative_index
+        return EncodedBatch(
+            call=self.call,
+            prompts=self.prompts,
+            prompt_index=_at(self.prompt_index, places),
+            negative_index=None if negatives is None else _at(negatives, places),
+            conditions={name: tensor[places] for name, tensor in self.conditions.items()},
+            labels=_at(self.labels, places),
+            generator_states=self.generator_states[places],
+            truncated=_at(self.truncated, places),
+        )
+
 
 @dataclass(frozen=True)
 class LatentBatch:
@@ -162,6 +177,10 @@ class LatentBatch:
     latents: torch.Tensor
     truncated: tuple[bool, ...]
 
+    def take(self, places: list[int]) -> LatentBatch:
+        """The samples at these places."""
+        return LatentBatch(self.call, self.latents[places], _at(self.truncated, places))
+
 
 @dataclass(frozen=True)
 class ImageBatch:
@@ -170,6 +189,10 @@ class ImageBatch:
     pixels: np.ndarray[Any, Any]
     finite: tuple[bool, ...]
     truncated: tuple[bool, ...]
+
+
+def _at(values: tuple[One, ...], places: list[int]) -> tuple[One, ...]:
+    return tuple(values[place] for place in places) if values else ()
 
 
 def micro_batches(samples: Iterable[Sample], batch_size: int) -> list[tuple[Sample, ...]]:

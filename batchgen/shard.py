@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from batchgen.images import encode_image
 from batchgen.ledger import Counts, Ledger, Marker
 from batchgen.plan import Plan
-from batchgen.prepare import Prepared, prepare
+from batchgen.prepare import Prepared, left_out, prepare
 from batchgen.records import (
     ConditionBatch,
     Dropped,
@@ -61,25 +61,50 @@ class ShardWork:
     """A shard between stages: its rows, what its samples are, and what was noted so far."""
 
     rows: ShardRows
-    samples: tuple[Sample, ...]
+    groups: tuple[tuple[Sample, ...], ...]  # by micro-batch
     dropped: tuple[Dropped, ...]
     notes: Notes
 
 
-def start_work(rows: ShardRows, plan: Plan) -> tuple[ShardWork, Prepared]:
+@dataclass(frozen=True)
+class Trial:
+    """One attempt at a shard, in the light of those before.
+
+    Attributes:
+        alone: keys of samples that are worked on each in a micro-batch of its own.
+        without: key -> why, for samples that are not worked on, but noted as failed.
+        working_on: is told the keys of the samples that are worked on next.
+    """
+
+    alone: Collection[str] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
+    working_on: Callable[[Iterable[str]], None] = lambda keys: None
+
+    def on(self, samples: Iterable[Sample]) -> None:
+        self.working_on(sample.key for sample in samples)
+
+
+UNTRIED = Trial()
+
+
+def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Prepared]:
     """Rows into samples and rejects; the conditioning images go no further than the encoder."""
     notes = Notes()
     with notes.timed("prepare"):
-        prepared = prepare(rows, plan)
+        prepared = prepare(rows, plan, trial.without, trial.working_on)
+    trial.on(())
+    shared = [sample for sample in prepared.samples if sample.key not in trial.alone]
+    groups = micro_batches(shared, plan.spec.resources.batch_size)
+    groups += [(sample,) for sample in prepared.samples if sample.key in trial.alone]
     mapped = plan.spec.input.columns.mapped()
     kept = plan.spec.input.keep_columns or ()
     images = {mapped[part] for part in prepared.images} - set(kept)
     if images:
         rows = replace(rows, table=rows.table.drop_columns(sorted(images)))
-    return ShardWork(rows, prepared.samples, prepared.dropped, notes), prepared
+    return ShardWork(rows, tuple(groups), prepared.dropped, notes), prepared
 
 
-def condition_batches(prepared: Prepared, batch_size: int) -> list[ConditionBatch]:
+def condition_batches(work: ShardWork, prepared: Prepared) -> list[ConditionBatch]:
     """The shard's micro-batches as the encoder takes them."""
     return [
         ConditionBatch(
@@ -89,8 +114,37 @@ def condition_batches(prepared: Prepared, batch_size: int) -> list[ConditionBatc
                 for part, images in prepared.images.items()
             },
         )
-        for group in micro_batches(prepared.samples, batch_size)
+        for group in work.groups
     ]
+
+
+Batch = TypeVar("Batch", EncodedBatch, LatentBatch)
+
+
+def isolate(
+    work: ShardWork, batches: Sequence[Batch], trial: Trial
+) -> tuple[ShardWork, list[Batch]]:
+    """The same shard with the trial's samples left out or in batches of their own."""
+    if not trial.alone and not trial.without:
+        return work, list(batches)
+    groups: list[tuple[Sample, ...]] = []
+    cut: list[Batch] = []
+    dropped = list(work.dropped)
+    for group, batch in zip(work.groups, batches, strict=True):
+        together = []
+        for place, sample in enumerate(group):
+            if sample.key in trial.without:
+                why = trial.without[sample.key]
+                dropped.append(left_out(sample.key, sample.source_id, sample.variant, why))
+            elif sample.key in trial.alone:
+                groups.append((sample,))
+                cut.append(batch.take([place]))
+            else:
+                together.append(place)
+        if together:
+            groups.append(tuple(group[place] for place in together))
+            cut.append(batch.take(together))
+    return replace(work, groups=tuple(groups), dropped=tuple(dropped)), cut
 
 
 def run_stage(stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
@@ -120,38 +174,52 @@ class FusedStages:
         }
         self.lock = threading.Lock()
 
-    def __call__(self, rows: ShardRows, plan: Plan, ledger: Ledger, attempt: int) -> Marker:
-        work, prepared = start_work(rows, plan)
+    def __call__(
+        self, rows: ShardRows, plan: Plan, ledger: Ledger, attempt: int, trial: Trial = UNTRIED
+    ) -> Marker:
+        work, prepared = start_work(rows, plan, trial)
         work.notes.parameter_counts.update(self.parameter_counts)
-        batches = condition_batches(prepared, plan.spec.resources.batch_size)
+        batches = condition_batches(work, prepared)
         with ImagePool(plan, work, self.device) as images:
             waiting = time.perf_counter()
             with self.lock:
                 work.notes.timings_s["wait"] = round(time.perf_counter() - waiting, 6)
                 for batch in batches:
+                    trial.on(batch.samples)
                     encoded = run_stage(self.encoder, batch, "encode", work.notes)
                     latents = run_stage(self.denoiser, encoded, "denoise", work.notes)
                     decoded = run_stage(self.decoder, latents, "decode", work.notes)
                     images.add(batch.samples, decoded)
+            trial.on(())
             return commit(work, images, plan, ledger, attempt)
 
 
 def encode_shard(
-    encoder: Encoder, rows: ShardRows, plan: Plan
+    encoder: Encoder, rows: ShardRows, plan: Plan, trial: Trial = UNTRIED
 ) -> tuple[ShardWork, list[EncodedBatch]]:
     """First stage of the staged layout."""
-    work, prepared = start_work(rows, plan)
+    work, prepared = start_work(rows, plan, trial)
     work.notes.parameter_counts["encoder"] = parameter_counts(encoder)
-    batches = condition_batches(prepared, plan.spec.resources.batch_size)
-    return work, [run_stage(encoder, batch, "encode", work.notes) for batch in batches]
+    encoded = []
+    for batch in condition_batches(work, prepared):
+        trial.on(batch.samples)
+        encoded.append(run_stage(encoder, batch, "encode", work.notes))
+    trial.on(())
+    return work, encoded
 
 
 def denoise_shard(
-    denoiser: Denoiser, work: ShardWork, batches: Sequence[EncodedBatch]
-) -> list[LatentBatch]:
+    denoiser: Denoiser, work: ShardWork, batches: Sequence[EncodedBatch], trial: Trial = UNTRIED
+) -> tuple[ShardWork, list[LatentBatch]]:
     """Second stage of the staged layout."""
+    work, encoded = isolate(work, batches, trial)
     work.notes.parameter_counts["denoiser"] = parameter_counts(denoiser)
-    return [run_stage(denoiser, batch, "denoise", work.notes) for batch in batches]
+    latents = []
+    for group, batch in zip(work.groups, encoded, strict=True):
+        trial.on(group)
+        latents.append(run_stage(denoiser, batch, "denoise", work.notes))
+    trial.on(())
+    return work, latents
 
 
 def decode_shard(
@@ -163,14 +231,17 @@ def decode_shard(
     ledger: Ledger,
     attempt: int,
     device: str,
+    trial: Trial = UNTRIED,
 ) -> Marker:
     """Last stage of the staged layout: decode, score, write, commit."""
+    work, latents = isolate(work, batches, trial)
     work.notes.parameter_counts["decoder"] = parameter_counts(decoder)
-    groups = micro_batches(work.samples, plan.spec.resources.batch_size)
     with ImagePool(plan, work, device) as images:
         with lock:
-            for group, batch in zip(groups, batches, strict=True):
+            for group, batch in zip(work.groups, latents, strict=True):
+                trial.on(group)
                 images.add(group, run_stage(decoder, batch, "decode", work.notes))
+        trial.on(())
         return commit(work, images, plan, ledger, attempt)
 
 

@@ -45,7 +45,8 @@ class ArithmeticEncoder(Arithmetic):
 
 class ArithmeticDenoiser(Arithmetic):
     def __call__(self, batch: EncodedBatch) -> LatentBatch:
-        return LatentBatch(batch.call, batch.prompts["facts"], batch.truncated)
+        facts = batch.prompts["facts"][list(batch.prompt_index)]  # (n, 4)
+        return LatentBatch(batch.call, facts, batch.truncated)
 
 
 class ArithmeticDecoder(Arithmetic):

@@ -25,6 +25,7 @@ from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger, Marker
 from batchgen.plan import Plan
 from batchgen.progress import Tally
+from batchgen.shard import Trial
 from batchgen.storage import open_store
 from batchgen.verify import verify
 from tests.arithmetic_stages import arithmetic_stages
@@ -42,7 +43,7 @@ class Faulty(engine.Generate):
     def load(self) -> None:
         self.stages = arithmetic_stages()
 
-    def work(self, frame: Frame) -> Frame:
+    def work(self, frame: Frame, trial: Trial) -> Frame:
         words = " ".join(frames.to_rows(frame).table.column("prompt").to_pylist()).split()
         if "die" in words or ("die-once" in words and frame.attempt == 1):
             os._exit(1)
@@ -52,22 +53,22 @@ class Faulty(engine.Generate):
             raise RetryShard("a fault that passes")
         if "stop" in words:
             raise StorageFailed("the bucket is gone")
-        return super().work(frame)
+        return super().work(frame, trial)
 
 
 class Healed(Faulty):
     """The same without faults."""
 
-    def work(self, frame: Frame) -> Frame:
-        return engine.Generate.work(self, frame)
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        return engine.Generate.work(self, frame, trial)
 
 
 class Slow(Faulty):
     """Shards overlap in one actor long enough to share a death."""
 
-    def work(self, frame: Frame) -> Frame:
+    def work(self, frame: Frame, trial: Trial) -> Frame:
         time.sleep(0.2)
-        return super().work(frame)
+        return super().work(frame, trial)
 
 
 class Unstartable(Faulty):

@@ -45,7 +45,12 @@ def sample(row: int, prompt: str, call: Call = CALL) -> Sample:
 
 WORK = ShardWork(
     rows=ROWS,
-    samples=(sample(0, "a cat"), sample(2, "é🐈\x00", replace(CALL, strength=0.1, width=24))),
+    groups=(
+        (
+            sample(0, "a cat"),
+            sample(2, "é🐈\x00", replace(CALL, strength=0.1, width=24)),
+        ),
+    ),
     dropped=(Dropped("k1-v0", "a.parquet#8", 0, "rejected", "null-prompt", "it is 'null'"),),
     notes=Notes({"encode": 0.25}, {"encoder": {"text_encoder": 12}}),
 )
@@ -119,7 +124,7 @@ def test_work_round_trip(state: str) -> None:
     frame = through_a_block(frames.from_work(WORK, state, 2, b"tensors"))
     again = frames.to_work(frame)
     assert (frame.state, frame.attempt, frame.tensors) == (state, 2, b"tensors")
-    assert again.samples == WORK.samples
+    assert again.groups == WORK.groups
     assert again.dropped == WORK.dropped
     assert again.notes == WORK.notes
     assert again.rows == replace(ROWS, table=again.rows.table)
@@ -157,6 +162,6 @@ samples: Any = st.builds(
 @settings(max_examples=50, deadline=None)
 @given(st.lists(samples, max_size=5).map(tuple))
 def test_samples_come_back_to_the_bit(given_samples: tuple[Sample, ...]) -> None:
-    work = replace(WORK, samples=given_samples)
+    work = replace(WORK, groups=(given_samples, given_samples[:1]))
     again = frames.to_work(through_a_block(frames.from_work(work, frames.ENCODED, 1, b"")))
-    assert again.samples == given_samples
+    assert again.groups == (given_samples, given_samples[:1])

@@ -138,6 +138,20 @@ def test_bytes_are_the_same_whatever_neighbours_position_and_padding(
     assert not np.array_equal(full[0], full[2])  # equal prompts, own seeds
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_samples_taken_out_of_a_batch_keep_their_bytes(folder: Path, task: str) -> None:
+    """As when a shard's suspects are worked on one by one, in the layout with three pools."""
+    ours = stages(folder, task)
+    whole = ours.encode(batch_of(task, [0, 1, 2]))
+    expected = ours.decode(ours.denoise(whole)).pixels
+    for places in ([1], [2, 0]):
+        (encoded,) = wire.encoded_from_bytes(wire.encoded_to_bytes([whole]))
+        early = ours.decode(ours.denoise(encoded.take(places)))
+        late = ours.decode(ours.denoise(whole).take(places))
+        assert np.array_equal(early.pixels, expected[places])
+        assert np.array_equal(late.pixels, expected[places])
+
+
 def test_seeds_and_prompts_both_matter(folder: Path) -> None:
     run = stages(folder, "text-to-image")
     batch = batch_of("text-to-image", [0])

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +16,15 @@ import pyarrow as pa
 import ray
 
 from batchgen import frames, replicas, shard
-from batchgen.attempts import Attempts
+from batchgen.attempts import Attempt, Attempts, Judgement, judge
+from batchgen.engine.cluster import living_nodes, this_node
+from batchgen.engine.watch import Watch
 from batchgen.errors import ModelError, RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger
 from batchgen.plan import Plan
+from batchgen.shard import Trial
+from batchgen.spec import Pool
 from batchgen.storage import configure, open_store, redact
 
 BACKOFF_S = 0.5
@@ -80,16 +84,22 @@ class Turns:
 
 
 class SharedAttempts:
-    """The count that all actors of a run share, held by an actor of its own."""
+    """The record that all actors of a run share, held by an actor of its own."""
 
     def __init__(self, holder: Any) -> None:
         self._holder = holder
 
-    def begun(self, stage: str, number: int) -> int:
-        return int(ray.get(self._holder.begun.remote(stage, number)))
+    def begin_first(self, stage: str, number: int, node: str) -> bool:
+        return bool(ray.get(self._holder.begin_first.remote(stage, number, node)))
 
-    def begin(self, stage: str, number: int) -> int:
-        return int(ray.get(self._holder.begin.remote(stage, number)))
+    def begin(self, stage: str, number: int, node: str) -> None:
+        ray.get(self._holder.begin.remote(stage, number, node))
+
+    def past(self, stage: str, number: int) -> list[Attempt]:
+        return list(ray.get(self._holder.past.remote(stage, number)))
+
+    def tell(self, stage: str, number: int, on: tuple[str, ...], error: str | None = None) -> None:
+        ray.get(self._holder.tell.remote(stage, number, on, error))
 
 
 class StageActor(ABC):
@@ -105,7 +115,10 @@ class StageActor(ABC):
         self.plan = job.plan
         self.started_at = job.started_at
         self.attempts = attempts
+        self.name = type(self).__name__
+        self.node = this_node()
         self.turns = Turns()
+        self.watch = Watch(self.pool.stuck_after_s)
         self.lock = threading.Lock()  # a stage works on one shard at a time
         self.broken: BaseException | None = None
         spec = job.plan.spec
@@ -113,18 +126,24 @@ class StageActor(ABC):
             configure(spec.storage_options, spec.storage.limits())
             self.ledger = Ledger(open_store(job.url))
             self.device = _device()
-            self.load()
+            with self.watch:
+                self.load()
         except StopJob as error:
             self.broken = error
         except Exception as error:  # an actor that cannot start would be started for ever
             self.broken = ModelError(f"the model cannot be loaded: {type(error).__name__}: {error}")
+
+    @property
+    @abstractmethod
+    def pool(self) -> Pool:
+        """What the spec says of this stage's replicas."""
 
     @abstractmethod
     def load(self) -> None:
         """Build the stages that this replica holds."""
 
     @abstractmethod
-    def work(self, frame: Frame) -> Frame:
+    def work(self, frame: Frame, trial: Trial) -> Frame:
         """Bring one shard a stage further."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -139,29 +158,62 @@ class StageActor(ABC):
             return frames.stopped(frame.shard, error).to_block()
 
     def _persist(self, frame: Frame) -> Frame:
-        """Try the shard until it is done or its attempts are used up."""
-        limit = self.plan.spec.policy.shard_retries + 1
-        stage = type(self).__name__
+        """Try the shard until it is done, or until its past attempts leave no hope."""
+        with self.turns.shared():
+            if self.attempts.begin_first(self.name, frame.shard, self.node):
+                done = self._try(frame, Judgement(), tell=False)
+                if done is not None:
+                    return done
+                pause(1)
         while True:
-            begun = self.attempts.begun(stage, frame.shard)
-            settled = self._settled(frame.shard) if begun else None
+            settled = self._settled(frame.shard)
             if settled is not None:
                 return settled
-            with self.turns.alone() if begun else self.turns.shared():
-                tries = self.attempts.begin(stage, frame.shard)
-                if tries > limit:
-                    lost = RetryShard(f"its worker process died in each of {limit} attempts")
-                    return self._fail(frame, lost, limit)
-                try:
-                    return self.work(replace(frame, attempt=max(frame.attempt, tries)))
-                except StopJob as error:
-                    return frames.stopped(frame.shard, error)
-                except Exception as error:
-                    if type(error).__name__ == "AcceleratorError":
-                        os._exit(1)  # the device is of no more use to this process
-                    if tries >= limit:
-                        return self._fail(frame, error, tries)
-            pause(tries)
+            with self.turns.alone():
+                judged = self._judged(frame.shard)
+                if judged.hopeless is not None:
+                    return self._fail(frame, RetryShard(judged.hopeless), judged.tries)
+                self.attempts.begin(self.name, frame.shard, self.node)
+                done = self._try(frame, judged, tell=True)
+                if done is not None:
+                    return done
+            pause(judged.tries + 1)
+
+    def _try(self, frame: Frame, judged: Judgement, tell: bool) -> Frame | None:
+        """One attempt; None if there may be another.
+
+        With ``tell`` each step is told before it is taken: what kills this process cannot be
+        asked afterwards.
+        """
+        on: tuple[str, ...] = ()
+
+        def working_on(keys: Iterable[str]) -> None:
+            nonlocal on
+            on = tuple(keys)
+            self.watch.progress()
+            if tell:
+                self.attempts.tell(self.name, frame.shard, on)
+
+        number = max(frame.attempt, judged.tries + 1)
+        trial = Trial(judged.alone, judged.without, working_on)
+        try:
+            with self.watch:
+                return self.work(replace(frame, attempt=number), trial)
+        except StopJob as error:
+            return frames.stopped(frame.shard, error)
+        except Exception as error:
+            kind = type(error).__name__
+            if kind == "AcceleratorError":
+                os._exit(1)  # the device is of no more use to this process
+            if isinstance(error, RetryShard) or kind == "OutOfMemoryError":
+                on = ()  # no sample's fault
+            self.attempts.tell(self.name, frame.shard, on, redact(f"{kind}: {error}"))
+            judged = self._judged(frame.shard)
+            return self._fail(frame, error, judged.tries) if judged.hopeless is not None else None
+
+    def _judged(self, number: int) -> Judgement:
+        limit = self.plan.spec.policy.shard_retries + 1
+        return judge(self.attempts.past(self.name, number), limit, living_nodes())
 
     def _settled(self, number: int) -> Frame | None:
         """How the shard ended in this run, if its answer was lost with the actor that gave it."""
@@ -195,6 +247,10 @@ class StageActor(ABC):
 class Generate(StageActor):
     """The fused layout: all stages in one actor."""
 
+    @property
+    def pool(self) -> Pool:
+        return self.plan.spec.resources.generate
+
     def load(self) -> None:
         self.stages = shard.FusedStages(
             replicas.load_encoder(self.plan.model, self.plan.spec, self.device),
@@ -203,39 +259,47 @@ class Generate(StageActor):
             self.device,
         )
 
-    def work(self, frame: Frame) -> Frame:
-        marker = self.stages(frames.to_rows(frame), self.plan, self.ledger, frame.attempt)
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        rows = frames.to_rows(frame)
+        marker = self.stages(rows, self.plan, self.ledger, frame.attempt, trial)
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
 
 
 class Encode(StageActor):
     """Staged: rows in, conditions out."""
 
+    @property
+    def pool(self) -> Pool:
+        return self.plan.spec.resources.encode
+
     def load(self) -> None:
         self.stage = replicas.load_encoder(self.plan.model, self.plan.spec, self.device)
 
-    def work(self, frame: Frame) -> Frame:
+    def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen import wire  # torch comes with it, which readers and the driver do without
 
         with self.lock:
-            done, batches = shard.encode_shard(self.stage, frames.to_rows(frame), self.plan)
+            work, batches = shard.encode_shard(self.stage, frames.to_rows(frame), self.plan, trial)
         tensors = wire.encoded_to_bytes(batches)
-        return frames.from_work(done, frames.ENCODED, frame.attempt, tensors)
+        return frames.from_work(work, frames.ENCODED, frame.attempt, tensors)
 
 
 class Denoise(StageActor):
     """Staged: conditions in, latents out."""
 
+    @property
+    def pool(self) -> Pool:
+        return self.plan.spec.resources.denoise
+
     def load(self) -> None:
         self.stage = replicas.load_denoiser(self.plan.model, self.plan.spec, self.device)
 
-    def work(self, frame: Frame) -> Frame:
+    def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen import wire
 
-        work = frames.to_work(frame)
-        batches = wire.encoded_from_bytes(frame.tensors)
+        encoded = wire.encoded_from_bytes(frame.tensors)
         with self.lock:
-            latents = shard.denoise_shard(self.stage, work, batches)
+            work, latents = shard.denoise_shard(self.stage, frames.to_work(frame), encoded, trial)
         tensors = wire.latents_to_bytes(latents)
         return frames.from_work(work, frames.DENOISED, frame.attempt, tensors)
 
@@ -243,10 +307,14 @@ class Denoise(StageActor):
 class Decode(StageActor):
     """Staged: latents in, committed images out."""
 
+    @property
+    def pool(self) -> Pool:
+        return self.plan.spec.resources.decode
+
     def load(self) -> None:
         self.stage = replicas.load_decoder(self.plan.model, self.plan.spec, self.device)
 
-    def work(self, frame: Frame) -> Frame:
+    def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen import wire
 
         latents = wire.latents_from_bytes(frame.tensors)
@@ -259,6 +327,7 @@ class Decode(StageActor):
             self.ledger,
             frame.attempt,
             self.device,
+            trial,
         )
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
 

@@ -66,6 +66,21 @@ def refuse_unshared(paths: Sequence[str]) -> None:
         )
 
 
+def this_node() -> str:
+    """The id of the node that this process runs on; empty without Ray."""
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def living_nodes() -> frozenset[str]:
+    """Ids of the nodes that are there and are to stay: a draining one is about to be taken away."""
+    if not ray.is_initialized():
+        return frozenset([this_node()])
+    draining = ray._private.state.state.get_draining_nodes()
+    return frozenset(
+        node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining
+    )
+
+
 def _init(address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:

@@ -185,6 +185,16 @@ class Pool(Section):
     max_replicas: Annotated[int, Field(ge=1)] | None = None
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     num_gpus: Annotated[float, Field(ge=0)] | None = None
+    accelerator_type: str | None = Field(
+        default=None, description="only on nodes with this GPU, by Ray's name for it: L40S, H100"
+    )
+    resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={}, description="custom resources of Ray that a replica takes, name -> amount"
+    )
+    stuck_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=1800.0,
+        description="a replica that finishes no micro-batch for so long is started anew",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Pool:

@@ -1,0 +1,69 @@
+"""What past attempts say about the next: which samples fail a shard, and which deaths count."""
+
+from __future__ import annotations
+
+from batchgen.attempts import DIED, MOST_LEFT_OUT, Attempt, Attempts, judge
+
+HERE, GONE = "node-here", "node-gone"
+LIVING = {HERE}
+
+
+def died(*on: str, node: str = HERE) -> Attempt:
+    return Attempt(node, on)
+
+
+def test_a_first_attempt_is_recorded_once() -> None:
+    attempts = Attempts()
+    assert attempts.begin_first("Generate", 3, HERE)
+    assert not attempts.begin_first("Generate", 3, HERE)
+    assert attempts.begin_first("Decode", 3, HERE)
+    assert attempts.past("Generate", 3) == [Attempt(HERE)]
+    attempts.begin("Generate", 3, HERE)
+    attempts.tell("Generate", 3, ("a", "b"))
+    attempts.tell("Generate", 3, ("c",), "ValueError: no")
+    assert attempts.past("Generate", 3) == [Attempt(HERE), Attempt(HERE, ("c",), "ValueError: no")]
+    assert attempts.past("Generate", 4) == []
+
+
+def test_what_went_with_its_node_does_not_count() -> None:
+    past = [died(node=GONE)] * 20
+    judged = judge(past, 3, LIVING)
+    assert (judged.tries, judged.hopeless) == (0, None)
+    assert judge([*past, died("a"), died("a")], 3, LIVING).tries == 2
+
+
+def test_a_failure_with_its_reason_counts_wherever_its_node_is() -> None:
+    assert judge([Attempt(GONE, (), "ValueError: no")], 3, LIVING).tries == 1
+
+
+def test_deaths_on_nothing_particular_give_the_shard_up() -> None:
+    assert judge([died(), died()], 3, LIVING).hopeless is None
+    assert judge([died(), died(), died()], 3, LIVING).hopeless == f"{DIED} in each of 3 attempts"
+
+
+def test_an_untold_death_is_followed_by_one_that_tells() -> None:
+    assert judge([Attempt(HERE)], 1, LIVING).hopeless is None
+    assert judge([Attempt(HERE), died()], 1, LIVING).hopeless is not None
+
+
+def test_suspects_are_tried_alone_and_then_left_out() -> None:
+    past = [Attempt(HERE), died("a", "b", "c"), died("a", "b", "c")]
+    judged = judge(past, 3, LIVING)
+    assert judged.alone == {"a", "b", "c"} and not judged.without
+    past.append(died("b"))
+    judged = judge(past, 3, LIVING)
+    assert judged.without == {"b": DIED} and judged.alone == {"a", "b", "c"}
+    assert judged.hopeless is None
+
+
+def test_variants_of_a_row_that_cannot_be_told_apart_are_left_out_together() -> None:
+    past = [died("a-v0", "a-v1")] * 2
+    assert judge(past, 1, LIVING).without == {"a-v0": DIED, "a-v1": DIED}
+
+
+def test_a_shard_of_many_failing_samples_is_given_up() -> None:
+    past = [Attempt(HERE, (f"s{n}",), f"ValueError: {n}") for n in range(MOST_LEFT_OUT)]
+    judged = judge(past, 1, LIVING)
+    assert len(judged.without) == MOST_LEFT_OUT and judged.hopeless is None
+    past.append(Attempt(HERE, ("s9",), "ValueError: 9"))
+    assert judge(past, 1, LIVING).hopeless == "ValueError: 9"
