@@ -74,7 +74,7 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
         with Progress(tally, quiet) as progress, _kept(ledger, lease, progress):
             progress.say(_opening(plan, states))
             if states.pending:
-                _stream(plan, ledger, states, progress, address, lease)
+                _stream(plan, ledger, states, progress, address, lease, interrupt)
         return finalize(plan, ledger, tally)
 
 
@@ -162,25 +162,30 @@ def _stream(
     progress: Progress,
     address: str | None,
     lease: Lease,
+    interrupt: Callable[[str], None],
 ) -> None:
     from batchgen import engine
 
     tally = progress.tally
     tally.failed -= sum(failure.planned for failure in ledger.failures(states.failed))
     tally.failed_shards = 0
-    with engine.cluster(address):
+    with engine.cluster(address) as joined:
+        pools = engine.pools_of(plan, len(states.pending))
+        engine.await_room(pools, joined, progress.say)
+        pools = engine.pools_of(plan, len(states.pending))  # with what has come meanwhile
         engine.refuse_unshared(_local_paths(plan, ledger))
         progress.show()
-        for event in engine.generate(plan, ledger, states.pending):
-            _count(tally, event, made=True)
-            if isinstance(event, FailedMarker):
-                progress.say(f"shard {event.shard} failed: {event.error}: {event.message}")
-            elif event.attempt > 1:
-                progress.say(f"shard {event.shard} committed at attempt {event.attempt}")
-            progress.show()
-            if lease.lost.is_set():
-                raise Interrupted("another run has taken over this output's lease")
-            _stop_when_hopeless(plan, tally)
+        with engine.watched(pools, interrupt):
+            for event in engine.generate(plan, ledger, states.pending, pools):
+                _count(tally, event, made=True)
+                if isinstance(event, FailedMarker):
+                    progress.say(f"shard {event.shard} failed: {event.error}: {event.message}")
+                elif event.attempt > 1:
+                    progress.say(f"shard {event.shard} committed at attempt {event.attempt}")
+                progress.show()
+                if lease.lost.is_set():
+                    raise Interrupted("another run has taken over this output's lease")
+                _stop_when_hopeless(plan, tally)
 
 
 def _local_paths(plan: Plan, ledger: Ledger) -> list[str]:

@@ -28,6 +28,7 @@ from batchgen.engine.actors import (
     pause,
 )
 from batchgen.engine.cluster import cluster, refuse_unshared
+from batchgen.engine.demand import await_room, watched
 from batchgen.engine.pools import READER_CPUS, Pools, Share, pools_of
 from batchgen.errors import Interrupted, RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
@@ -36,15 +37,25 @@ from batchgen.plan import Plan
 from batchgen.reader import Span, make_spans, read_columns, read_span, span_from_json
 from batchgen.storage import configure
 
-__all__ = ["Generate", "Share", "StageActor", "cluster", "generate", "refuse_unshared"]
+__all__ = [
+    "Generate",
+    "Share",
+    "StageActor",
+    "await_room",
+    "cluster",
+    "generate",
+    "pools_of",
+    "refuse_unshared",
+    "watched",
+]
 
 
 def generate(
-    plan: Plan, ledger: Ledger, pending: Sequence[int], pools: Pools | None = None
+    plan: Plan, ledger: Ledger, pending: Sequence[int], pools: Pools
 ) -> Iterator[Marker | FailedMarker]:
     """Make the pending shards; yields each one's marker, or failed marker, as it ends.
 
-    ``pools`` are the actors to stream through and what each reserves; the layout's by default.
+    ``pools`` are the actors to stream through and what each reserves (``pools_of``).
 
     Raises:
         StopJob: what a stage found that no other shard can escape.
@@ -53,8 +64,7 @@ def generate(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     holder = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
     spans = make_spans(plan, pending)
-    pools = pools or pools_of(plan, len(pending))
-    readers = max(2, *(share.max_replicas for _, share in pools))
+    readers = max(2, *(share.start_replicas for _, share in pools))
     stream = _read(spans, plan, min(readers, len(spans)))
     for actor, share in pools:
         stream = stream.map_batches(
@@ -64,11 +74,14 @@ def generate(
             compute=ActorPoolStrategy(
                 min_size=share.min_replicas,
                 max_size=share.max_replicas,
+                initial_size=share.start_replicas,
                 max_concurrent_calls_per_actor=plan.spec.resources.shards_in_flight,
                 enable_true_multi_threading=True,
             ),
             num_cpus=share.num_cpus,
             num_gpus=share.num_gpus,
+            accelerator_type=share.accelerator_type,
+            resources=dict(share.resources) or None,
             fn_constructor_args=(job, SharedAttempts(holder)),
         )
     try:

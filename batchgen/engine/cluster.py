@@ -21,19 +21,23 @@ LOOK_WITHIN_S = 60.0  # a node that joins in this moment may take long to start 
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    """Join the cluster at ``address`` or start Ray on this machine; what was started is ended."""
+def cluster(address: str | None) -> Iterator[bool]:
+    """Join the cluster at ``address`` or start Ray on this machine; what was started is ended.
+
+    Yields whether it was joined, so that it may grow.
+    """
     _quiet_ray()
     if ray.is_initialized():
-        yield
+        yield False
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _init(address or os.environ.get("RAY_ADDRESS"))
+        address = address or os.environ.get("RAY_ADDRESS")
+        _init(address)
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # ray.init puts its own in their place
                 signal.signal(number, handler)
-        yield
+        yield bool(address)
     finally:
         ray.shutdown()
 
@@ -72,13 +76,21 @@ def this_node() -> str:
 
 
 def living_nodes() -> frozenset[str]:
-    """Ids of the nodes that are there and are to stay: a draining one is about to be taken away."""
+    """Ids of the nodes that are there and are to stay."""
     if not ray.is_initialized():
         return frozenset([this_node()])
+    return frozenset(node["NodeID"] for node in _staying())
+
+
+def nodes_that_stay() -> list[dict[str, float]]:
+    """Resource -> amount in all, of each of these nodes."""
+    return [dict(node["Resources"]) for node in _staying()]
+
+
+def _staying() -> list[dict[str, Any]]:
+    """The nodes that live and are not draining: those are about to be taken away."""
     draining = ray._private.state.state.get_draining_nodes()
-    return frozenset(
-        node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining
-    )
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def _init(address: str | None) -> None:

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import ray
 
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate, StageActor
-from batchgen.errors import UsageError
+from batchgen.engine.cluster import nodes_that_stay
 from batchgen.plan import Plan
 from batchgen.spec import Pool
 
 READER_CPUS = 0.05
+SLIVER = 0.001  # of ``accelerator_type:X`` that Ray asks for, of the 1 that every such node has
+GPU_CPUS = 0.5  # that a replica on a GPU takes: it waits for the device most of the time
+
+Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one replica of a pool reserves, and how many there may be."""
+    """What one replica of a pool reserves, and how many there may be.
+
+    ``start_replicas`` are asked for at once; more come as the pool is busy and nodes join, up to
+    ``max_replicas``.
+    """
 
     min_replicas: int
     max_replicas: int
     num_cpus: float
     num_gpus: float
+    start_replicas: int = 1
+    accelerator_type: str | None = None
+    resources: Resources = field(default_factory=dict)
+
+    @property
+    def demand(self) -> dict[str, float]:
+        """Resource -> amount of one replica, as Ray counts them."""
+        asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        if self.accelerator_type:
+            asked[f"accelerator_type:{self.accelerator_type}"] = SLIVER
+        return {name: amount for name, amount in asked.items() if amount}
+
+
+Pools = Sequence[tuple[type[StageActor], Share]]
 
 
 def pools_of(plan: Plan, shards: int) -> Pools:
-    """The actors of the layout with what each reserves, no more of them than there are shards.
-
-    Raises:
-        UsageError: the smallest pools do not fit; says what was asked and what there is.
-    """
+    """The actors of the layout with what each reserves, no more of them than there are shards."""
     resources = plan.spec.resources
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    gpus = ray.cluster_resources().get("GPU", 0.0)
     wanted: list[tuple[type[StageActor], Pool, float, float]]
     if resources.layout == "fused":
         wanted = [(Generate, resources.generate, 0.9, 1.0)]
@@ -43,36 +60,65 @@ def pools_of(plan: Plan, shards: int) -> Pools:
             (Denoise, resources.denoise, 0.6, 0.8),
             (Decode, resources.decode, 0.2, 0.1),
         ]
-    pools = []
-    for actor, pool, cpu_share, gpu_share in wanted:
-        many = actor in (Generate, Denoise)
-        share = _share(pool, cpu_share, gpu_share, cpus, gpus, many)
-        most = max(share.min_replicas, min(share.max_replicas, shards))
-        pools.append((actor, replace(share, max_replicas=most)))
-    _refuse_impossible([share for _, share in pools], cpus, gpus)
-    return pools
+    pools = [
+        (actor, _share(pool, cpu_share, gpu_share if gpus else 0.0, shards))
+        for actor, pool, cpu_share, gpu_share in wanted
+    ]
+    room = Room(nodes_that_stay())
+    room.take({"CPU": READER_CPUS})
+    for _, share in pools:
+        for _ in range(share.min_replicas):
+            room.take(share.demand)
+    return [(actor, _started(share, actor in (Generate, Denoise), room)) for actor, share in pools]
 
 
-Pools = Sequence[tuple[type[StageActor], Share]]
+def _share(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Share:
+    num_gpus = pool.num_gpus if pool.num_gpus is not None else gpu_share
+    default_cpus = min(cpu_share, GPU_CPUS) if num_gpus else cpu_share
+    most = pool.max_replicas or shards
+    return Share(
+        min_replicas=pool.min_replicas,
+        max_replicas=max(pool.min_replicas, min(most, shards)),
+        num_cpus=pool.num_cpus if pool.num_cpus is not None else default_cpus,
+        num_gpus=num_gpus,
+        accelerator_type=pool.accelerator_type,
+        resources=pool.resources,
+    )
 
 
-def _share(
-    pool: Pool, cpu_share: float, gpu_share: float, cpus: float, gpus: float, many: bool
-) -> Share:
-    num_gpus = pool.num_gpus if pool.num_gpus is not None else (gpu_share if gpus else 0.0)
-    default_cpus = cpu_share if not num_gpus else min(cpu_share, 0.5)
-    num_cpus = pool.num_cpus if pool.num_cpus is not None else default_cpus
-    fits = gpus // num_gpus if num_gpus else (cpus - READER_CPUS) // num_cpus
-    most = pool.max_replicas or max(pool.min_replicas, int(fits) if many else 1, 1)
-    return Share(pool.min_replicas, most, num_cpus, num_gpus)
+def _started(share: Share, many: bool, room: Room) -> Share:
+    """With as many replicas at the start as there is room for, where many are of use."""
+    start = share.min_replicas
+    while many and start < share.max_replicas and room.take(share.demand):
+        start += 1
+    return replace(share, start_replicas=start)
 
 
-def _refuse_impossible(shares: list[Share], cpus: float, gpus: float) -> None:
-    asked_cpus = sum(share.min_replicas * share.num_cpus for share in shares)
-    asked_gpus = sum(share.min_replicas * share.num_gpus for share in shares)
-    if asked_cpus + READER_CPUS > cpus or asked_gpus > gpus:
-        raise UsageError(
-            f"the pools need at least {asked_cpus + READER_CPUS:g} CPUs and {asked_gpus:g} GPUs; "
-            f"the cluster has {cpus:g} and {gpus:g}; lower min_replicas, num_cpus or num_gpus "
-            "under resources"
-        )
+class Room:
+    """What the nodes of a cluster have, by node, less what was taken of it."""
+
+    def __init__(self, nodes: Sequence[Resources]) -> None:
+        self._free = [dict(node) for node in nodes]
+
+    def take(self, demand: Resources) -> bool:
+        """Take it from the first node that has it all; False, and nothing taken, if none has."""
+        for node in self._free:
+            if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in demand.items()):
+                for name, amount in demand.items():
+                    node[name] -= amount
+                return True
+        return False
+
+
+def lacking(pools: Pools, nodes: Sequence[Resources]) -> tuple[str, Share] | None:
+    """The first pool whose smallest size does not fit on the nodes beside the others', or None."""
+    room = Room(nodes)
+    hungry_first = sorted(pools, key=lambda pool: sum(pool[1].demand.values()), reverse=True)
+    for actor, share in hungry_first:
+        for _ in range(share.min_replicas):
+            if not room.take(share.demand):
+                return actor.__name__.lower(), share
+    return None if room.take({"CPU": READER_CPUS}) else ("the reader", _READER)
+
+
+_READER = Share(1, 1, READER_CPUS, 0.0)

@@ -1,0 +1,124 @@
+"""Sees that what the pools ask for is there, or is coming, and says so when it never will be."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.experimental.internal_kv import _internal_kv_get
+
+from batchgen.engine.cluster import nodes_that_stay
+from batchgen.engine.pools import Pools, Resources, Share, lacking
+from batchgen.errors import UsageError
+
+MET_WITHIN_S = 45.0  # by nodes that join, or that an autoscaler begins to start
+STARTED_WITHIN_S = 900.0  # what an autoscaler has begun to start: machines take minutes
+GONE_FOR_S = 60.0
+LOOK_EVERY_S = 2.0
+COUNTED = ("CPU", "GPU")
+
+
+def await_room(pools: Pools, joined: bool, say: Callable[[str], None]) -> None:
+    """Wait until the smallest pools fit; nodes that an autoscaler can start are asked for.
+
+    Args:
+        pools: what is to fit.
+        joined: the cluster is not this process's own, so that nodes may still come.
+        say: is told once what is waited for.
+
+    Raises:
+        UsageError: it never will; says what was asked and what the cluster has.
+    """
+    if (lack := lacking(pools, nodes_that_stay())) is None:
+        return
+    if not joined:
+        raise UsageError(_never(*lack))
+    request_resources(bundles=[_whole(s) for _, s in pools for _ in range(s.min_replicas)])
+    say(f"waiting for nodes: {_asked(*lack)}; the cluster has {_has()}")
+    began, coming = time.monotonic(), False
+    while (lack := lacking(pools, nodes_that_stay())) is not None:
+        coming = coming or _coming()
+        if time.monotonic() - began > (STARTED_WITHIN_S if coming else MET_WITHIN_S):
+            raise UsageError(_never(*lack))
+        time.sleep(LOOK_EVERY_S)
+    request_resources(bundles=[])  # the replicas ask for themselves from here on
+
+
+@contextmanager
+def watched(pools: Pools, interrupt: Callable[[str], None]) -> Iterator[None]:
+    """Inside, ``interrupt`` is called once if nodes are lost that a pool cannot do without."""
+    over = threading.Event()
+
+    def look() -> None:
+        since = None
+        while not over.wait(LOOK_EVERY_S):
+            lack = lacking(pools, nodes_that_stay())
+            if lack is None or _coming():
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since > GONE_FOR_S:
+                interrupt(f"nodes were lost and none came in their place: {_never(*lack)}")
+                return
+
+    thread = threading.Thread(target=look, name="demand", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _coming() -> bool:
+    """An autoscaler, of either version, is starting nodes."""
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    if status.pending_launches or status.pending_nodes:
+        return True
+    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    nodes = report.get("autoscaler_report", {})
+    return bool(nodes.get("pending_launches") or nodes.get("pending_nodes"))
+
+
+def _whole(share: Share) -> dict[str, int]:
+    """A replica's demand as ``request_resources`` takes it."""
+    return {name: max(1, round(amount)) for name, amount in share.demand.items()}
+
+
+def _never(pool: str, share: Share) -> str:
+    fields = "num_cpus, num_gpus, accelerator_type, resources or min_replicas"
+    return (
+        f"{_asked(pool, share)}; the cluster has {_has()}; change {fields} under "
+        f"resources.{pool}, or add such nodes"
+    )
+
+
+def _asked(pool: str, share: Share) -> str:
+    many = "a replica" if share.min_replicas == 1 else f"each of {share.min_replicas} replicas"
+    return f"{many} of the {pool} pool needs a node with {_listed(share.demand)} free"
+
+
+def _has() -> str:
+    kinds = Counter(_listed(node) for node in nodes_that_stay())
+    return ", ".join(
+        f"{count} node{'s' if count > 1 else ''} of {kind}" for kind, count in kinds.most_common(5)
+    )
+
+
+def _listed(resources: Resources) -> str:
+    """``4 CPU, 1 GPU, L40S``: amounts, custom resources and accelerators, but no addresses."""
+    said = [f"{resources.get(name, 0.0):g} {name}" for name in COUNTED]
+    for name, amount in sorted(resources.items()):
+        if name.startswith("accelerator_type:"):
+            said.append(name.partition(":")[2])
+        elif name not in (*COUNTED, "memory", "object_store_memory") and ":" not in name:
+            said.append(f"{amount:g} {name}")
+    return ", ".join(said)
