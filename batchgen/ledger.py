@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from batchgen.errors import InputError, PlanChanged
+from batchgen.errors import InputError
 from batchgen.plan import Plan, read_plan
 from batchgen.spec import Spec, build
 from batchgen.storage import Store
 
 PLAN = "_batchgen/plan.json"
 JOB = "_batchgen/job.yaml"
+RECORDS = "_batchgen"
 SHARDS = "_batchgen/shards"
 FAILED = "_batchgen/failed"
 REJECTS = "_batchgen/rejects"
@@ -92,16 +93,24 @@ class FailedMarker:
 
 @dataclass(frozen=True)
 class States:
-    """Shard numbers by state, from one listing."""
+    """Shard numbers by state, from one listing; ``numbers`` are those that are asked about."""
 
-    shards: int
+    numbers: range
     committed: frozenset[int]
     failed: frozenset[int]
 
     @property
     def pending(self) -> list[int]:
         """Shards to make, failed ones again included."""
-        return [shard for shard in range(self.shards) if shard not in self.committed]
+        return [shard for shard in self.numbers if shard not in self.committed]
+
+    def within(self, numbers: range) -> States:
+        """The states of these shards alone."""
+        return States(
+            numbers,
+            frozenset(shard for shard in self.committed if shard in numbers),
+            frozenset(shard for shard in self.failed if shard in numbers),
+        )
 
 
 def data_name(shard: int, shards: int) -> str:
@@ -147,11 +156,14 @@ class Ledger:
             raise InputError(f"output {self.store.url}: no {PLAN} there; nothing was run into it")
         return plan
 
-    def freeze(self, plan: Plan, job: Spec) -> None:
-        """Write the plan, once, and what was asked (``job.yaml``)."""
-        if not self.store.put_new(PLAN, plan.to_json().encode()):
-            raise PlanChanged(f"output {self.store.url}: another run has just planned it")
-        self.store.put(JOB, job.to_yaml().encode())
+    def freeze(self, plan: Plan, job: Spec) -> bool:
+        """Write the plan, once, and what was asked (``job.yaml``); False if a plan is there."""
+        new = self.store.put_new(PLAN, plan.to_json().encode())
+        if new or JOB.rpartition("/")[2] not in self.store.list(
+            RECORDS
+        ):  # a run may have died between the two
+            self.store.put(JOB, job.to_yaml().encode())
+        return new
 
     def job(self) -> Spec:
         """The spec as the user gave it to the first run."""
@@ -168,7 +180,7 @@ class Ledger:
         planned = set(range(plan.shards))
         committed = self._numbers(SHARDS) & planned
         failed = (self._numbers(FAILED) & planned) - committed
-        return States(plan.shards, frozenset(committed), frozenset(failed))
+        return States(range(plan.shards), frozenset(committed), frozenset(failed))
 
     def strays(self, plan: Plan) -> list[int]:
         """Numbers of markers that the plan has no shard for."""

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 from batchgen import report
-from batchgen.errors import BatchgenError, Interrupted, LimitExceeded
-from batchgen.lease import LEASE_SECONDS, Lease, hold_lease
+from batchgen.errors import BatchgenError, Interrupted, LimitExceeded, SpecError
+from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
 from batchgen.ledger import PLAN, FailedMarker, Ledger, Marker, States
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
@@ -49,10 +49,14 @@ def plan_job(spec: Spec) -> Plan:
     return make_plan(anywhere(spec), inspect(spec.model, spec.task))
 
 
-def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
+def run(
+    spec: Spec, address: str | None = None, quiet: bool = False, shards: str | None = None
+) -> Outcome:
     """Make what is planned and not yet committed, on local Ray or the cluster at ``address``.
 
-    An output that holds a plan already is continued if the plan is still the same.
+    An output that holds a plan already is continued if the plan is still the same. ``shards``
+    ("A:B": from A, up to but not with B) leaves the others to other runs, which may be at work on
+    them at the same time.
 
     Raises:
         StopJob: usage errors (exit 1), the failure limit (2), an interruption (3).
@@ -62,20 +66,40 @@ def run(spec: Spec, address: str | None = None, quiet: bool = False) -> Outcome:
     spec = anywhere(spec)
     saved = ledger.plan()
     plan = make_plan(spec, _inspect(spec, saved), check_keys=saved is None)
-    with interruptible() as interrupt, hold_lease(ledger.store, interrupt) as lease:
-        saved = ledger.plan()  # read again: another run may have planned meanwhile
-        if saved is None:
-            ledger.freeze(plan, spec)
-        else:
-            compare(saved, plan)
-        ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
+    part = part_of(plan, shards)
+    with interruptible() as interrupt, hold_lease(ledger.store, interrupt, part) as lease:
+        if not ledger.freeze(plan, spec):
+            compare(ledger.require_plan(), plan)
+        if part is None:
+            ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
         states = ledger.states(plan)
+        if part is not None:
+            states = states.within(range(*part))
         tally = tally_of(plan, ledger, states)
         with Progress(tally, quiet) as progress, _kept(ledger, lease, progress):
-            progress.say(_opening(plan, states))
+            progress.say(_opening(plan, states, tally.samples))
             if states.pending:
                 _stream(plan, ledger, states, progress, address, lease, interrupt)
-        return finalize(plan, ledger, tally)
+        return finalize(plan, ledger, tally, part)
+
+
+def part_of(plan: Plan, shards: str | None) -> Part | None:
+    """The first shard and the one after the last, of "A:B", "A:" or ":B"; None for all.
+
+    Raises:
+        SpecError: not of this form, or not of this plan.
+    """
+    if shards is None:
+        return None
+    first, colon, stop = shards.partition(":")
+    allowed = f"A:B with 0 <= A < B <= {plan.shards}, the shards of the plan"
+    try:
+        part = (int(first or 0), int(stop or plan.shards))
+    except ValueError as error:
+        raise SpecError("--shards", shards, allowed) from error
+    if not colon or not 0 <= part[0] < part[1] <= plan.shards:
+        raise SpecError("--shards", shards, allowed)
+    return part
 
 
 def resume(
@@ -83,6 +107,7 @@ def resume(
     address: str | None = None,
     quiet: bool = False,
     storage_options: Mapping[str, Mapping[str, Any]] | None = None,
+    shards: str | None = None,
 ) -> Outcome:
     """Go on with the job that an output holds; its failed shards are tried again.
 
@@ -91,13 +116,15 @@ def resume(
         address: a Ray cluster to join.
         quiet: no progress.
         storage_options: of stores, where they are not those of the first run.
+        shards: "A:B", of them only.
     """
     given = {protocol: dict(options) for protocol, options in (storage_options or {}).items()}
     configure(given)
     spec = Ledger(open_store(url)).job()
     here = spec.output.model_copy(update={"url": url})  # wherever it was when it was planned
     options = {**spec.storage_options, **given}
-    return run(spec.model_copy(update={"output": here, "storage_options": options}), address, quiet)
+    spec = spec.model_copy(update={"output": here, "storage_options": options})
+    return run(spec, address, quiet, shards)
 
 
 def reach_stores(spec: Spec) -> None:
@@ -206,7 +233,9 @@ def _stop_when_hopeless(plan: Plan, tally: Tally) -> None:
 
 def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
     """The counts so far, from markers."""
-    tally = Tally(plan.shards, plan.samples)
+    first, stop = states.numbers.start, states.numbers.stop
+    samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
+    tally = Tally(len(states.numbers), samples)
     for marker in ledger.markers(states.committed):
         _count(tally, marker)
     for failure in ledger.failures(states.failed):
@@ -233,19 +262,31 @@ def _count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> No
         tally.add_made(planned)
 
 
-def finalize(plan: Plan, ledger: Ledger, tally: Tally) -> Outcome:
-    """Count from storage once more, write the card and the report, and say how it ended."""
+def finalize(plan: Plan, ledger: Ledger, tally: Tally, part: Part | None = None) -> Outcome:
+    """Count from storage once more, write the card and the report, and say how it ended.
+
+    Of the runs that each make a part, the one that ends last writes them, for the whole.
+    """
     states = ledger.states(plan)
-    counted = tally_of(plan, ledger, states)
+    own = states if part is None else states.within(range(*part))
+    counted = tally_of(plan, ledger, own)
     exit_code, message = verdict(plan, counted)
-    report.write(plan, ledger, counted, exit_code, message)
+    if part is None:
+        report.write(plan, ledger, counted, exit_code, message)
+    elif len(states.committed) + len(states.failed) < plan.shards:
+        done = len(states.committed)
+        message = f"shards {part_text(part)}: {message}; in all {done} of {plan.shards} committed"
+    else:
+        whole = tally_of(plan, ledger, states)
+        report.write(plan, ledger, whole, *verdict(plan, whole))
+        message = f"shards {part_text(part)}: {message}; none is pending elsewhere"
     return Outcome(
         output=ledger.store.url,
-        shards=plan.shards,
-        planned=plan.samples,
+        shards=counted.shards,
+        planned=counted.samples,
         committed=counted.committed,
         failed_shards=counted.failed_shards,
-        pending=plan.shards - counted.committed - counted.failed_shards,
+        pending=counted.shards - counted.committed - counted.failed_shards,
         accepted=counted.accepted,
         rejected=counted.rejected,
         failed=counted.failed,
@@ -258,11 +299,11 @@ def finalize(plan: Plan, ledger: Ledger, tally: Tally) -> Outcome:
 def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
     """The exit code and a sentence: 0 only when nothing is pending or failed."""
     url = plan.spec.output.url
-    pending = plan.shards - tally.committed - tally.failed_shards
+    pending = tally.shards - tally.committed - tally.failed_shards
     if pending:
         return (
             3,
-            f"{pending} of {plan.shards} shards are pending; go on with `batchgen resume {url}`",
+            f"{pending} of {tally.shards} shards are pending; go on with `batchgen resume {url}`",
         )
     if tally.failed:
         remedy = (
@@ -271,12 +312,12 @@ def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
             else f"see {url}/_batchgen/rejects; other settings need a new output"
         )
         return 2, (
-            f"{tally.failed} of {plan.samples} samples failed (in {tally.failed_shards} failed "
+            f"{tally.failed} of {tally.samples} samples failed (in {tally.failed_shards} failed "
             f"shards and {tally.flawed_shards} committed ones); {remedy}"
         )
-    if tally.rejected > plan.spec.policy.rejected_limit * plan.samples:
+    if tally.rejected > plan.spec.policy.rejected_limit * tally.samples:
         return 2, (
-            f"{tally.rejected} of {plan.samples} samples were rejected, above "
+            f"{tally.rejected} of {tally.samples} samples were rejected, above "
             f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "
             f"the reasons stand in {url}/_batchgen/rejects"
         )
@@ -286,12 +327,12 @@ def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
     )
 
 
-def _opening(plan: Plan, states: States) -> str:
+def _opening(plan: Plan, states: States, samples: int) -> str:
     made = f", {len(states.committed)} of them committed already" if states.committed else ""
     again = f", {len(states.failed)} failed ones tried again" if states.failed else ""
     spec = plan.spec
     return (
-        f"{plan.samples} samples in {plan.shards} shards{made}{again}: {spec.task} with "
+        f"{samples} samples in {len(states.numbers)} shards{made}{again}: {spec.task} with "
         f"{plan.model.model_id}, {plan.model.scheduler}, "
         f"{spec.sampling.num_inference_steps} steps, batch {spec.resources.batch_size}, "
         f"{spec.resources.layout}"

@@ -73,8 +73,14 @@ class Cluster:
         for name in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
 
-    def submit(self, spec: Spec, submission_id: str | None = None, packages: bool = True) -> str:
-        """Hand over a spec; returns the submission id.
+    def submit(
+        self,
+        spec: Spec,
+        options: Sequence[str] = (),
+        submission_id: str | None = None,
+        packages: bool = True,
+    ) -> str:
+        """Hand over a spec, with ``options`` of ``batchgen run``; returns the submission id.
 
         The package, the spec and, with ``packages``, the pinned requirements travel with it.
         Secrets do not: the spec only names them.
@@ -82,7 +88,7 @@ class Cluster:
         facts = {"batchgen_task": spec.task, "batchgen_model": redact(spec.model.path)}
         files = {SPEC_FILE: spec.to_yaml()}
         return self._start(
-            ["run", SPEC_FILE], spec.output.url, files, facts, submission_id, packages
+            ["run", SPEC_FILE, *options], spec.output.url, files, facts, submission_id, packages
         )
 
     def resume(self, output: str, options: Sequence[str] = (), packages: bool = True) -> str:

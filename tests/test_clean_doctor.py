@@ -117,6 +117,6 @@ def test_where_names_are_taken_twice_the_last_writer_holds_the_lease(
         "_batchgen/lease/00001.json",
         json.dumps({"owner": "x", "renewed_at": 0, "released": True}).encode(),
     )
-    monkeypatch.setattr("batchgen.ledger.time.sleep", other_takes_it_too)
+    monkeypatch.setattr("batchgen.lease.time.sleep", other_takes_it_too)
     with pytest.raises(OutputBusy, match=r"another run \(other\)"):
         acquire_lease(careless)

@@ -13,9 +13,16 @@ from typing import Any
 
 import pytest
 
-from batchgen import ledger as ledger_module
-from batchgen.errors import InputError, OutputBusy, PlanChanged, StorageFailed
-from batchgen.lease import LEASE_SECONDS, LEASES, Lease, acquire_lease, hold_lease
+from batchgen import lease as lease_module
+from batchgen.errors import InputError, OutputBusy, StorageFailed
+from batchgen.lease import (
+    LEASE_SECONDS,
+    LEASES,
+    Lease,
+    acquire_lease,
+    hold_lease,
+    holders_of,
+)
 from batchgen.ledger import (
     Counts,
     FailedMarker,
@@ -257,7 +264,7 @@ def test_a_dead_process_on_this_machine_holds_nothing(store: Store) -> None:
 
 @pytest.fixture
 def fast_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.001)
 
 
 def test_a_lost_lease_is_noticed(store: Store, fast_heart: None) -> None:
@@ -276,7 +283,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost(
     store: Store, fast_heart: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = acquire_lease(store)
-    monkeypatch.setattr(ledger_module, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.0)
     monkeypatch.setattr(Store, "put", _refuse)
     told: list[str] = []
     lease.keep(told.append)
@@ -306,6 +313,36 @@ def test_a_lease_is_released_when_the_run_breaks(store: Store) -> None:
     assert acquire_lease(store).number == 2
 
 
+def test_runs_of_other_shards_do_not_meet(store: Store) -> None:
+    first, second = acquire_lease(store, (0, 4)), acquire_lease(store, (4, 9))
+    assert first.still_held() and second.still_held()
+    for part in ((3, 5), (8, 20), None):
+        with pytest.raises(OutputBusy, match="held by another run"):
+            acquire_lease(store, part)
+    with pytest.raises(OutputBusy, match="shards 4:9"):
+        acquire_lease(store, (4, 5))
+    first.release()
+    third = acquire_lease(store, (1, 2))
+    assert third.still_held() and second.still_held() and not first.still_held()
+    assert [holder.at_work for holder in holders_of(store)] == [False, True, True]
+
+
+def test_racing_runs_of_other_shards_all_get_their_lease(store: Store) -> None:
+    gate, leases = threading.Barrier(6), list[Lease]()
+
+    def take(number: int) -> None:
+        gate.wait()
+        leases.append(acquire_lease(store, (number, number + 1)))
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(lease.number for lease in leases) == [1, 2, 3, 4, 5, 6]
+    assert all(lease.still_held() for lease in leases)
+
+
 def test_a_half_written_lease_of_a_store_holds_nothing(store: Store) -> None:
     store.put(f"{LEASES}/00001.json", b"")
     assert acquire_lease(store).number == 2
@@ -314,9 +351,8 @@ def test_a_half_written_lease_of_a_store_holds_nothing(store: Store) -> None:
 def test_a_plan_is_frozen_once(tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path)))
     first, other = paper_plan([[3]], seed=1), paper_plan([[3]], seed=2)
-    ledger.freeze(first, first.spec)
-    with pytest.raises(PlanChanged, match="just planned"):
-        ledger.freeze(other, other.spec)
+    assert ledger.freeze(first, first.spec)
+    assert not ledger.freeze(other, other.spec)
     assert ledger.job().seed == ledger.require_plan().spec.seed == 1
 
 

@@ -71,6 +71,7 @@ HOMES = {
     "isal": ("images",),
     "jinja2": ("report",),
     "PIL": ("images", "conditions", "families"),
+    "packaging": ("submit",),
     "pydantic": ("spec", "model_spec", "prepare", "settings"),
     "pyparsing": ("replicas",),
     "ray": ("engine", "submit"),

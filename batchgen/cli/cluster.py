@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchgen.cli.options import main, open_ledger, spec_options, storage_option
+from batchgen.cli.options import (
+    main,
+    open_ledger,
+    shards_option,
+    spec_options,
+    storage_option,
+)
 from batchgen.progress import duration
 
 if TYPE_CHECKING:
@@ -31,6 +37,7 @@ def address_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @spec_options
 @address_option
 @click.option("--submission-id", help="Its name on the cluster; default: one with the time in it.")
+@shards_option
 @click.option("--no-wait", is_flag=True, help="Hand it over and return.")
 @click.option(
     "--no-requirements",
@@ -41,6 +48,7 @@ def submit(
     spec: Spec,
     address: str | None,
     submission_id: str | None,
+    shards: str | None,
     no_wait: bool,
     no_requirements: bool,
 ) -> int:
@@ -57,7 +65,8 @@ def submit(
     from batchgen.submit import Cluster
 
     cluster = Cluster(address)
-    name = cluster.submit(anywhere(spec), submission_id, packages=not no_requirements)
+    options = ["--shards", shards] if shards else []
+    name = cluster.submit(anywhere(spec), options, submission_id, packages=not no_requirements)
     click.echo(f"submitted {name} to {cluster.address}, output {spec.output.url}", err=True)
     if no_wait:
         click.echo(name)
@@ -100,13 +109,16 @@ def cancel(job: str, address: str | None, storage_options: tuple[str, ...]) -> i
     return 0
 
 
-def resume_on(address: str, output: str, storage_options: tuple[str, ...]) -> int:
+def resume_on(
+    address: str, output: str, storage_options: tuple[str, ...], shards: str | None
+) -> int:
     """Submit that an output's job is gone on with, and watch it."""
     from batchgen.storage import absolute
     from batchgen.submit import Cluster
 
     cluster = Cluster(address)
     options = [word for one in storage_options for word in ("--storage-option", one)]
+    options += ["--shards", shards] if shards else []
     name = cluster.resume(absolute(output), options)
     click.echo(f"submitted {name} to {cluster.address}, output {output}", err=True)
     return _watch(cluster, name)
@@ -140,15 +152,17 @@ def ask(job: str, address: str | None) -> Found:
 
 def last_run(ledger: Ledger) -> str:
     """Who works on an output, or when somebody did last."""
-    from batchgen.lease import holder_of
+    from batchgen.lease import holders_of
 
-    holder = holder_of(ledger.store)
-    if holder is None:
+    holders = holders_of(ledger.store)
+    if not holders:
         return f"nothing was ever run into {ledger.store.url}"
-    ago = duration(time.time() - holder.renewed_at)
-    if holder.at_work:
-        return f"at work: {holder.owner}, last heard of {ago} ago"
-    return f"none at work; the last one was heard of {ago} ago"
+    ago = {holder: duration(time.time() - holder.renewed_at) for holder in holders}
+    working = [f"{one}, last heard of {ago[one]} ago" for one in holders if one.at_work]
+    if working:
+        return f"at work: {'; '.join(working)}"
+    last = max(holders, key=lambda holder: holder.renewed_at)
+    return f"none at work; the last one was heard of {ago[last]} ago"
 
 
 def _ledger(job: str, storage_options: tuple[str, ...]) -> Ledger:

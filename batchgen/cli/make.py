@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from batchgen.cli.cluster import resume_on
-from batchgen.cli.options import main, parse_storage_options, spec_options, storage_option
+from batchgen.cli.options import (
+    main,
+    parse_storage_options,
+    shards_option,
+    spec_options,
+    storage_option,
+)
 
 if TYPE_CHECKING:
     from batchgen.plan import Plan
@@ -21,9 +27,10 @@ if TYPE_CHECKING:
 @main.command()
 @spec_options
 @click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
+@shards_option
 @click.option("--dry-run", is_flag=True, help="Plan and show, make nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
-def run(spec: Spec, address: str | None, dry_run: bool, as_json: bool) -> int:
+def run(spec: Spec, address: str | None, shards: str | None, dry_run: bool, as_json: bool) -> int:
     """Plan and make everything that is not yet committed.
 
     Settings come from SPEC.yaml, from flags, or from both (flags win). Run again on the same
@@ -37,28 +44,35 @@ def run(spec: Spec, address: str | None, dry_run: bool, as_json: bool) -> int:
         return 0
     from batchgen import runner
 
-    return _finish(lambda: runner.run(spec, address, quiet=as_json), spec.output.url, as_json)
+    return _finish(
+        lambda: runner.run(spec, address, quiet=as_json, shards=shards), spec.output.url, as_json
+    )
 
 
 @main.command()
 @click.argument("output")
 @storage_option
 @click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
+@shards_option
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 def resume(
-    output: str, storage_options: tuple[str, ...], address: str | None, as_json: bool
+    output: str,
+    storage_options: tuple[str, ...],
+    address: str | None,
+    shards: str | None,
+    as_json: bool,
 ) -> int:
     """Go on with the job whose OUTPUT (folder or URL) this is; failed shards are tried again.
 
     With the address of a cluster's job server (http://HEAD:8265) it is submitted there.
     """
     if address and address.startswith(("http://", "https://")):
-        return resume_on(address, output, storage_options)
+        return resume_on(address, output, storage_options, shards)
     from batchgen import runner
 
     options = parse_storage_options(storage_options)
     return _finish(
-        lambda: runner.resume(output, address, quiet=as_json, storage_options=options),
+        lambda: runner.resume(output, address, as_json, options, shards),
         output,
         as_json,
     )

@@ -147,6 +147,15 @@ def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def shards_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--shards",
+        metavar="A:B",
+        help="Make only these shards of the plan, from A up to but not with B; other runs may make "
+        "the others at the same time.",
+    )(command)
+
+
 def parse_storage_options(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Protocol -> options, checked as those of a spec are.
 
