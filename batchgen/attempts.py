@@ -5,7 +5,7 @@ It imports nothing heavy, since the actor that holds the record would else load 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 MOST_LEFT_OUT = 3  # samples of a shard that are left out before the shard itself is given up
@@ -58,20 +58,22 @@ class Judgement:
     """What the past attempts at a shard say about the next one.
 
     Attributes:
-        tries: attempts that count. Those that went with their node do not: it was taken away, and
-            that says nothing about the shard.
+        begun: attempts so far.
+        tries: those that count. What went with its node does not: it was taken away, and that says
+            nothing about the shard.
         alone: keys of samples to be worked on each in a micro-batch of its own.
         without: key -> why, for the samples that have been found to fail the shard.
         hopeless: why no further attempt is to be made, or None.
     """
 
+    begun: int = 0
     tries: int = 0
     alone: frozenset[str] = frozenset()
     without: Mapping[str, str] = field(default_factory=dict)
     hopeless: str | None = None
 
 
-def judge(past: Iterable[Attempt], limit: int, living: Collection[str]) -> Judgement:
+def judge(past: Sequence[Attempt], limit: int, living: Collection[str]) -> Judgement:
     """Narrow a shard's failures down to the samples that cause them.
 
     Up to ``limit`` attempts anything may have been the cause. From the last of them on, the
@@ -95,4 +97,4 @@ def judge(past: Iterable[Attempt], limit: int, living: Collection[str]) -> Judge
             without.update(dict.fromkeys(attempt.on, why))
         else:
             alone |= suspects
-    return Judgement(len(counted), frozenset(alone), without, hopeless)
+    return Judgement(len(past), len(counted), frozenset(alone), without, hopeless)

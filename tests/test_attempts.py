@@ -28,7 +28,7 @@ def test_a_first_attempt_is_recorded_once() -> None:
 def test_what_went_with_its_node_does_not_count() -> None:
     past = [died(node=GONE)] * 20
     judged = judge(past, 3, LIVING)
-    assert (judged.tries, judged.hopeless) == (0, None)
+    assert (judged.begun, judged.tries, judged.hopeless) == (20, 0, None)
     assert judge([*past, died("a"), died("a")], 3, LIVING).tries == 2
 
 

@@ -33,17 +33,21 @@ def address_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def requirements_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--no-requirements",
+        is_flag=True,
+        help="The cluster's machines have batchgen's requirements already: submit without them.",
+    )(command)
+
+
 @main.command()
 @spec_options
 @address_option
 @click.option("--submission-id", help="Its name on the cluster; default: one with the time in it.")
 @shards_option
 @click.option("--no-wait", is_flag=True, help="Hand it over and return.")
-@click.option(
-    "--no-requirements",
-    is_flag=True,
-    help="The cluster's machines have batchgen's requirements already.",
-)
+@requirements_option
 def submit(
     spec: Spec,
     address: str | None,
@@ -110,7 +114,11 @@ def cancel(job: str, address: str | None, storage_options: tuple[str, ...]) -> i
 
 
 def resume_on(
-    address: str, output: str, storage_options: tuple[str, ...], shards: str | None
+    address: str,
+    output: str,
+    storage_options: tuple[str, ...],
+    shards: str | None,
+    packages: bool,
 ) -> int:
     """Submit that an output's job is gone on with, and watch it."""
     from batchgen.storage import absolute
@@ -119,7 +127,7 @@ def resume_on(
     cluster = Cluster(address)
     options = [word for one in storage_options for word in ("--storage-option", one)]
     options += ["--shards", shards] if shards else []
-    name = cluster.resume(absolute(output), options)
+    name = cluster.resume(absolute(output), options, packages)
     click.echo(f"submitted {name} to {cluster.address}, output {output}", err=True)
     return _watch(cluster, name)
 

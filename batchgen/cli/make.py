@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from batchgen.cli.cluster import resume_on
+from batchgen.cli.cluster import requirements_option, resume_on
 from batchgen.cli.options import (
     main,
     parse_storage_options,
@@ -54,12 +54,14 @@ def run(spec: Spec, address: str | None, shards: str | None, dry_run: bool, as_j
 @storage_option
 @click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
 @shards_option
+@requirements_option
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 def resume(
     output: str,
     storage_options: tuple[str, ...],
     address: str | None,
     shards: str | None,
+    no_requirements: bool,
     as_json: bool,
 ) -> int:
     """Go on with the job whose OUTPUT (folder or URL) this is; failed shards are tried again.
@@ -67,7 +69,7 @@ def resume(
     With the address of a cluster's job server (http://HEAD:8265) it is submitted there.
     """
     if address and address.startswith(("http://", "https://")):
-        return resume_on(address, output, storage_options, shards)
+        return resume_on(address, output, storage_options, shards, not no_requirements)
     from batchgen import runner
 
     options = parse_storage_options(storage_options)

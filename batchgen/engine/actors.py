@@ -194,7 +194,7 @@ class StageActor(ABC):
             if tell:
                 self.attempts.tell(self.name, frame.shard, on)
 
-        number = max(frame.attempt, judged.tries + 1)
+        number = max(frame.attempt, judged.begun + 1)
         trial = Trial(judged.alone, judged.without, working_on)
         try:
             with self.watch:

@@ -49,7 +49,7 @@ def refuse_unshared(paths: Sequence[str]) -> None:
         UsageError: names the nodes that do not, and the first path.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    if len(nodes) < 2 or not paths:
         return
 
     def unseen(wanted: Sequence[str]) -> list[str]:

@@ -44,6 +44,7 @@ class S3Server:
     """A monitor, an object store in memory and a gateway. ``start`` begins with nothing stored."""
 
     folder: Path
+    address: str = "127.0.0.1"  # by which clients reach it; another one opens it to all networks
     memory_bytes: int = MEMORY_BYTES
     port: int = field(default_factory=free_port)
     pids: dict[str, int] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     @property
     def exports(self) -> dict[str, str]:
@@ -70,6 +71,7 @@ class S3Server:
         mon_port, fsid = free_port(), str(uuid.uuid4())
         values = {
             "folder": str(self.folder),
+            "bind": "127.0.0.1" if self.address == "127.0.0.1" else "0.0.0.0",
             "port": self.port,
             "mon_port": mon_port,
             "fsid": fsid,

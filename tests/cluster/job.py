@@ -1,0 +1,166 @@
+"""A whole job on three nodes, from bucket to bucket, while one node is killed and another added.
+
+    python -m tests.cluster.job --images 2000 --results FILE.json
+
+It is handed over, watched, asked after and cancelled as a user would, from a shell that is no part
+of the cluster, and gone on with there. Its images must be, byte for byte, those of a run on this
+machine alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.ledger import Ledger
+from batchgen.storage import configure, open_store
+from batchgen.verify import verify
+from tests.chaos.store import digests
+from tests.cluster.nodes import Nodes, cluster, replicas, subnet, until
+from tests.object_store.server import S3Server, make_bucket
+
+BUCKET = "cluster"
+COLOURS = ("red", "green", "blue", "white", "yellow")
+PER_SHARD = 20
+
+
+@dataclass
+class Result:
+    """What the job came to; every count but the first four ought to be 0."""
+
+    images: int
+    shards: int
+    redone: int
+    seconds: float
+    cancelled_after: int = 0  # shards committed when it was cancelled
+    lost: int = 0
+    duplicated: int = 0
+    wrong_pixels: int = 0
+    problems: int = 0
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.duplicated or self.wrong_pixels or self.problems)
+
+
+@contextmanager
+def store() -> Iterator[S3Server]:
+    """A real S3 server that the nodes reach, and this process as well."""
+    with tempfile.TemporaryDirectory(prefix="batchgen-s3-", ignore_cleanup_errors=True) as folder:
+        server = S3Server(Path(folder) / "server", address=f"{subnet()}.1")
+        before = {name: os.environ.get(name) for name in server.exports}
+        server.start()
+        try:
+            os.environ.update(
+                server.exports | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}"}
+            )
+            configure()
+            make_bucket(S3Server(server.folder, port=server.port), BUCKET)
+            yield server
+        finally:
+            server.stop()
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+            configure()
+
+
+def write_prompts(images: int) -> str:
+    texts = [f"a {COLOURS[row % len(COLOURS)]} circle number {row}" for row in range(images)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"prompt": texts}), sink, row_group_size=PER_SHARD)
+    open_store(f"s3://{BUCKET}/in").put("prompts.parquet", sink.getvalue().to_pybytes())
+    return f"s3://{BUCKET}/in"
+
+
+def flags(source: str, output: str, steps: int) -> list[str]:
+    return [
+        *("--input", source, "--output", output, "--samples-per-shard", str(PER_SHARD)),
+        *("--batch-size", "10", "--steps", str(steps)),
+    ]
+
+
+def committed(output: str) -> int:
+    return len(open_store(output).list("_batchgen/shards"))
+
+
+def whole_job(nodes: Nodes, images: int, steps: int) -> Result:
+    """The job with its losses; fails where a command does not do what it says."""
+    source, output = write_prompts(images), f"s3://{BUCKET}/cluster"
+    began = time.monotonic()
+    words = flags(source, output, steps)
+    done = nodes.batchgen("submit", *words, "--no-requirements", "--no-wait")
+    assert done.returncode == 0, done.stderr
+    name = done.stdout.strip()
+    until("a shard is committed", lambda: committed(output), 180)
+    for job in (name, output):
+        asked = nodes.batchgen("status", job, "--address", nodes.address)
+        assert asked.returncode == 3 and "cluster  running" in asked.stdout, asked
+        assert "at work: " in asked.stdout
+    cancelled = nodes.batchgen("cancel", output)
+    assert cancelled.returncode == 0 and f"stopping {name}" in cancelled.stdout, cancelled
+    followed = nodes.batchgen("logs", "--follow", name)
+    assert followed.returncode == 3 and "what is committed stays" in followed.stdout, followed
+    left = committed(output)
+    with ThreadPoolExecutor() as shell:
+        words = ["resume", output, "--address", nodes.address, "--no-requirements"]
+        resuming = shell.submit(nodes.batchgen, *words, within_s=3600)
+        until("more is committed", lambda: committed(output) > left, 180)
+        lost = nodes.workers[0]
+        until("the node that is lost has work", lambda: replicas(lost), 60)
+        nodes.kill(lost)
+        nodes.add()
+        resumed = resuming.result()
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert f"{left} of them committed already" in resumed.stdout, resumed.stdout
+    seconds = round(time.monotonic() - began, 1)
+    result = Result(images, -(-images // PER_SHARD), 0, seconds, left)
+    return judged(result, flags(source, f"s3://{BUCKET}/alone", steps), output)
+
+
+def judged(result: Result, alone: list[str], output: str) -> Result:
+    """Against the same job on this machine alone, and against what `verify` finds."""
+    command = [sys.executable, "-m", "batchgen", "run", *alone]
+    subprocess.run(command, check=True, capture_output=True)
+    wanted, found = digests(f"s3://{BUCKET}/alone"), digests(output)
+    keys = Counter(key for key, _ in found)
+    ledger = Ledger(open_store(output))
+    result.redone = sum(marker.attempt > 1 for marker in ledger.markers(range(result.shards)))
+    result.lost = len({key for key, _ in wanted} - keys.keys())
+    result.duplicated = found.total() - len(keys)
+    result.wrong_pixels = len(found.keys() - wanted.keys())
+    findings = verify(ledger)
+    result.problems = len(findings.problems) + (findings.accepted != result.images)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args()
+    with store() as server, cluster(**server.exports) as nodes:
+        result = whole_job(nodes, options.images, options.steps)
+    text = json.dumps(asdict(result), indent=1)
+    print(text)
+    if options.results is not None:
+        options.results.write_text(text + "\n")
+    return 0 if result.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""A Ray cluster of several nodes on one machine: a network namespace each, with its own address.
+
+So a node can be cut off from the others as well as killed, as machines can. It needs root and `ip`
+(Debian: iproute2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BIN = Path(sys.executable).parent
+GCS_PORT, DASHBOARD_PORT = 6399, 8299
+TOKEN = "token-of-this-cluster-never-to-be-seen-0123456789"
+UP_WITHIN_S = 90.0
+OBJECT_STORE_BYTES = 200 << 20
+QUICK_HEALTH = {  # a node that is cut off is given up after some 6 seconds, not after 50
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+def missing() -> str | None:
+    """Why there can be no such cluster here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "no `ip` here; `apt-get install iproute2` brings one"
+    return None
+
+
+def until(what: str, true: Callable[[], Any], within_s: float = UP_WITHIN_S) -> Any:
+    """Ask until the answer is true, and return it; fails by the name of what was waited for."""
+    deadline = time.monotonic() + within_s
+    while not (answer := true()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"after {within_s:.0f} s still not: {what}")
+        time.sleep(0.2)
+    return answer
+
+
+def ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+def subnet() -> str:
+    """Of this process's cluster; the machine itself is ``.1`` of it."""
+    pid = os.getpid()
+    return f"10.{64 + pid % 128}.{pid // 128 % 256}"
+
+
+@dataclass
+class Node:
+    """One node: a namespace, an address and the `ray start` that runs there."""
+
+    namespace: str
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def pids(self) -> list[int]:
+        """Of all processes in its namespace."""
+        words = ["ip", "netns", "pids", self.namespace]
+        return [int(pid) for pid in subprocess.run(words, capture_output=True).stdout.split()]
+
+    def kill(self) -> None:
+        """As when a machine is taken away: everything at once, and nothing said."""
+        while pids := self.pids():
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self.process.wait()
+
+    def cut(self) -> None:
+        """Nothing reaches it, and nothing it says reaches the others."""
+        ip("link", "set", self.namespace, "down")
+
+    def restore(self) -> None:
+        ip("link", "set", self.namespace, "up")
+
+
+@dataclass
+class Nodes:
+    """The cluster. The machine itself has an address on its bridge, as a client's would be."""
+
+    folder: Path
+    bridge: str
+    subnet: str
+    environment: dict[str, str]
+    nodes: list[Node] = field(default_factory=list)
+    _made: int = 0
+
+    @property
+    def here(self) -> str:
+        """The address by which the nodes reach this machine."""
+        return f"{self.subnet}.1"
+
+    @property
+    def head(self) -> Node:
+        return self.nodes[0]
+
+    @property
+    def workers(self) -> list[Node]:
+        return self.nodes[1:]
+
+    @property
+    def address(self) -> str:
+        """Of the head's job server."""
+        return f"http://{self.head.address}:{DASHBOARD_PORT}"
+
+    def add(self, *options: str, cpus: int = 2, resources: dict[str, float] | None = None) -> Node:
+        """Start another node; the first one is the head. Returns when it is up."""
+        self._made += 1
+        name, address = f"{self.bridge}{self._made}", f"{self.subnet}.{10 + self._made}"
+        inside = f"{name}i"
+        ip("netns", "add", name)
+        ip("link", "add", name, "type", "veth", "peer", "name", inside)
+        ip("link", "set", inside, "netns", name)
+        ip("link", "set", name, "master", self.bridge, "up")
+        for words in (
+            ("addr", "add", f"{address}/24", "dev", inside),
+            ("link", "set", inside, "up"),
+            ("link", "set", "lo", "up"),
+        ):
+            ip("-n", name, *words)
+        if self.nodes:
+            place = ["--address", f"{self.head.address}:{GCS_PORT}"]
+        else:
+            place = ["--head", "--port", str(GCS_PORT), "--temp-dir", str(self.folder / "ray")]
+            place += ["--dashboard-host", address, "--dashboard-port", str(DASHBOARD_PORT)]
+        # A disk of its own: all nodes of a cluster use the same path, and clean up below it.
+        disk = self.folder / f"disk{self._made}"
+        disk.mkdir()
+        mounted = f'mount --bind {disk} {self.folder / "ray"} && exec "$@"'
+        command = [
+            *("ip", "netns", "exec", name, "sh", "-c", mounted, "sh"),
+            *(str(BIN / "ray"), "start", "--block", *place),
+            *("--node-ip-address", address, "--num-cpus", str(cpus), "--disable-usage-stats"),
+            *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+            *("--resources", json.dumps(resources or {}), *options),
+        ]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        node = Node(name, address, process)
+        self.nodes.append(node)
+        until(f"node {address} is up", lambda: self._is_up(node))
+        return node
+
+    def kill(self, node: Node) -> None:
+        node.kill()
+        self.nodes.remove(node)
+
+    def states(self) -> dict[str, str]:
+        """Address -> state (``ALIVE``, ``DEAD``) of every node, the last of each address."""
+        done = self.run("ray", "list", "nodes", "--format", "json", "--limit", "200")
+        try:
+            listed = json.loads(done.stdout[done.stdout.index("[") :])
+        except ValueError:
+            return {}
+        listed.sort(key=lambda one: one["start_time_ms"] or 0)
+        return {one["node_ip"]: one["state"] for one in listed}
+
+    def drain(self, node: Node, seconds: int) -> None:
+        """As a cloud announces that it takes a spot machine back."""
+        done = self.run("ray", "list", "nodes", "--format", "json", "--limit", "200")
+        listed = json.loads(done.stdout[done.stdout.index("[") :])
+        (one,) = [it for it in listed if it["node_ip"] == node.address and it["state"] == "ALIVE"]
+        words = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot")
+        deadline = ("--deadline-remaining-seconds", str(seconds))
+        place = ("--address", f"{self.head.address}:{GCS_PORT}")
+        done = self.run("ray", "drain-node", *place, "--node-id", one["node_id"], *words, *deadline)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def run(
+        self, program: str, *words: str, within_s: float = 300, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """A command in another shell of this machine, which is no node of the cluster."""
+        return subprocess.run(
+            [str(BIN / program), *words],
+            cwd=self.folder,
+            env={**self.environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+        )
+
+    def batchgen(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return self.run("batchgen", *words, **more)
+
+    def _is_up(self, node: Node) -> bool:
+        if node.process.poll() is not None:
+            log = (self.folder / f"{node.namespace}.log").read_text()
+            raise RuntimeError(f"{node.address} has ended:\n{log[-2000:]}")
+        return self.states().get(node.address) == "ALIVE"
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.kill()
+        for number in range(1, self._made + 1):
+            subprocess.run(["ip", "netns", "del", f"{self.bridge}{number}"], capture_output=True)
+        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def cluster(workers: int = 2, head_cpus: int = 1, **environment: str) -> Iterator[Nodes]:
+    """A head and some workers of 2 CPUs each; all of it is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="bgc"))  # short: Ray puts sockets below it
+    settings = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "HOME": str(folder),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "BATCHGEN_CACHE": str(folder / "cache"),
+        **QUICK_HEALTH,
+        **environment,
+    }
+    nodes = Nodes(folder, f"bg{os.getpid()}", subnet(), settings)
+    (folder / "ray").mkdir()
+    try:
+        ip("link", "add", nodes.bridge, "type", "bridge")
+        ip("addr", "add", f"{nodes.here}/24", "dev", nodes.bridge)
+        ip("link", "set", nodes.bridge, "up")
+        nodes.add(cpus=head_cpus)
+        settings["RAY_API_SERVER_ADDRESS"] = nodes.address
+        for _ in range(workers):
+            nodes.add()
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def replicas(node: Node, stage: str = "Generate") -> list[int]:
+    """Processes of the stage's actors on this node; Ray names them by what they run."""
+    found = []
+    for pid in node.pids():
+        try:
+            title = " ".join(psutil.Process(pid).cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        if title.startswith("ray::") and stage in title:
+            found.append(pid)
+    return found
