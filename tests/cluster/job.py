@@ -30,7 +30,7 @@ from batchgen.ledger import Ledger
 from batchgen.storage import configure, open_store
 from batchgen.verify import verify
 from tests.chaos.store import digests
-from tests.cluster.nodes import Nodes, cluster, replicas, subnet, until
+from tests.cluster.nodes import Nodes, busy_worker, cluster, subnet, until
 from tests.object_store.server import S3Server, make_bucket
 
 BUCKET = "cluster"
@@ -119,23 +119,26 @@ def whole_job(nodes: Nodes, images: int, steps: int) -> Result:
         words = ["resume", output, "--address", nodes.address, "--no-requirements"]
         resuming = shell.submit(nodes.batchgen, *words, within_s=3600)
         until("more is committed", lambda: committed(output) > left, 180)
-        lost = nodes.workers[0]
-        until("the node that is lost has work", lambda: replicas(lost), 60)
-        nodes.kill(lost)
+        nodes.kill(busy_worker(nodes))
         nodes.add()
         resumed = resuming.result()
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert f"{left} of them committed already" in resumed.stdout, resumed.stdout
     seconds = round(time.monotonic() - began, 1)
     result = Result(images, -(-images // PER_SHARD), 0, seconds, left)
-    return judged(result, flags(source, f"s3://{BUCKET}/alone", steps), output)
+    return judged(result, run_alone(flags(source, f"s3://{BUCKET}/alone", steps)), output)
 
 
-def judged(result: Result, alone: list[str], output: str) -> Result:
-    """Against the same job on this machine alone, and against what `verify` finds."""
-    command = [sys.executable, "-m", "batchgen", "run", *alone]
+def run_alone(words: list[str]) -> Counter[tuple[str, str]]:
+    """The same job on this machine, outside the cluster: its keys and digests."""
+    command = [sys.executable, "-m", "batchgen", "run", *words]
     subprocess.run(command, check=True, capture_output=True)
-    wanted, found = digests(f"s3://{BUCKET}/alone"), digests(output)
+    return digests(words[words.index("--output") + 1])
+
+
+def judged(result: Result, wanted: Counter[tuple[str, str]], output: str) -> Result:
+    """Against the same job on this machine alone, and against what `verify` finds."""
+    found = digests(output)
     keys = Counter(key for key, _ in found)
     ledger = Ledger(open_store(output))
     result.redone = sum(marker.attempt > 1 for marker in ledger.markers(range(result.shards)))

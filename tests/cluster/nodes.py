@@ -268,3 +268,15 @@ def replicas(node: Node, stage: str = "Generate") -> list[int]:
         if title.startswith("ray::") and stage in title:
             found.append(pid)
     return found
+
+
+def busy_worker(nodes: Nodes) -> Node:
+    """A node beside the head that has a replica at work."""
+    found: list[Node] = []
+
+    def look() -> bool:
+        found[:] = [node for node in nodes.workers if replicas(node)]
+        return bool(found)
+
+    until("a worker node has a replica", look)
+    return found[0]

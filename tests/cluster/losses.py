@@ -1,0 +1,168 @@
+"""Parts of a cluster are lost while a job runs on it; it must come to the bytes of a quiet run.
+
+python -m tests.cluster.losses --results FILE.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from batchgen.ledger import Ledger
+from batchgen.storage import open_store
+from batchgen.verify import verify
+from tests.chaos.store import digests
+from tests.cluster.job import BUCKET, committed, flags, run_alone, store, write_prompts
+from tests.cluster.nodes import Nodes, busy_worker, cluster, replicas, until
+
+IMAGES, STEPS = 160, 12
+
+
+@dataclass
+class Loss:
+    """What a loss cost; every count but ``redone`` ought to be 0."""
+
+    name: str
+    seconds: float
+    redone: int
+    failed_shards: int
+    lost: int
+    duplicated: int
+    wrong_pixels: int
+    problems: int
+
+    @property
+    def clean(self) -> bool:
+        bad = (self.failed_shards, self.lost, self.duplicated, self.wrong_pixels, self.problems)
+        return not any(bad)
+
+
+def replica_killed(nodes: Nodes) -> None:
+    os.kill(replicas(busy_worker(nodes))[0], signal.SIGKILL)
+
+
+def node_killed(nodes: Nodes) -> None:
+    nodes.kill(busy_worker(nodes))
+    nodes.add()
+
+
+def node_cut_off(nodes: Nodes) -> None:
+    """It is given up; when it is back, its own Ray ends, and another takes its place."""
+    node = busy_worker(nodes)
+    node.cut()
+    until("it is given up", lambda: nodes.states().get(node.address) == "DEAD")
+    node.restore()
+    until("its Ray has ended", lambda: node.process.poll() is not None)
+    nodes.kill(node)
+    nodes.add()
+
+
+def node_drained(nodes: Nodes) -> None:
+    """As a cloud takes a spot machine back: a notice, and soon after the end."""
+    node = busy_worker(nodes)
+    nodes.drain(node, seconds=3)
+    nodes.add()
+    until("it has ended", lambda: nodes.states().get(node.address) == "DEAD")
+    nodes.kill(node)
+
+
+def driver_killed(nodes: Nodes) -> None:
+    os.kill(driver(nodes), signal.SIGKILL)
+
+
+def driver(nodes: Nodes) -> int:
+    for pid in nodes.head.pids():
+        if "ray_job.py" in Path(f"/proc/{pid}/cmdline").read_text():
+            return pid
+    raise AssertionError("no driver on the head")
+
+
+SHORT: dict[str, Callable[[Nodes], None]] = {
+    "replica killed": replica_killed,
+    "node cut off and back": node_cut_off,
+    "node drained": node_drained,
+    "driver killed": driver_killed,
+}
+LOSSES = {**SHORT, "node killed": node_killed}
+
+
+def job_with(
+    nodes: Nodes, name: str, quiet: Counter[tuple[str, str]], source: str, *more: str
+) -> Loss:
+    """One job in which this is lost, once, after its first shard."""
+    output = f"s3://{BUCKET}/{name.replace(' ', '-')}"
+    began = time.monotonic()
+    # Nothing but what is the shards' own fault may be charged to them: no retry is allowed for.
+    strict = () if name == "replica killed" else ("--set", "policy.shard_retries=0")
+    words = [*flags(source, output, STEPS), *strict, *more, "--no-requirements", "--no-wait"]
+    done = nodes.batchgen("submit", *words)
+    assert done.returncode == 0, done.stderr
+    until("a shard is committed", lambda: committed(output), 180)
+    LOSSES[name](nodes)
+    followed = nodes.batchgen("logs", "--follow", done.stdout.strip())
+    if name == "driver killed":
+        assert followed.returncode == 3, followed
+        again = ("resume", output, "--address", nodes.address, "--no-requirements")
+        followed = nodes.batchgen(*again)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    ledger = Ledger(open_store(output))
+    states = ledger.states(ledger.require_plan())
+    markers = list(ledger.markers(states.committed))
+    findings, found = verify(ledger), digests(output)
+    keys = {key for key, _ in found}
+    return Loss(
+        name=name,
+        seconds=round(time.monotonic() - began, 1),
+        redone=sum(marker.attempt - 1 for marker in markers),
+        failed_shards=len(states.failed),
+        lost=len({key for key, _ in quiet} - keys),
+        duplicated=found.total() - len(keys),
+        wrong_pixels=len(found.keys() - quiet.keys()),
+        problems=len(findings.problems) + (findings.accepted != IMAGES),
+    )
+
+
+def quiet_run() -> tuple[str, Counter[tuple[str, str]]]:
+    """The input, and what a run on this machine alone makes of it."""
+    source = write_prompts(IMAGES)
+    return source, run_alone(flags(source, f"s3://{BUCKET}/quiet", STEPS))
+
+
+def table(losses: list[Loss]) -> str:
+    lines = [f"{'lost':<24}{'redone':>8}{'failed':>8}{'lost':>6}{'twice':>7}{'wrong':>7}{'s':>8}"]
+    lines += [
+        f"{one.name:<24}{one.redone:>8}{one.failed_shards:>8}{one.lost:>6}{one.duplicated:>7}"
+        f"{one.wrong_pixels:>7}{one.seconds:>8}"
+        for one in losses
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(LOSSES))
+    options = parser.parse_args()
+    losses = []
+    with store() as server:
+        source, quiet = quiet_run()
+        for name in options.names or LOSSES:
+            with cluster(**server.exports) as nodes:
+                losses.append(job_with(nodes, name, quiet, source))
+            print(table(losses[-1:]).splitlines()[-1], flush=True)
+    print(table(losses))
+    if options.results is not None:
+        options.results.write_text(json.dumps([asdict(one) for one in losses], indent=1) + "\n")
+    return 0 if all(one.clean for one in losses) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

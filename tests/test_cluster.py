@@ -1,0 +1,45 @@
+"""A cluster of three nodes and a real S3 server: a whole job, and what its losses cost."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import job, losses, nodes
+from tests.cluster.nodes import Nodes
+from tests.object_store.server import PROGRAMS
+from tests.object_store.server import missing as no_store
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    words = nodes.missing()
+    if no_store():
+        words = f"no S3 server here; `apt-get install {' '.join(PROGRAMS)}` brings one"
+    if words and os.environ.get("CI"):
+        pytest.fail(words)
+    if words:
+        pytest.skip(words)
+    with job.store() as server, nodes.cluster(**server.exports) as three:
+        yield three
+
+
+@pytest.fixture(scope="module")
+def quiet(cluster: Nodes) -> tuple[str, Counter[tuple[str, str]]]:
+    return losses.quiet_run()
+
+
+def test_a_whole_job(cluster: Nodes) -> None:
+    result = job.whole_job(cluster, images=120, steps=12)
+    assert result.clean, result
+
+
+@pytest.mark.parametrize("name", losses.SHORT)
+def test_a_loss_costs_no_image(
+    cluster: Nodes, quiet: tuple[str, Counter[tuple[str, str]]], name: str
+) -> None:
+    loss = losses.job_with(cluster, name, quiet[1], quiet[0])
+    assert loss.clean, loss

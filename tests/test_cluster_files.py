@@ -1,0 +1,93 @@
+"""The files that start clusters are valid, by the schemas of those who read them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from tests.cluster.files import check_launcher_file, check_rayjob
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def launcher() -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((ROOT / "ray-cluster.yaml").read_text())
+    return tree
+
+
+@pytest.fixture
+def rayjob() -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "kuberay.yaml").read_text())
+    return tree
+
+
+def test_the_launcher_file_is_valid(launcher: dict[str, Any]) -> None:
+    prepared = check_launcher_file(copy.deepcopy(launcher))
+    types = prepared["available_node_types"]
+    assert types["spot"]["min_workers"] == types["on-demand"]["min_workers"] == 0
+    assert types["spot"]["priority"] > types["on-demand"]["priority"]
+    market = types["spot"]["node_config"].pop("InstanceMarketOptions")
+    assert market == {"MarketType": "spot"}
+    assert types["spot"]["node_config"] == types["on-demand"]["node_config"]  # one demand, two ways
+
+
+def test_what_it_copies_is_there(launcher: dict[str, Any]) -> None:
+    for local in launcher["file_mounts"].values():
+        assert local.startswith("~") or (ROOT / local).exists(), local
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("max_worker",), 3),
+        (("max_workers",), "many"),
+        (("available_node_types", "spot", "instance_type"), "g6e.xlarge"),
+        (("head_node_type",), "chief"),
+    ],
+)
+def test_a_wrong_launcher_file_is_refused(
+    launcher: dict[str, Any], path: tuple[str, ...], value: object
+) -> None:
+    *folders, name = path
+    tree = launcher
+    for folder in folders:
+        tree = tree[folder]
+    tree[name] = value
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        check_launcher_file(launcher)
+
+
+def test_the_rayjob_is_valid(rayjob: dict[str, Any]) -> None:
+    check_rayjob(rayjob)
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    (group,) = cluster["workerGroupSpecs"]
+    assert group["minReplicas"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("spec", "entryPoint"), "python x.py"),
+        (("spec", "backoffLimit"), "twice"),
+        (("spec", "rayClusterSpec", "authOptions", "mode"), "password"),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "container"), []),
+    ],
+)
+def test_a_wrong_rayjob_is_refused(
+    rayjob: dict[str, Any], path: tuple[str, ...], value: object
+) -> None:
+    *folders, name = path
+    tree = rayjob
+    for folder in folders:
+        tree = tree[folder]
+    tree[name] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_rayjob(rayjob)
