@@ -7,8 +7,9 @@ export TOKENIZERS_PARALLELISM ?= false
 
 N ?= 10
 SEED ?= 1
+IMAGES ?= 2000
 
-.PHONY: demo test check chaos permanent clean
+.PHONY: demo test check chaos permanent cluster losses clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
@@ -34,6 +35,16 @@ chaos: $(VENV)/.installed
 permanent: $(VENV)/.installed
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.permanent --results out/permanent.json out/permanent
+
+# A job of IMAGES images on a cluster of three nodes in network namespaces (root; apt: iproute2 and
+# the S3 server), one of which is killed; and one job for every part that a cluster can lose.
+cluster: $(VENV)/.installed
+	mkdir -p out
+	$(BIN)/python -m tests.cluster.job --images $(IMAGES) --results out/cluster.json
+
+losses: $(VENV)/.installed
+	mkdir -p out
+	$(BIN)/python -m tests.cluster.losses --results out/losses.json
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

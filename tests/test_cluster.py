@@ -32,8 +32,8 @@ def quiet(cluster: Nodes) -> tuple[str, Counter[tuple[str, str]]]:
     return losses.quiet_run()
 
 
-def test_a_whole_job(cluster: Nodes) -> None:
-    result = job.whole_job(cluster, images=120, steps=12)
+def test_a_whole_job(cluster: Nodes, quiet: tuple[str, Counter[tuple[str, str]]]) -> None:
+    result = job.whole_job(cluster, *quiet, images=losses.IMAGES, steps=losses.STEPS)
     assert result.clean, result
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from batchgen import explain
 from batchgen.spec import Section, Spec
 from batchgen.tasks import TASK_NAMES
+from tests.cluster import head
 from tests.object_store.server import missing
 
 ROOT = Path(__file__).parents[1]
@@ -56,9 +58,18 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run(stop, cwd=ROOT, check=True)
 
 
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """With a `ray` that starts and ends a head of its own; short paths, for Ray's sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="bgd"))
+    yield {**os.environ, **head.install(folder)}
+    head.stop(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page: Path, checkout: Path) -> None:
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+def test_commands_run(page: Path, checkout: Path, environment: dict[str, str]) -> None:
+    env = environment
     if page.name != "README.md" and not (checkout / "out" / "demo").exists():
         subprocess.run(["make", "demo"], cwd=checkout, env=env, check=True, capture_output=True)
     left_out = S3_SERVER if missing() and not os.environ.get("CI") else None

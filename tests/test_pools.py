@@ -66,9 +66,12 @@ def test_light_tasks_keep_their_room(tmp_path: Path, nodes: Callable[..., None])
 
 
 def test_staged_pools_share_the_devices(tmp_path: Path, nodes: Callable[..., None]) -> None:
+    """They begin small and grow as they are busy: see benchmarks/scaling.py."""
     nodes(GPU_NODE)
     found = shares(tmp_path, 100, layout="staged")
-    assert [found[kind].start_replicas for kind in (Encode, Denoise, Decode)] == [1, 4, 1]
+    assert [found[kind].num_gpus for kind in (Encode, Denoise, Decode)] == [0.1, 0.8, 0.1]
+    assert [found[kind].start_replicas for kind in (Encode, Denoise, Decode)] == [1, 1, 1]
+    assert {found[kind].max_replicas for kind in (Encode, Denoise, Decode)} == {100}
 
 
 def test_a_cheap_node_encodes_and_a_big_one_denoises(
@@ -83,7 +86,6 @@ def test_a_cheap_node_encodes_and_a_big_one_denoises(
     }
     nodes(small, big)
     found = shares(tmp_path, 100, **asked)
-    assert found[Denoise].start_replicas == 2
     assert found[Denoise].demand == {"CPU": 0.5, "GPU": 2, "accelerator_type:H100": 0.001}
     assert lacking(list(found.items()), [small, big]) is None
     assert lacking(list(found.items()), [small, GPU_NODE]) == ("denoise", found[Denoise])

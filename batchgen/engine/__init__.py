@@ -39,6 +39,7 @@ from batchgen.storage import configure
 
 __all__ = [
     "Generate",
+    "Pools",
     "Share",
     "StageActor",
     "await_room",

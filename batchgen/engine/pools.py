@@ -69,7 +69,9 @@ def pools_of(plan: Plan, shards: int) -> Pools:
     for _, share in pools:
         for _ in range(share.min_replicas):
             room.take(share.demand)
-    return [(actor, _started(share, actor in (Generate, Denoise), room)) for actor, share in pools]
+    if resources.layout == "staged":  # the pools find their shares: one that had all would starve
+        return [(actor, replace(one, start_replicas=one.min_replicas)) for actor, one in pools]
+    return [(actor, _started(share, room)) for actor, share in pools]
 
 
 def _share(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Share:
@@ -86,10 +88,10 @@ def _share(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Share
     )
 
 
-def _started(share: Share, many: bool, room: Room) -> Share:
-    """With as many replicas at the start as there is room for, where many are of use."""
+def _started(share: Share, room: Room) -> Share:
+    """With as many replicas at the start as there is room for."""
     start = share.min_replicas
-    while many and start < share.max_replicas and room.take(share.demand):
+    while start < share.max_replicas and room.take(share.demand):
         start += 1
     return replace(share, start_replicas=start)
 

@@ -90,6 +90,7 @@ def flags(source: str, output: str, steps: int) -> list[str]:
     return [
         *("--input", source, "--output", output, "--samples-per-shard", str(PER_SHARD)),
         *("--batch-size", "10", "--steps", str(steps)),
+        *("--set", "resources.generate.max_replicas=2"),  # as many as there are cores here
     ]
 
 
@@ -97,9 +98,19 @@ def committed(output: str) -> int:
     return len(open_store(output).list("_batchgen/shards"))
 
 
-def whole_job(nodes: Nodes, images: int, steps: int) -> Result:
-    """The job with its losses; fails where a command does not do what it says."""
-    source, output = write_prompts(images), f"s3://{BUCKET}/cluster"
+def whole_job(
+    nodes: Nodes, source: str, wanted: Counter[tuple[str, str]], images: int, steps: int
+) -> Result:
+    """The job with its losses; fails where a command does not do what it says.
+
+    Args:
+        nodes: the cluster.
+        source: the prompts, one an image.
+        wanted: what a run on this machine alone makes of them.
+        images: how many.
+        steps: of the scheduler.
+    """
+    output = f"s3://{BUCKET}/cluster"
     began = time.monotonic()
     words = flags(source, output, steps)
     done = nodes.batchgen("submit", *words, "--no-requirements", "--no-wait")
@@ -126,7 +137,7 @@ def whole_job(nodes: Nodes, images: int, steps: int) -> Result:
     assert f"{left} of them committed already" in resumed.stdout, resumed.stdout
     seconds = round(time.monotonic() - began, 1)
     result = Result(images, -(-images // PER_SHARD), 0, seconds, left)
-    return judged(result, run_alone(flags(source, f"s3://{BUCKET}/alone", steps)), output)
+    return judged(result, wanted, output)
 
 
 def run_alone(words: list[str]) -> Counter[tuple[str, str]]:
@@ -157,7 +168,9 @@ def main() -> int:
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     with store() as server, cluster(**server.exports) as nodes:
-        result = whole_job(nodes, options.images, options.steps)
+        source = write_prompts(options.images)
+        wanted = run_alone(flags(source, f"s3://{BUCKET}/alone", options.steps))
+        result = whole_job(nodes, source, wanted, options.images, options.steps)
     text = json.dumps(asdict(result), indent=1)
     print(text)
     if options.results is not None:

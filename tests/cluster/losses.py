@@ -23,7 +23,7 @@ from tests.chaos.store import digests
 from tests.cluster.job import BUCKET, committed, flags, run_alone, store, write_prompts
 from tests.cluster.nodes import Nodes, busy_worker, cluster, replicas, until
 
-IMAGES, STEPS = 160, 12
+IMAGES, STEPS = 160, 24
 
 
 @dataclass
@@ -74,7 +74,8 @@ def node_drained(nodes: Nodes) -> None:
     nodes.kill(node)
 
 
-def driver_killed(nodes: Nodes) -> None:
+def replica_and_driver_killed(nodes: Nodes) -> None:
+    replica_killed(nodes)
     os.kill(driver(nodes), signal.SIGKILL)
 
 
@@ -86,12 +87,11 @@ def driver(nodes: Nodes) -> int:
 
 
 SHORT: dict[str, Callable[[Nodes], None]] = {
-    "replica killed": replica_killed,
     "node cut off and back": node_cut_off,
     "node drained": node_drained,
-    "driver killed": driver_killed,
+    "replica and driver killed": replica_and_driver_killed,
 }
-LOSSES = {**SHORT, "node killed": node_killed}
+LOSSES = {**SHORT, "replica killed": replica_killed, "node killed": node_killed}
 
 
 def job_with(
@@ -101,14 +101,14 @@ def job_with(
     output = f"s3://{BUCKET}/{name.replace(' ', '-')}"
     began = time.monotonic()
     # Nothing but what is the shards' own fault may be charged to them: no retry is allowed for.
-    strict = () if name == "replica killed" else ("--set", "policy.shard_retries=0")
+    strict = () if "replica" in name else ("--set", "policy.shard_retries=0")
     words = [*flags(source, output, STEPS), *strict, *more, "--no-requirements", "--no-wait"]
     done = nodes.batchgen("submit", *words)
     assert done.returncode == 0, done.stderr
     until("a shard is committed", lambda: committed(output), 180)
     LOSSES[name](nodes)
     followed = nodes.batchgen("logs", "--follow", done.stdout.strip())
-    if name == "driver killed":
+    if "driver" in name:
         assert followed.returncode == 3, followed
         again = ("resume", output, "--address", nodes.address, "--no-requirements")
         followed = nodes.batchgen(*again)

@@ -229,7 +229,7 @@ class Nodes:
 
 
 @contextmanager
-def cluster(workers: int = 2, head_cpus: int = 1, **environment: str) -> Iterator[Nodes]:
+def cluster(workers: int = 2, head_cpus: int = 0, **environment: str) -> Iterator[Nodes]:
     """A head and some workers of 2 CPUs each; all of it is gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="bgc"))  # short: Ray puts sockets below it
     settings = {
