@@ -202,9 +202,11 @@ def _stream(
         pools = engine.pools_of(plan, len(states.pending))  # with what has come meanwhile
         engine.refuse_unshared(_local_paths(plan, ledger))
         progress.show()
+        metrics = engine.Metrics(ledger.store.url)
         with engine.watched(pools, interrupt):
             for event in engine.generate(plan, ledger, states.pending, pools):
                 _count(tally, event, made=True)
+                metrics.count(event)
                 if isinstance(event, FailedMarker):
                     progress.say(f"shard {event.shard} failed: {event.error}: {event.message}")
                 elif event.attempt > 1:

@@ -29,6 +29,7 @@ from batchgen.engine.actors import (
 )
 from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.demand import await_room, watched
+from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import READER_CPUS, Pools, Share, pools_of
 from batchgen.errors import Interrupted, RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
@@ -39,6 +40,7 @@ from batchgen.storage import configure
 
 __all__ = [
     "Generate",
+    "Metrics",
     "Pools",
     "Share",
     "StageActor",

@@ -121,6 +121,7 @@ def whole_job(
         asked = nodes.batchgen("status", job, "--address", nodes.address)
         assert asked.returncode == 3 and "cluster  running" in asked.stdout, asked
         assert "at work: " in asked.stdout
+    until("the head's metrics tell of images", lambda: images_of(nodes, output), 30)
     cancelled = nodes.batchgen("cancel", output)
     assert cancelled.returncode == 0 and f"stopping {name}" in cancelled.stdout, cancelled
     followed = nodes.batchgen("logs", "--follow", name)
@@ -138,6 +139,16 @@ def whole_job(
     seconds = round(time.monotonic() - began, 1)
     result = Result(images, -(-images // PER_SHARD), 0, seconds, left)
     return judged(result, wanted, output)
+
+
+def images_of(nodes: Nodes, output: str) -> float:
+    """Images accepted, as the head's metrics have it."""
+    labels = (f'output="{output}"', 'outcome="accepted"')
+    return sum(
+        value
+        for name, value in nodes.metrics().items()
+        if name.startswith("ray_batchgen_images_total") and all(one in name for one in labels)
+    )
 
 
 def run_alone(words: list[str]) -> Counter[tuple[str, str]]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any
 import psutil
 
 BIN = Path(sys.executable).parent
-GCS_PORT, DASHBOARD_PORT = 6399, 8299
+GCS_PORT, DASHBOARD_PORT, METRICS_PORT = 6399, 8299, 8199
 TOKEN = "token-of-this-cluster-never-to-be-seen-0123456789"
 UP_WITHIN_S = 90.0
 OBJECT_STORE_BYTES = 200 << 20
@@ -146,6 +147,7 @@ class Nodes:
         else:
             place = ["--head", "--port", str(GCS_PORT), "--temp-dir", str(self.folder / "ray")]
             place += ["--dashboard-host", address, "--dashboard-port", str(DASHBOARD_PORT)]
+            place += ["--metrics-export-port", str(METRICS_PORT)]
         # A disk of its own: all nodes of a cluster use the same path, and clean up below it.
         disk = self.folder / f"disk{self._made}"
         disk.mkdir()
@@ -171,6 +173,14 @@ class Nodes:
         self.nodes.append(node)
         until(f"node {address} is up", lambda: self._is_up(node))
         return node
+
+    def metrics(self) -> dict[str, float]:
+        """Of the head: name and labels -> value, as Prometheus would read them."""
+        place = f"http://{self.head.address}:{METRICS_PORT}/metrics"
+        with urllib.request.urlopen(place, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
 
     def kill(self, node: Node) -> None:
         node.kill()
