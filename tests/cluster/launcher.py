@@ -1,0 +1,161 @@
+"""`ray up` with what ray-cluster.yaml says, for real: Ray's launcher against sshd on this machine.
+
+Only the cloud is replaced by Ray's provider for machines that are there, and paths and ports by
+ones that are free; the commands, the copied files and the token are those of the file. sshd runs in
+a process namespace of its own: `ray stop`, which is one of the commands, sees no other Ray, and all
+that was started ends with it. It needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.object_store.server import free_port
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = {"sshd": "openssh-server", "ssh-keygen": "openssh-client", "rsync": "rsync"}
+BIN = Path(sys.executable).parent
+UP_WITHIN_S = 30.0
+
+
+def missing() -> str | None:
+    """Why there can be no such launch here, or None."""
+    absent = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if absent:
+        return f"`apt-get install {' '.join(absent)}` brings what is missing"
+    return None if os.geteuid() == 0 else "process namespaces need root"
+
+
+@dataclass
+class Machine:
+    """A home folder behind sshd, which takes the place of a cloud's machines."""
+
+    home: Path
+    port: int
+    dashboard: int
+    environment: dict[str, str]
+
+    @property
+    def file(self) -> Path:
+        return self.home / "ray-cluster.yaml"
+
+    def run(self, *words: str, within_s: float = 300) -> subprocess.CompletedProcess[str]:
+        """A command of the person at the launcher."""
+        return subprocess.run(
+            words,
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+        )
+
+
+def derived(home: Path, dashboard: int) -> dict[str, Any]:
+    """ray-cluster.yaml for this one machine."""
+    text = (ROOT / "ray-cluster.yaml").read_text().replace("/home/ubuntu", str(home / "node"))
+    gcs = free_port()
+    text = text.replace("6379", str(gcs))
+    temporary = f"--temp-dir={home / 'r'} --dashboard-port={dashboard} --num-cpus=2"
+    text = text.replace("ray start --head", f"ray start --head {temporary}")
+    tree: dict[str, Any] = yaml.safe_load(text)
+    for cloud in ("available_node_types", "head_node_type", "max_workers"):
+        del tree[cloud]
+    tree["provider"] = {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []}
+    tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(home / "key")}
+    return tree
+
+
+@contextmanager
+def machine() -> Iterator[Machine]:
+    home = Path(tempfile.mkdtemp(prefix="bgl"))
+    (home / "bin").mkdir()
+    port, dashboard = free_port(), free_port()
+    key = home / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    ssh = home / "bin" / "ssh"  # the launcher has no option for a port
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -p {port} "$@"\n')
+    ssh.chmod(0o755)
+    environment_like_the_files(home / "node" / "env")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "HOME": str(home),
+        "PATH": f"{home / 'bin'}:{BIN}:{os.environ['PATH']}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_AUTH_MODE": "token",
+        "BATCHGEN_CACHE": str(home / "cache"),
+    }
+    one = Machine(home, port, dashboard, environment)
+    one.file.write_text(yaml.safe_dump(derived(home, dashboard)))
+    daemon = start_sshd(home, port)
+    try:
+        yield one
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(daemon.pid, signal.SIGKILL)  # the namespace's first process: all end with it
+        daemon.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def environment_like_the_files(folder: Path) -> None:
+    """What the file's first command would make, with this environment's packages in it already."""
+    venv.create(folder, with_pip=True)
+    (site,) = folder.glob("lib/*/site-packages")
+    (ours,) = BIN.parent.glob("lib/*/site-packages")
+    (site / "packages.pth").write_text(f"{ours}\n")
+    script = (BIN / "ray").read_text().split("\n", 1)[1]
+    (folder / "bin" / "ray").write_text(f"#!{folder / 'bin' / 'python'}\n{script}")
+    (folder / "bin" / "ray").chmod(0o755)
+
+
+def start_sshd(home: Path, port: int) -> subprocess.Popen[bytes]:
+    host = home / "host_key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", host], check=True)
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": host,
+        "AuthorizedKeysFile": home / "key.pub",
+        "PasswordAuthentication": "no",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PermitRootLogin": "prohibit-password",
+        "PidFile": "none",
+        "SetEnv": f"HOME={home / 'node'}",
+    }
+    lines = [f"{name} {value}" for name, value in settings.items()]
+    (home / "sshd_config").write_text("\n".join(lines) + "\n")
+    Path("/run/sshd").mkdir(exist_ok=True)
+    sshd = [str(shutil.which("sshd")), "-D", "-e", "-f", str(home / "sshd_config")]
+    with (home / "sshd.log").open("wb") as log:
+        daemon = subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *sshd],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline and daemon.poll() is None:
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)) == 0:
+                return daemon
+        time.sleep(0.05)
+    raise RuntimeError(f"sshd does not answer:\n{(home / 'sshd.log').read_text()}")

@@ -1,0 +1,36 @@
+"""The commands of ray-cluster.yaml are run by Ray's launcher, and a job on what they started."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.cluster import launcher
+
+
+def test_ray_up_and_a_job() -> None:
+    words = launcher.missing()
+    if words and os.environ.get("CI"):
+        pytest.fail(words)
+    if words:
+        pytest.skip(words)
+    with launcher.machine() as machine:
+        generated = machine.run("ray", "get-auth-token", "--generate")
+        assert generated.returncode == 0, generated.stderr
+        up = machine.run("ray", "up", "-y", str(machine.file))
+        assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
+        token = machine.home / "node" / ".ray" / "auth_token"
+        assert token.read_text() == (machine.home / ".ray" / "auth_token").read_text()
+        source, output = machine.home / "in.parquet", machine.home / "out"
+        pq.write_table(pa.table({"prompt": ["a red star"] * 4}), source)
+        sizes = ("--steps", "2", "--batch-size", "4", "--no-requirements")
+        places = ("--input", str(source), "--output", str(output))
+        done = machine.run("batchgen", "submit", *places, *sizes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "4 images in" in done.stdout
+        down = machine.run("ray", "down", "-y", str(machine.file))
+        assert down.returncode == 0, down.stdout[-3000:] + down.stderr[-3000:]
+        assert "no Ray job server" in machine.run("batchgen", "logs", "x").stderr
