@@ -3,12 +3,16 @@
     python benchmarks/scaling.py replicas
     python benchmarks/scaling.py skewed
 
-The replicas sleep (see sleepers.py for how this differs from the real thing). ``replicas``: from 1
-to 32 of them, one process each; what each number makes a second, against that many times what one
-makes, over the whole stream but for its start. ``skewed``: encode, denoise, decode take 1 : 5 : 2
-in the staged layout, on SLOTS places that hold one replica each; what the pools make a second when
-they find their own sizes, against the best sizes given by hand. Each writes its case into
-``results/scaling.json``.
+The replicas sleep (see sleepers.py for how this differs from the real thing).
+
+``replicas``: from 1 to 32 of them, one process each; how busy they are in the middle half of the
+run, against one alone (and over the whole of it, while the processes are still starting).
+
+``skewed``: encode, denoise and decode take 1 : 5 : 2 in the staged layout, on SLOTS places that hold
+one replica each; what the pools make a second when they find their own sizes, against the best
+sizes given by hand.
+
+Each writes its case into ``results/scaling.json``.
 """
 
 from __future__ import annotations
@@ -63,7 +67,7 @@ def made_a_second(slept: list[Slept]) -> float:
 
 def replicas() -> dict[str, Any]:
     found: dict[str, Any] = {"seconds_a_shard": SHARD_SECONDS, "shards_each": SHARDS_EACH}
-    one = None
+    one = busy_one = None
     for count in COUNTS:
         share = engine.Share(count, count, num_cpus=1, num_gpus=0, start_replicas=count)
         with (
@@ -73,11 +77,13 @@ def replicas() -> dict[str, Any]:
             slept, took = run(plan, ledger, [(OneAtATime, share)])
         start = min(one_shard.began for one_shard in slept)
         whole = len(slept) / (max(one_shard.ended for one_shard in slept) - start)
-        one = one or whole
+        busy = busy_share(slept, count)
+        one, busy_one = one or whole, busy_one or busy
         found[str(count)] = {
-            "shards_a_second": round(whole, 3),
-            "efficiency": round(whole / (one * count), 4),
-            "busy_in_the_middle": round(busy_share(slept, count), 4),
+            "efficiency": round(busy / busy_one, 4),
+            "efficiency_with_the_start": round(whole / (one * count), 4),
+            "busy_in_the_middle": round(busy, 4),
+            "shards_a_second_with_the_start": round(whole, 3),
             "seconds_with_start": round(took, 1),
         }
         print(count, found[str(count)], flush=True)
