@@ -8,7 +8,7 @@ The replicas sleep (see sleepers.py for how this differs from the real thing).
 ``replicas``: from 1 to 32 of them, one process each; how busy they are in the middle half of the
 run, against one alone (and over the whole of it, while the processes are still starting).
 
-``skewed``: encode, denoise and decode take 1 : 5 : 2 in the staged layout, on SLOTS places that hold
+``skewed``: encode, denoise, decode take 1 : 5 : 2 in the staged layout, on SLOTS places that hold
 one replica each; what the pools make a second when they find their own sizes, against the best
 sizes given by hand.
 

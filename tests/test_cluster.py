@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -43,3 +44,16 @@ def test_a_loss_costs_no_image(
 ) -> None:
     loss = losses.job_with(cluster, name, quiet[1], quiet[0])
     assert loss.clean, loss
+
+
+def test_a_demand_that_is_never_met_ends_the_job_within_a_minute(
+    cluster: Nodes, quiet: tuple[str, Counter[tuple[str, str]]]
+) -> None:
+    output = f"s3://{job.BUCKET}/never"
+    asked = ("--set", "resources.generate.accelerator_type=H100", "--no-requirements")
+    began = time.monotonic()
+    done = cluster.batchgen("submit", *job.flags(quiet[0], output, 2), *asked)
+    assert done.returncode == 1, done.stdout
+    assert time.monotonic() - began < 90  # with the time to start a driver
+    assert "a replica of the generate pool needs a node with 0.9 CPU, 0 GPU, H100" in done.stdout
+    assert "2 CPU, 0 GPU" in done.stdout and "add such nodes" in done.stdout
