@@ -24,6 +24,7 @@ def test_ray_up_and_a_job() -> None:
         assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
         token = machine.home / "node" / ".ray" / "auth_token"
         assert token.read_text() == (machine.home / ".ray" / "auth_token").read_text()
+        assert token.stat().st_mode & 0o077 == 0
         source, output = machine.home / "in.parquet", machine.home / "out"
         pq.write_table(pa.table({"prompt": ["a red star"] * 4}), source)
         sizes = ("--steps", "2", "--batch-size", "4", "--no-requirements")

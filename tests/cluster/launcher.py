@@ -78,6 +78,7 @@ def derived(home: Path, dashboard: int) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(text)
     for cloud in ("available_node_types", "head_node_type", "max_workers"):
         del tree[cloud]
+    tree["cluster_name"] = home.name  # Ray keeps its state by the name, outside of the home
     tree["provider"] = {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []}
     tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(home / "key")}
     return tree
