@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class SpotFirst(AWSNodeProvider):  # type: ignore[misc]
-    """``provider: {type: external, module: batchgen.spot.SpotFirst}`` in a cluster-launcher file."""
+    """In a launcher file: ``provider: {type: external, module: batchgen.spot.SpotFirst}``."""
 
     def create_node(
         self, node_config: dict[str, Any], tags: dict[str, str], count: int

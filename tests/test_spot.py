@@ -1,4 +1,4 @@
-"""Machines that AWS does not have on spot are taken on demand; every request as AWS's API has it."""
+"""What AWS does not have on spot is taken on demand; every request is checked by AWS's API."""
 
 from __future__ import annotations
 

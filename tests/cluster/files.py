@@ -26,7 +26,7 @@ RAYJOB = SCHEMAS / "kuberay-1.7.0-rayjob-v1.json.gz"
 def check_launcher_file(tree: dict[str, Any]) -> dict[str, Any]:
     """What `ray up` makes of it before it starts anything.
 
-    Ray's schema knows nothing of machines, so these are checked by AWS's own description of its API.
+    Ray's schema knows nothing of machines: they are checked by AWS's own description of its API.
 
     Raises:
         jsonschema.ValidationError, ValueError: it is not valid.
