@@ -32,6 +32,8 @@ SPEC_FILE = "job.yaml"
 OUTPUT = "batchgen_output"  # of the job's metadata on the cluster
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 STOP_WAIT_S = 60  # for the driver to give back its lease
+AGENT_WAIT_S = 60.0
+NO_AGENT = "No available agent"  # yet: the head has only just started, and took no job
 POLL_S = 1.0
 RECONNECTS = 10
 CLUSTERS = ("ray",)  # comes with the cluster, at the cluster's version
@@ -119,7 +121,7 @@ class Cluster:
                 start = ["python", shutil.copy(ENTRY_POINT, folder).rpartition("/")[2]]
             environment["working_dir"] = folder
             with self._answering():
-                accepted: str = self._client.submit_job(
+                accepted = self._hand_over(
                     entrypoint=shlex.join([*start, *words]),
                     submission_id=name,
                     runtime_env=environment,
@@ -127,6 +129,17 @@ class Cluster:
                 )
         _remember(accepted, output)
         return accepted
+
+    def _hand_over(self, **job: Any) -> str:
+        """Asked again while the head has only just started: its server comes before its agent."""
+        deadline = time.monotonic() + AGENT_WAIT_S
+        while True:
+            try:
+                return str(self._client.submit_job(**job))
+            except RuntimeError as error:
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
 
     def find(self, job: str) -> JobDetails | None:
         """The job of this submission id, or the last that was to write this output."""

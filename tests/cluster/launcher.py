@@ -78,7 +78,7 @@ def derived(home: Path, dashboard: int) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(text)
     for cloud in ("available_node_types", "head_node_type", "max_workers"):
         del tree[cloud]
-    tree["cluster_name"] = home.name  # Ray keeps its state by the name, outside of the home
+    tree["cluster_name"] = home.name  # two runs at once are two clusters
     tree["provider"] = {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []}
     tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(home / "key")}
     return tree
@@ -98,6 +98,7 @@ def machine() -> Iterator[Machine]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "HOME": str(home),
+        "TMPDIR": str(home),  # of the launcher's own notes
         "PATH": f"{home / 'bin'}:{BIN}:{os.environ['PATH']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_AUTH_MODE": "token",
@@ -139,7 +140,7 @@ def start_sshd(home: Path, port: int) -> subprocess.Popen[bytes]:
         "UsePAM": "no",
         "PermitRootLogin": "prohibit-password",
         "PidFile": "none",
-        "SetEnv": f"HOME={home / 'node'}",
+        "SetEnv": f"HOME={home / 'node'} TMPDIR={home / 'node'}",
     }
     lines = [f"{name} {value}" for name, value in settings.items()]
     (home / "sshd_config").write_text("\n".join(lines) + "\n")
