@@ -73,8 +73,9 @@ def derived(home: Path, dashboard: int) -> dict[str, Any]:
     text = (ROOT / "ray-cluster.yaml").read_text().replace("/home/ubuntu", str(home / "node"))
     gcs = free_port()
     text = text.replace("6379", str(gcs))
-    temporary = f"--temp-dir={home / 'r'} --dashboard-port={dashboard} --num-cpus=2"
-    text = text.replace("ray start --head", f"ray start --head {temporary}")
+    ports = f"--dashboard-port={dashboard} --dashboard-agent-listen-port={free_port()}"
+    own = f"--temp-dir={home / 'r'} --num-cpus=2 {ports}"
+    text = text.replace("ray start --head", f"ray start --head {own}")
     tree: dict[str, Any] = yaml.safe_load(text)
     for cloud in ("available_node_types", "head_node_type", "max_workers"):
         del tree[cloud]
