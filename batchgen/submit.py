@@ -18,13 +18,16 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import batchgen
 from batchgen.errors import Interrupted, UsageError
 from batchgen.fetch import cache_folder
 from batchgen.spec import Spec
-from batchgen.storage import redact
+from batchgen.storage import absolute, redact
 
 PACKAGE = Path(batchgen.__file__).parent
 ENTRY_POINT = PACKAGE.parent / "jobs" / "ray_job.py"
@@ -32,11 +35,11 @@ SPEC_FILE = "job.yaml"
 OUTPUT = "batchgen_output"  # of the job's metadata on the cluster
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 STOP_WAIT_S = 60  # for the driver to give back its lease
-AGENT_WAIT_S = 60.0
-NO_AGENT = "No available agent"  # yet: the head has only just started, and took no job
+READY_WITHIN_S = 60.0
 POLL_S = 1.0
 RECONNECTS = 10
 CLUSTERS = ("ray",)  # comes with the cluster, at the cluster's version
+QUIET = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TOKEN_REMEDY = (
     "the cluster asks for its token: put it into RAY_AUTH_TOKEN, or name its file in "
@@ -66,14 +69,14 @@ class Cluster:
     def __init__(self, address: str | None = None) -> None:
         given = address or DEFAULT_ADDRESS
         self.address = given if "://" in given else f"http://{given}"
-        os.environ["RAY_API_SERVER_ADDRESS"] = (
-            self.address
-        )  # Ray's client prefers it to what we say
+        # Ray's client prefers it to what we say.
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
+        for name in ("ray", *QUIET):  # they tell of connections, uploads and tokens
+            logging.getLogger(name).setLevel(logging.ERROR)
+        # As `ray start` does, and as every local run leaves a token behind.
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         with self._answering():
             self._client = JobSubmissionClient(self.address)
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of uploads and connections
-        for name in ("dashboard_sdk", "job.sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
 
     def submit(
         self,
@@ -121,7 +124,7 @@ class Cluster:
                 start = ["python", shutil.copy(ENTRY_POINT, folder).rpartition("/")[2]]
             environment["working_dir"] = folder
             with self._answering():
-                accepted = self._hand_over(
+                accepted = self._accepted(
                     entrypoint=shlex.join([*start, *words]),
                     submission_id=name,
                     runtime_env=environment,
@@ -130,16 +133,16 @@ class Cluster:
         _remember(accepted, output)
         return accepted
 
-    def _hand_over(self, **job: Any) -> str:
-        """Asked again while the head has only just started: its server comes before its agent."""
-        deadline = time.monotonic() + AGENT_WAIT_S
+    def _accepted(self, **job: Any) -> str:
+        """Submit it; a head that has just been started is given time to take jobs."""
+        deadline = time.monotonic() + READY_WITHIN_S
         while True:
             try:
                 return str(self._client.submit_job(**job))
             except RuntimeError as error:
-                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
-                time.sleep(POLL_S)
+            time.sleep(POLL_S)
 
     def find(self, job: str) -> JobDetails | None:
         """The job of this submission id, or the last that was to write this output."""
@@ -149,7 +152,7 @@ class Cluster:
             one
             for one in jobs
             if job == one.submission_id
-            or job.rstrip("/") == (one.metadata or {}).get(OUTPUT, "").rstrip("/")
+            or absolute(job).rstrip("/") == (one.metadata or {}).get(OUTPUT, "").rstrip("/")
         ]
         return max(same, key=lambda one: one.start_time or 0, default=None)
 

@@ -87,6 +87,7 @@ def cluster() -> Iterator[Cluster]:
             *("--port", str(free_port()), "--dashboard-port", str(port), "--num-cpus", "2"),
             *("--dashboard-host", "127.0.0.1", "--temp-dir", str(folder / "ray")),
             *("--object-store-memory", str(512 << 20), "--disable-usage-stats"),
+            *("--dashboard-agent-listen-port", str(free_port())),
         ],
         env=environment,
         stdout=subprocess.DEVNULL,

@@ -49,6 +49,7 @@ def start(folder: Path) -> None:
         *("--port", str(ports["gcs"]), "--dashboard-port", str(ports["dashboard"])),
         *("--dashboard-host", "127.0.0.1", "--temp-dir", str(folder / "ray"), "--num-cpus", "2"),
         *("--object-store-memory", str(512 << 20), "--disable-usage-stats"),
+        *("--dashboard-agent-listen-port", str(free_port())),  # every Ray of a machine has one
     ]
     with (folder / "log").open("wb") as log:
         head = subprocess.Popen(
@@ -57,9 +58,13 @@ def start(folder: Path) -> None:
     (folder / "pid").write_text(str(head.pid))
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline and head.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+        try:
             urllib.request.urlopen(f"http://127.0.0.1:{ports['dashboard']}/api/version", timeout=5)
             return
+        except urllib.error.HTTPError:  # it answers, to those who have its token
+            return
+        except (urllib.error.URLError, ConnectionError):
+            pass
         time.sleep(0.2)
     raise RuntimeError(f"the head does not come up:\n{(folder / 'log').read_text()[-2000:]}")
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {"sshd": "openssh-server", "ssh-keygen": "openssh-client", "rsync": "rsync"}
 BIN = Path(sys.executable).parent
 UP_WITHIN_S = 30.0
-HEAD, WORKER = "127.0.0.1", "127.0.0.2"
+HEAD, WORKER, NONE = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 
 
 def missing() -> str | None:
@@ -49,7 +49,6 @@ class Machine:
     """What takes the place of a cloud: a folder with a disk for each machine, and sshd on each."""
 
     home: Path
-    dashboard: int
     environment: dict[str, str]
 
     @property
@@ -78,13 +77,16 @@ def derived(home: Path, dashboard: int) -> dict[str, Any]:
     text = (ROOT / "ray-cluster.yaml").read_text().replace("/home/ubuntu", str(home / "node"))
     gcs = free_port()
     text = text.replace("6379", str(gcs))
-    temporary = f"--temp-dir={home / 'r'} --dashboard-port={dashboard} --num-cpus=2"
-    text = text.replace("ray start --head", f"ray start --head {temporary}")
-    text = text.replace("ray start --address", "ray start --num-cpus=2 --address")
+    own = f"--temp-dir={home / 'r'} --dashboard-port={dashboard}"
+    for start, more in (("ray start --head", own), ("ray start --address", "")):
+        agent = f"--dashboard-agent-listen-port={free_port()}"  # every Ray of a machine has one
+        command, _, place = start.partition(" --")
+        text = text.replace(start, f"{command} --num-cpus=2 {agent} {more} --{place}")
     tree: dict[str, Any] = yaml.safe_load(text)
     for cloud in ("available_node_types", "head_node_type", "max_workers"):
         del tree[cloud]
-    tree["provider"] = {"type": "local", "head_ip": HEAD, "worker_ips": [WORKER]}
+    # All of these are to be there; with this provider Ray counts the head as one of them.
+    tree["provider"] = {"type": "local", "head_ip": HEAD, "worker_ips": [WORKER, NONE]}
     tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(home / "key")}
     return tree
 
@@ -97,13 +99,12 @@ def machine() -> Iterator[Machine]:
     port, dashboard = free_port(), free_port()
     key = home / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    ssh = home / "bin" / "ssh"  # the launcher has no option for a port
-    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -p {port} "$@"\n')
-    ssh.chmod(0o755)
+    write_ssh(home / "bin", port)
     environment_like_the_files(home / "node" / "env")
+    # The head's way to the worker; ssh itself looks for ~ in the list of users, not in HOME.
+    write_ssh(home / "node" / "env" / "bin", port, home / "node" / "ray_bootstrap_key.pem")
     for address in (HEAD, WORKER):
         shutil.copytree(home / "node", home / address, symlinks=True)
-        shutil.copy(ssh, home / address / "env" / "bin" / "ssh")  # the head's way to the worker
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "HOME": str(home),
@@ -130,6 +131,13 @@ def machine() -> Iterator[Machine]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def write_ssh(folder: Path, port: int, *keys: Path) -> None:
+    """An ssh for this port, which the launcher has no option for, and with these keys."""
+    words = " ".join([str(shutil.which("ssh")), "-p", str(port), *(f"-i {key}" for key in keys)])
+    (folder / "ssh").write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    (folder / "ssh").chmod(0o755)
+
+
 def environment_like_the_files(folder: Path) -> None:
     """What the file's first command would make, with this environment's packages in it already."""
     venv.create(folder, with_pip=True)
@@ -153,7 +161,9 @@ def start_sshd(home: Path, address: str, port: int) -> subprocess.Popen[bytes]:
         "UsePAM": "no",
         "PermitRootLogin": "prohibit-password",
         "PidFile": "none",
-        "SetEnv": f"HOME={home / 'node'} TMPDIR={home / 'node'}",
+        # TMPDIR is the launcher's: there this provider lists what runs, and only `ray up` adds the
+        # head to the list.
+        "SetEnv": f"HOME={home / 'node'} TMPDIR={home}",
     }
     lines = [f"{name} {value}" for name, value in settings.items()]
     (home / address / "sshd_config").write_text("\n".join(lines) + "\n")
