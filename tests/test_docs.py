@@ -40,7 +40,7 @@ def blocks(page: Path) -> list[str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder like a fresh clone, whose set-up is done already by the environment at hand."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md", "ray-cluster.yaml"):
         shutil.copy(ROOT / name, folder / name)
     for name in ("jobs", "docs"):
         shutil.copytree(ROOT / name, folder / name)
