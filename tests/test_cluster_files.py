@@ -10,15 +10,17 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.providers import _get_default_config, _get_node_provider_cls
 
-from tests.cluster.files import check_launcher_file, check_rayjob
+from batchgen.spot import SpotFirst
+from tests.cluster.files import LAUNCHER, check_launcher_file, check_rayjob
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def launcher() -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load((ROOT / "ray-cluster.yaml").read_text())
+    tree: dict[str, Any] = yaml.safe_load(LAUNCHER.read_text())
     return tree
 
 
@@ -30,12 +32,20 @@ def rayjob() -> dict[str, Any]:
 
 def test_the_launcher_file_is_valid(launcher: dict[str, Any]) -> None:
     prepared = check_launcher_file(copy.deepcopy(launcher))
-    types = prepared["available_node_types"]
-    assert types["spot"]["min_workers"] == types["on-demand"]["min_workers"] == 0
-    assert types["spot"]["priority"] > types["on-demand"]["priority"]
-    market = types["spot"]["node_config"].pop("InstanceMarketOptions")
-    assert market == {"MarketType": "spot"}
-    assert types["spot"]["node_config"] == types["on-demand"]["node_config"]  # one demand, two ways
+    worker = prepared["available_node_types"]["worker"]
+    assert worker["min_workers"] == 0
+    assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_its_provider_is_there(launcher: dict[str, Any]) -> None:
+    assert _get_node_provider_cls(launcher["provider"]) is SpotFirst
+
+
+def test_it_says_what_ray_has_defaults_for_with_its_own_providers(
+    launcher: dict[str, Any],
+) -> None:
+    defaults = _get_default_config({"type": "aws"})
+    assert defaults.keys() <= launcher.keys()
 
 
 def test_what_it_copies_is_there(launcher: dict[str, Any]) -> None:
@@ -48,7 +58,9 @@ def test_what_it_copies_is_there(launcher: dict[str, Any]) -> None:
     [
         (("max_worker",), 3),
         (("max_workers",), "many"),
-        (("available_node_types", "spot", "instance_type"), "g6e.xlarge"),
+        (("available_node_types", "worker", "instance_type"), "g6e.xlarge"),
+        (("available_node_types", "worker", "node_config", "InstanceTyp"), "g6e.xlarge"),
+        (("available_node_types", "worker", "node_config", "BlockDeviceMappings"), "200 GB"),
         (("head_node_type",), "chief"),
     ],
 )

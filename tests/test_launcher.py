@@ -1,4 +1,4 @@
-"""The commands of ray-cluster.yaml are run by Ray's launcher, and a job on what they started."""
+"""Ray's launcher runs what ray-cluster.yaml says, on a head and a worker; then a job runs there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cluster import launcher
+from tests.cluster.launcher import Machine
+from tests.cluster.nodes import until
+
+
+def nodes_of(machine: Machine) -> int:
+    """Living nodes, as the cluster itself has it."""
+    listed = machine.run("ray", "list", "nodes", "--format", "json")
+    return listed.stdout.count('"state": "ALIVE"')
 
 
 def test_ray_up_and_a_job() -> None:
@@ -22,8 +30,11 @@ def test_ray_up_and_a_job() -> None:
         assert generated.returncode == 0, generated.stderr
         up = machine.run("ray", "up", "-y", str(machine.file))
         assert up.returncode == 0, up.stdout[-3000:] + up.stderr[-3000:]
-        token = machine.home / "node" / ".ray" / "auth_token"
-        assert token.read_text() == (machine.home / ".ray" / "auth_token").read_text()
+        until("the worker has joined", lambda: nodes_of(machine) == 2)
+        for address in (launcher.HEAD, launcher.WORKER):
+            token = machine.disk(address) / ".ray" / "auth_token"
+            assert token.read_text() == (machine.home / ".ray" / "auth_token").read_text()
+            assert token.stat().st_mode & 0o077 == 0
         source, output = machine.home / "in.parquet", machine.home / "out"
         pq.write_table(pa.table({"prompt": ["a red star"] * 4}), source)
         sizes = ("--steps", "2", "--batch-size", "4", "--no-requirements")

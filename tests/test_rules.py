@@ -18,7 +18,7 @@ import batchgen
 
 PACKAGE = Path(batchgen.__file__).parent
 FLOORS = {
-    5: ("__main__", "cli", "submit"),
+    5: ("__main__", "cli", "submit", "spot"),
     4: ("runner", "explain", "doctor", "clean"),
     3: (
         "plan",
@@ -74,7 +74,7 @@ HOMES = {
     "packaging": ("submit",),
     "pydantic": ("spec", "model_spec", "prepare", "settings"),
     "pyparsing": ("replicas",),
-    "ray": ("engine", "submit"),
+    "ray": ("engine", "submit", "spot"),
     "rich": ("progress",),
     "safetensors": ("wire", "replicas"),
     "tokenizers": ("replicas",),

@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import jsonschema
 import yaml
+from botocore.validate import ParamValidator
 
+LAUNCHER = Path(__file__).parents[2] / "ray-cluster.yaml"
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 # spec.versions[v1].schema of ray-operator/config/crd/bases/ray.io_rayjobs.yaml of
 # https://github.com/ray-project/kuberay (Apache-2.0), tag v1.7.0, without its descriptions.
@@ -23,6 +26,8 @@ RAYJOB = SCHEMAS / "kuberay-1.7.0-rayjob-v1.json.gz"
 def check_launcher_file(tree: dict[str, Any]) -> dict[str, Any]:
     """What `ray up` makes of it before it starts anything.
 
+    Ray's schema knows nothing of machines: they are checked by AWS's own description of its API.
+
     Raises:
         jsonschema.ValidationError, ValueError: it is not valid.
     """
@@ -30,7 +35,19 @@ def check_launcher_file(tree: dict[str, Any]) -> dict[str, Any]:
 
     prepared: dict[str, Any] = prepare_config(tree)
     validate_config(prepared)
+    for name, node_type in prepared["available_node_types"].items():
+        check_machine(name, node_type["node_config"])
     return prepared
+
+
+def check_machine(name: str, node_config: dict[str, Any]) -> None:
+    """As AWS does before it starts one (RunInstances, by the model that botocore ships)."""
+    service = botocore.session.get_session().get_service_model("ec2")
+    counts = {"MinCount": 1, "MaxCount": 1}  # Ray says them
+    shape = service.operation_model("RunInstances").input_shape
+    report = ParamValidator().validate({**node_config, **counts}, shape)
+    if report.has_errors():
+        raise ValueError(f"available_node_types.{name}.node_config: {report.generate_report()}")
 
 
 def check_rayjob(tree: dict[str, Any]) -> None:

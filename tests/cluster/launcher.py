@@ -1,9 +1,10 @@
 """`ray up` with what ray-cluster.yaml says, for real: Ray's launcher against sshd on this machine.
 
 Only the cloud is replaced by Ray's provider for machines that are there, and paths and ports by
-ones that are free; the commands, the copied files and the token are those of the file. sshd runs in
-a process namespace of its own: `ray stop`, which is one of the commands, sees no other Ray, and all
-that was started ends with it. It needs root.
+ones that are free; the commands, the copied files and the token are those of the file. The head and
+a worker are an sshd each, at an address of its own, in namespaces of their own: of processes, so
+that `ray stop`, which is one of the commands, sees no other Ray, and all ends with sshd; and of
+mounts, so that each has its own disk at the same paths. It needs root.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {"sshd": "openssh-server", "ssh-keygen": "openssh-client", "rsync": "rsync"}
 BIN = Path(sys.executable).parent
 UP_WITHIN_S = 30.0
+HEAD, WORKER = "127.0.0.1", "127.0.0.2"
 
 
 def missing() -> str | None:
@@ -44,16 +46,19 @@ def missing() -> str | None:
 
 @dataclass
 class Machine:
-    """A home folder behind sshd, which takes the place of a cloud's machines."""
+    """What takes the place of a cloud: a folder with a disk for each machine, and sshd on each."""
 
     home: Path
-    port: int
     dashboard: int
     environment: dict[str, str]
 
     @property
     def file(self) -> Path:
         return self.home / "ray-cluster.yaml"
+
+    def disk(self, address: str) -> Path:
+        """What the machine at this address has where the file says /home/ubuntu."""
+        return self.home / address
 
     def run(self, *words: str, within_s: float = 300) -> subprocess.CompletedProcess[str]:
         """A command of the person at the launcher."""
@@ -76,10 +81,12 @@ def derived(home: Path, dashboard: int) -> dict[str, Any]:
     ports = f"--dashboard-port={dashboard} --dashboard-agent-listen-port={free_port()}"
     own = f"--temp-dir={home / 'r'} --num-cpus=2 {ports}"
     text = text.replace("ray start --head", f"ray start --head {own}")
+    worker = f"--num-cpus=2 --dashboard-agent-listen-port={free_port()}"
+    text = text.replace("ray start --address", f"ray start {worker} --address")
     tree: dict[str, Any] = yaml.safe_load(text)
     for cloud in ("available_node_types", "head_node_type", "max_workers"):
         del tree[cloud]
-    tree["provider"] = {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []}
+    tree["provider"] = {"type": "local", "head_ip": HEAD, "worker_ips": [WORKER]}
     tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(home / "key")}
     return tree
 
@@ -87,7 +94,8 @@ def derived(home: Path, dashboard: int) -> dict[str, Any]:
 @contextmanager
 def machine() -> Iterator[Machine]:
     home = Path(tempfile.mkdtemp(prefix="bgl"))
-    (home / "bin").mkdir()
+    for folder in ("bin", "node", "r"):
+        (home / folder).mkdir()
     port, dashboard = free_port(), free_port()
     key = home / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
@@ -95,23 +103,32 @@ def machine() -> Iterator[Machine]:
     ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -p {port} "$@"\n')
     ssh.chmod(0o755)
     environment_like_the_files(home / "node" / "env")
+    for address in (HEAD, WORKER):
+        shutil.copytree(home / "node", home / address, symlinks=True)
+        shutil.copy(ssh, home / address / "env" / "bin" / "ssh")  # the head's way to the worker
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "HOME": str(home),
+        "TMPDIR": str(home),  # of the launcher's own notes
         "PATH": f"{home / 'bin'}:{BIN}:{os.environ['PATH']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_AUTH_MODE": "token",
         "BATCHGEN_CACHE": str(home / "cache"),
     }
-    one = Machine(home, port, dashboard, environment)
+    one = Machine(home, environment)
     one.file.write_text(yaml.safe_dump(derived(home, dashboard)))
-    daemon = start_sshd(home, port)
+    key_of_hosts = home / "host_key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key_of_hosts], check=True)
+    daemons: list[subprocess.Popen[bytes]] = []
     try:
+        for address in (HEAD, WORKER):
+            daemons.append(start_sshd(home, address, port))
         yield one
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(daemon.pid, signal.SIGKILL)  # the namespace's first process: all end with it
-        daemon.wait()
+        for daemon in daemons:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(daemon.pid, signal.SIGKILL)  # its namespace's first process: all end
+            daemon.wait()
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -126,28 +143,32 @@ def environment_like_the_files(folder: Path) -> None:
     (folder / "bin" / "ray").chmod(0o755)
 
 
-def start_sshd(home: Path, port: int) -> subprocess.Popen[bytes]:
-    host = home / "host_key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", host], check=True)
+def start_sshd(home: Path, address: str, port: int) -> subprocess.Popen[bytes]:
+    """With this address's folder as its disk; returns when it answers."""
     settings = {
         "Port": port,
-        "ListenAddress": "127.0.0.1",
-        "HostKey": host,
+        "ListenAddress": address,
+        "HostKey": home / "host_key",
         "AuthorizedKeysFile": home / "key.pub",
         "PasswordAuthentication": "no",
         "StrictModes": "no",
         "UsePAM": "no",
         "PermitRootLogin": "prohibit-password",
         "PidFile": "none",
-        "SetEnv": f"HOME={home / 'node'}",
+        "SetEnv": f"HOME={home / 'node'} TMPDIR={home / 'node'}",
     }
     lines = [f"{name} {value}" for name, value in settings.items()]
-    (home / "sshd_config").write_text("\n".join(lines) + "\n")
+    (home / address / "sshd_config").write_text("\n".join(lines) + "\n")
+    (home / address / "r").mkdir()
     Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = [str(shutil.which("sshd")), "-D", "-e", "-f", str(home / "sshd_config")]
-    with (home / "sshd.log").open("wb") as log:
+    sshd = [str(shutil.which("sshd")), "-D", "-e", "-f", str(home / "node" / "sshd_config")]
+    disk = f"mount --bind {home / address} {home / 'node'}"
+    temporary = f"mount --bind {home / 'node' / 'r'} {home / 'r'}"
+    own = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "sh", "-ec"]
+    log_file = home / f"sshd-{address}.log"
+    with log_file.open("wb") as log:
         daemon = subprocess.Popen(
-            ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *sshd],
+            [*own, f'{disk}; {temporary}; exec "$@"', "sh", *sshd],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -156,7 +177,7 @@ def start_sshd(home: Path, port: int) -> subprocess.Popen[bytes]:
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline and daemon.poll() is None:
         with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
+            if one.connect_ex((address, port)) == 0:
                 return daemon
         time.sleep(0.05)
-    raise RuntimeError(f"sshd does not answer:\n{(home / 'sshd.log').read_text()}")
+    raise RuntimeError(f"sshd does not answer:\n{log_file.read_text()}")
