@@ -226,9 +226,10 @@ def _process_place() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Start of a process in clock ticks since boot; ``gone`` when there is none."""
+    """Start of a process in clock ticks since boot; ``gone`` when it has ended, reaped or not."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[19]
+            fields = stat.read().rpartition(")")[2].split()
     except OSError:
         return "gone"
+    return "gone" if fields[0] in ("Z", "X") else fields[19]

@@ -40,8 +40,7 @@ def blocks(page: Path) -> list[str]:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder like a fresh clone, whose set-up is done already by the environment at hand."""
     folder = tmp_path_factory.mktemp("checkout")
-    files = ("Makefile", "README.md", "constraints.txt", "pyproject.toml", "ray-cluster.yaml")
-    for name in files:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md", "ray-cluster.yaml"):
         shutil.copy(ROOT / name, folder / name)
     for name in ("jobs", "docs"):
         shutil.copytree(ROOT / name, folder / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -260,6 +261,15 @@ def test_a_dead_process_on_this_machine_holds_nothing(store: Store) -> None:
     assert not lease_of(store, 1)["released"]
     assert time.time() - lease_of(store, 1)["renewed_at"] < LEASE_SECONDS / 2
     assert acquire_lease(store).number == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_dead_process_that_nobody_has_reaped_holds_nothing(store: Store) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", DIE_HOLDING, store.url])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{ended.pid}/stat").exists()
+    assert acquire_lease(store).number == 2
+    ended.wait()
 
 
 @pytest.fixture

@@ -103,9 +103,13 @@ def test_a_lost_answer_to_a_create_is_told_from_a_conflict(
 
 def test_a_lease_is_taken_in_spite_of_what_passes(steady: FaultProxy, s3_bucket: str) -> None:
     store = open_store(f"{s3_bucket}/out")
-    list_leases = "prefix=out%2F_batchgen%2Flease"
-    for skip in (0, 1):  # the first listing, and the one that looks whether the lease is ours
-        steady.rules(Rule("error", target=list_leases, times=2, skip=skip))
+    # The listing of the leases, the look at the last one, and the creation of the next.
+    for method, target in (
+        ("GET", "prefix=out%2F_batchgen%2Flease"),
+        ("GET", "_batchgen/lease/00001"),
+        ("PUT", "_batchgen/lease/00003"),
+    ):
+        steady.rules(Rule("error", method=method, target=target, times=2))
         acquire_lease(store).release()
         assert steady.faults() == ["error"] * 2
 

@@ -116,6 +116,8 @@ KEEPS_THE_RESULT: dict[str, Any] = {
             ("max_replicas", 5),
             ("num_cpus", 0.5),
             ("num_gpus", 0.25),
+            ("accelerator_type", "L40S"),
+            ("stuck_after_s", 60.0),
         )
     },
     "policy.failed_limit": 0.2,

@@ -43,6 +43,7 @@ def install(folder: Path) -> dict[str, str]:
 
 
 def start(folder: Path) -> None:
+    stop(folder)  # of a block that failed before its own stop
     ports = json.loads((folder / "ports.json").read_text())
     command = [
         *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),

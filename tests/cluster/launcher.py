@@ -77,11 +77,11 @@ def derived(home: Path, dashboard: int) -> dict[str, Any]:
     text = (ROOT / "ray-cluster.yaml").read_text().replace("/home/ubuntu", str(home / "node"))
     gcs = free_port()
     text = text.replace("6379", str(gcs))
-    own = f"--temp-dir={home / 'r'} --dashboard-port={dashboard}"
-    for start, more in (("ray start --head", own), ("ray start --address", "")):
-        agent = f"--dashboard-agent-listen-port={free_port()}"  # every Ray of a machine has one
-        command, _, place = start.partition(" --")
-        text = text.replace(start, f"{command} --num-cpus=2 {agent} {more} --{place}")
+    ports = f"--dashboard-port={dashboard} --dashboard-agent-listen-port={free_port()}"
+    own = f"--temp-dir={home / 'r'} --num-cpus=2 {ports}"
+    text = text.replace("ray start --head", f"ray start --head {own}")
+    worker = f"--num-cpus=2 --dashboard-agent-listen-port={free_port()}"
+    text = text.replace("ray start --address", f"ray start {worker} --address")
     tree: dict[str, Any] = yaml.safe_load(text)
     for cloud in ("available_node_types", "head_node_type", "max_workers"):
         del tree[cloud]
