@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from batchgen.errors import BatchgenError, InputError, OutputBusy, PlanChanged
+from batchgen.errors import BatchgenError, InputError, OutputBusy, PlanChanged, SpecError
 from batchgen.plan import Plan, read_plan
 from batchgen.spec import Spec, build
 from batchgen.storage import Store
@@ -163,7 +163,11 @@ class Ledger:
         self.store.put(JOB, job.to_yaml().encode())
 
     def job(self) -> Spec:
-        """The spec as the user gave it to the first run."""
+        """The spec as the user gave it to the first run.
+
+        Raises:
+            InputError: it is not there, or is damaged.
+        """
         import yaml
 
         try:
@@ -171,6 +175,11 @@ class Ledger:
         except FileNotFoundError as error:
             raise InputError(
                 f"output {self.store.url}: no {JOB} there; nothing was run into it"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError, SpecError) as error:
+            raise InputError(
+                f"{self.store.url}/{JOB}: no spec can be read from it ({error}); `batchgen run` "
+                "with the spec of the first run goes on without it"
             ) from error
 
     def states(self, plan: Plan) -> States:
