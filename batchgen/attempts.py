@@ -48,8 +48,12 @@ class Attempts:
         return list(self._past.get((stage, number), ()))
 
     def tell(self, stage: str, number: int, on: tuple[str, ...], error: str | None = None) -> None:
-        """What the last attempt works on; with an error, what it ended on."""
-        past = self._past[stage, number]
+        """What the last attempt works on; with an error, what it ended on.
+
+        The attempt may be unknown here: this record is begun anew where the process that holds it
+        dies, and no shard is to be lost for that.
+        """
+        past = self._past.setdefault((stage, number), [Attempt("")])
         past[-1] = replace(past[-1], on=on, error=error)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, SpecError
 from batchgen.plan import Plan, read_plan
 from batchgen.spec import Spec, build
 from batchgen.storage import Store
@@ -159,14 +159,17 @@ class Ledger:
     def freeze(self, plan: Plan, job: Spec) -> bool:
         """Write the plan, once, and what was asked (``job.yaml``); False if a plan is there."""
         new = self.store.put_new(PLAN, plan.to_json().encode())
-        if new or JOB.rpartition("/")[2] not in self.store.list(
-            RECORDS
-        ):  # a run may have died between the two
+        known = () if new else self.store.list(RECORDS)
+        if JOB.rpartition("/")[2] not in known:  # a run may have died between the two
             self.store.put(JOB, job.to_yaml().encode())
         return new
 
     def job(self) -> Spec:
-        """The spec as the user gave it to the first run."""
+        """The spec as the user gave it to the first run.
+
+        Raises:
+            InputError: it is not there, or is damaged.
+        """
         import yaml
 
         try:
@@ -174,6 +177,11 @@ class Ledger:
         except FileNotFoundError as error:
             raise InputError(
                 f"output {self.store.url}: no {JOB} there; nothing was run into it"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError, SpecError) as error:
+            raise InputError(
+                f"{self.store.url}/{JOB}: no spec can be read from it ({error}); `batchgen run` "
+                "with the spec of the first run goes on without it"
             ) from error
 
     def states(self, plan: Plan) -> States:

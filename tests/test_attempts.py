@@ -25,6 +25,12 @@ def test_a_first_attempt_is_recorded_once() -> None:
     assert attempts.past("Generate", 4) == []
 
 
+def test_a_record_that_was_begun_anew_takes_what_it_is_told() -> None:
+    attempts = Attempts()
+    attempts.tell("Generate", 3, ("a",), "ValueError: no")
+    assert judge(attempts.past("Generate", 3), 3, LIVING).tries == 1
+
+
 def test_what_went_with_its_node_does_not_count() -> None:
     past = [died(node=GONE)] * 20
     judged = judge(past, 3, LIVING)

@@ -366,6 +366,18 @@ def test_a_plan_is_frozen_once(tmp_path: Path) -> None:
     assert ledger.job().seed == ledger.require_plan().spec.seed == 1
 
 
+@pytest.mark.parametrize("kept", [40, 3, 0])
+def test_a_damaged_job_is_named(tmp_path: Path, kept: int) -> None:
+    ledger = Ledger(open_store(str(tmp_path)))
+    plan = paper_plan([[3]])
+    ledger.freeze(plan, plan.spec)
+    ledger.store.put(
+        "_batchgen/job.yaml", plan.spec.to_yaml().encode()[:kept] + b"\xff" * (kept == 3)
+    )
+    with pytest.raises(InputError, match=r"(?s)_batchgen/job\.yaml: no spec can.*batchgen run"):
+        ledger.job()
+
+
 def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path)))
     ledger.store.put("_batchgen/shards/00004.json", b"{")
