@@ -30,7 +30,7 @@ from batchgen.ledger import Ledger
 from batchgen.storage import configure, open_store
 from batchgen.verify import verify
 from tests.chaos.store import digests
-from tests.cluster.nodes import Nodes, busy_worker, cluster, subnet, until
+from tests.cluster.nodes import Nodes, busy_worker, cluster, replicas, subnet, until
 from tests.object_store.server import S3Server, make_bucket
 
 BUCKET = "cluster"
@@ -126,12 +126,14 @@ def whole_job(
     assert cancelled.returncode == 0 and f"stopping {name}" in cancelled.stdout, cancelled
     followed = nodes.batchgen("logs", "--follow", name)
     assert followed.returncode == 3 and "what is committed stays" in followed.stdout, followed
+    until("its replicas have ended", lambda: not any(map(replicas, nodes.workers)))
     left = committed(output)
     with ThreadPoolExecutor() as shell:
         words = ["resume", output, "--address", nodes.address, "--no-requirements"]
         resuming = shell.submit(nodes.batchgen, *words, within_s=3600)
+        lost = busy_worker(nodes)
         until("more is committed", lambda: committed(output) > left, 180)
-        nodes.kill(busy_worker(nodes))
+        nodes.kill(lost)
         nodes.add()
         resumed = resuming.result()
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

@@ -80,8 +80,10 @@ def replica_and_driver_killed(nodes: Nodes) -> None:
 
 
 def driver(nodes: Nodes) -> int:
+    """The Python process of the job, not the shell that Ray starts it with."""
     for pid in nodes.head.pids():
-        if "ray_job.py" in Path(f"/proc/{pid}/cmdline").read_text():
+        program, *words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        if "python" in program and any(word.endswith("ray_job.py") for word in words):
             return pid
     raise AssertionError("no driver on the head")
 
