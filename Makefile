@@ -9,7 +9,7 @@ N ?= 10
 SEED ?= 1
 IMAGES ?= 2000
 
-.PHONY: demo test check chaos permanent cluster losses clean
+.PHONY: demo test check chaos store permanent cluster losses clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
@@ -26,8 +26,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict batchgen
 
+chaos: store losses
+
 # N whole runs against a real S3 server (apt: radosgw ceph-mon ceph-osd), each with seeded faults.
-chaos: $(VENV)/.installed
+store: $(VENV)/.installed
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.store --runs $(N) --seed $(SEED) --results out/chaos.jsonl out/chaos
 
@@ -36,8 +38,8 @@ permanent: $(VENV)/.installed
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.permanent --results out/permanent.json out/permanent
 
-# A job of IMAGES images on a cluster of three nodes in network namespaces (root; apt: iproute2 and
-# the S3 server), one of which is killed; and one job for every part that a cluster can lose.
+# A job of IMAGES images on a cluster of three nodes in network namespaces (root; apt: iproute2,
+# redis-server and the S3 server), one of which is killed; and one for every part it can lose.
 cluster: $(VENV)/.installed
 	mkdir -p out
 	$(BIN)/python -m tests.cluster.job --images $(IMAGES) --results out/cluster.json

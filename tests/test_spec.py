@@ -295,6 +295,16 @@ def test_fewer_replicas_at_most_than_at_least() -> None:
     assert caught.value.allowed == "max_replicas of at least min_replicas (3)"
 
 
+def test_a_replica_takes_a_share_of_a_gpu_or_whole_ones() -> None:
+    for given in (0, 0.25, 1, 2, 8):
+        spec = build(merge(MINIMAL, {"resources.denoise.num_gpus": given}))
+        assert spec.resources.denoise.num_gpus == given
+    with pytest.raises(SpecError) as caught:
+        build(merge(MINIMAL, {"resources.denoise.num_gpus": 1.5}))
+    assert (caught.value.field, caught.value.given) == ("resources.denoise.num_gpus", 1.5)
+    assert caught.value.allowed == "a share of one GPU (up to 1), or a whole number of them"
+
+
 def test_image_to_image_may_go_without_prompts() -> None:
     spec = build(merge(IMAGES, {"input.columns.prompt": None, "task": "image_to_image"}))
     assert spec.task == "image-to-image"

@@ -125,7 +125,7 @@ class StageActor(ABC):
         try:
             configure(spec.storage_options, spec.storage.limits())
             self.ledger = Ledger(open_store(job.url))
-            self.device = _device()
+            self.devices = _devices()
             with self.watch:
                 self.load()
         except StopJob as error:
@@ -253,10 +253,10 @@ class Generate(StageActor):
 
     def load(self) -> None:
         self.stages = shard.FusedStages(
-            replicas.load_encoder(self.plan.model, self.plan.spec, self.device),
-            replicas.load_denoiser(self.plan.model, self.plan.spec, self.device),
-            replicas.load_decoder(self.plan.model, self.plan.spec, self.device),
-            self.device,
+            replicas.load_encoder(self.plan.model, self.plan.spec, self.devices),
+            replicas.load_denoiser(self.plan.model, self.plan.spec, self.devices),
+            replicas.load_decoder(self.plan.model, self.plan.spec, self.devices),
+            self.devices[0],
         )
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
@@ -273,7 +273,7 @@ class Encode(StageActor):
         return self.plan.spec.resources.encode
 
     def load(self) -> None:
-        self.stage = replicas.load_encoder(self.plan.model, self.plan.spec, self.device)
+        self.stage = replicas.load_encoder(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen import wire  # torch comes with it, which readers and the driver do without
@@ -292,7 +292,7 @@ class Denoise(StageActor):
         return self.plan.spec.resources.denoise
 
     def load(self) -> None:
-        self.stage = replicas.load_denoiser(self.plan.model, self.plan.spec, self.device)
+        self.stage = replicas.load_denoiser(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen import wire
@@ -312,7 +312,7 @@ class Decode(StageActor):
         return self.plan.spec.resources.decode
 
     def load(self) -> None:
-        self.stage = replicas.load_decoder(self.plan.model, self.plan.spec, self.device)
+        self.stage = replicas.load_decoder(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen import wire
@@ -326,14 +326,16 @@ class Decode(StageActor):
             self.plan,
             self.ledger,
             frame.attempt,
-            self.device,
+            self.devices[0],
             trial,
         )
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
 
 
-def _device() -> str:
-    """``cuda`` if this actor was given a share of a GPU."""
+def _devices() -> list[str]:
+    """The GPUs that this actor was given, or its share of one; the CPU if there is none."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"
+    if not torch.cuda.is_available():
+        return ["cpu"]
+    return [f"cuda:{number}" for number in range(len(ray.get_gpu_ids()))] or ["cpu"]

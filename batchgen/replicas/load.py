@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from batchgen.replicas.files import (
 )
 from batchgen.replicas.find import Found, find_model
 from batchgen.replicas.inspection import ModelInfo, family_for, inspect, parts_of
+from batchgen.replicas.place import place
 from batchgen.replicas.quantize import elements_of, is_quantized, loading
 from batchgen.replicas.single_file import from_single_file, load_single_file
 from batchgen.replicas.weighting import weighted
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from batchgen.decode import Decoder
     from batchgen.denoise import Denoiser
     from batchgen.encode import Encoder
+
+CPU = ("cpu",)
 
 
 class Stub:
@@ -46,16 +49,18 @@ class Stub:
         return self
 
 
-def load_encoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Encoder:
+def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Encoder:
     """Tokenizers, text encoders and, for image tasks, the encoding half of the VAE.
 
     Args:
         info: the model as planned.
         spec: gives task, dtype, variant and thread count.
-        device: a torch device, such as ``cpu`` or ``cuda``.
+        devices: torch devices, such as ``cpu`` or ``cuda``; over several of them the stage's
+            largest model is spread.
 
     Raises:
-        ModelError: the folder cannot be reached from this machine, or holds another model.
+        ModelError: the folder cannot be reached from this machine or holds another model, or the
+            devices are too small for it.
     """
     from batchgen.encode import Encoder
 
@@ -64,14 +69,14 @@ def load_encoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Encoder:
         _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
     add_to_encoder(pipeline, spec.model)
     return Encoder(
-        _on(device, pipeline, family),
+        _on(devices, pipeline, family),
         weighted(family.adapter, spec.model),
         spec.resources.batch_size,
         switch=Switch(spec.model),
     )
 
 
-def load_denoiser(info: ModelInfo, spec: Spec, device: str = "cpu") -> Denoiser:
+def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Denoiser:
     """U-Net or transformer, and scheduler, for calls of ``resources.batch_size`` samples."""
     from batchgen.denoise import Denoiser
 
@@ -79,17 +84,17 @@ def load_denoiser(info: ModelInfo, spec: Spec, device: str = "cpu") -> Denoiser:
     add_to_denoiser(pipeline, spec.model)
     switch = Switch(spec.model, pipeline.scheduler)
     pipeline.scheduler = switch.scheduler()
-    pipeline = _on(device, pipeline, family)
+    pipeline = _on(devices, pipeline, family)
     return Denoiser(pipeline, family.adapter, spec.resources.batch_size, switch)
 
 
-def load_decoder(info: ModelInfo, spec: Spec, device: str = "cpu") -> Decoder:
+def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Decoder:
     """The decoding half of the VAE, for calls of ``resources.batch_size`` samples."""
     from batchgen.decode import Decoder
 
     family, pipeline = _load(info, spec, "decoder")
     _drop(getattr(pipeline, family.vae), "encoder", "quant_conv")
-    return Decoder(pipeline.to(device), family.adapter, spec.resources.batch_size)
+    return Decoder(_on(devices, pipeline, family), family.adapter, spec.resources.batch_size)
 
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
@@ -108,12 +113,11 @@ def _counts(parts: Mapping[str, Any]) -> dict[str, int]:
     return counts
 
 
-def _on(device: str, pipeline: Any, family: Family) -> Any:
-    """The pipeline on a device, with those that it has."""
-    for name, _ in family.pipelines:
-        if hasattr(pipeline, name):
-            getattr(pipeline, name).to(device)
-    return pipeline.to(device)
+def _on(devices: Sequence[str], pipeline: Any, family: Family) -> Any:
+    """The pipeline on its devices, with the second ones that it has."""
+    seconds = [getattr(pipeline, name) for name, _ in family.pipelines if hasattr(pipeline, name)]
+    place([*seconds, pipeline], devices)
+    return pipeline
 
 
 def _drop(module: Any, *halves: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
 from batchgen.model_spec import Section
@@ -184,7 +184,11 @@ class Pool(Section):
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] | None = None
     num_cpus: Annotated[float, Field(gt=0)] | None = None
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    num_gpus: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="of a replica: a share of one GPU, or several over which its largest model "
+        "is spread",
+    )
     accelerator_type: str | None = Field(
         default=None, description="only on nodes with this GPU, by Ray's name for it: L40S, H100"
     )
@@ -201,6 +205,13 @@ class Pool(Section):
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas of at least min_replicas ({self.min_replicas})")
         return self
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _shared_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("a share of one GPU (up to 1), or a whole number of them")
+        return value
 
 
 class Resources(Section):

@@ -20,10 +20,13 @@ from batchgen.ledger import Ledger
 from batchgen.storage import open_store
 from batchgen.verify import verify
 from tests.chaos.store import digests
+from tests.cluster import pressure
 from tests.cluster.job import BUCKET, committed, flags, run_alone, store, write_prompts
 from tests.cluster.nodes import Nodes, busy_worker, cluster, replicas, until
 
 IMAGES, STEPS = 160, 24
+# Nothing but what is the shards' own fault may be charged to them.
+NO_RETRIES = ("policy.shard_retries=0",)
 
 
 @dataclass
@@ -88,27 +91,46 @@ def driver(nodes: Nodes) -> int:
     raise AssertionError("no driver on the head")
 
 
-SHORT: dict[str, Callable[[Nodes], None]] = {
-    "node cut off and back": node_cut_off,
-    "node drained": node_drained,
-    "replica and driver killed": replica_and_driver_killed,
+@dataclass(frozen=True)
+class Case:
+    """What is lost, what the cluster needs for that beforehand, and what the job is told."""
+
+    lose: Callable[[Nodes], None]
+    settings: tuple[str, ...] = NO_RETRIES
+    prepare: Callable[[Nodes], None] = lambda nodes: None
+
+
+SHORT = {
+    "node cut off and back": Case(node_cut_off),
+    "node drained": Case(node_drained),
+    "replica and driver killed": Case(replica_and_driver_killed, settings=()),
 }
-LOSSES = {**SHORT, "replica killed": replica_killed, "node killed": node_killed}
+LOSSES = {
+    **SHORT,
+    "replica killed": Case(replica_killed, settings=()),
+    "node killed": Case(node_killed),
+    "worker out of memory": Case(
+        pressure.eat_memory, ("resources.generate.resources.watchful=1",), pressure.add_watchful
+    ),
+    "object stores full": Case(
+        pressure.fill_object_stores, (*NO_RETRIES, "resources.layout=staged")
+    ),
+    "GCS restarted": Case(pressure.restart_gcs),
+}
 
 
-def job_with(
-    nodes: Nodes, name: str, quiet: Counter[tuple[str, str]], source: str, *more: str
-) -> Loss:
+def job_with(nodes: Nodes, name: str, quiet: Counter[tuple[str, str]], source: str) -> Loss:
     """One job in which this is lost, once, after its first shard."""
+    case = LOSSES[name]
     output = f"s3://{BUCKET}/{name.replace(' ', '-')}"
     began = time.monotonic()
-    # Nothing but what is the shards' own fault may be charged to them: no retry is allowed for.
-    strict = () if "replica" in name else ("--set", "policy.shard_retries=0")
-    words = [*flags(source, output, STEPS), *strict, *more, "--no-requirements", "--no-wait"]
+    case.prepare(nodes)
+    settings = [word for setting in case.settings for word in ("--set", setting)]
+    words = [*flags(source, output, STEPS), *settings, "--no-requirements", "--no-wait"]
     done = nodes.batchgen("submit", *words)
     assert done.returncode == 0, done.stderr
     until("a shard is committed", lambda: committed(output), 180)
-    LOSSES[name](nodes)
+    case.lose(nodes)
     followed = nodes.batchgen("logs", "--follow", done.stdout.strip())
     if "driver" in name:
         assert followed.returncode == 3, followed
@@ -157,7 +179,7 @@ def main() -> int:
     with store() as server:
         source, quiet = quiet_run()
         for name in options.names or LOSSES:
-            with cluster(**server.exports) as nodes:
+            with pressure.redis() as redis, cluster(redis=redis, **server.exports) as nodes:
                 losses.append(job_with(nodes, name, quiet, source))
             print(table(losses[-1:]).splitlines()[-1], flush=True)
     print(table(losses))

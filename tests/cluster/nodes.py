@@ -74,6 +74,24 @@ class Node:
     namespace: str
     address: str
     process: subprocess.Popen[bytes]
+    disk: Path
+
+    def program(self, name: str) -> int:
+        """The process here that runs this program."""
+        for pid in self.pids():
+            if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(name.encode()):
+                return pid
+        raise LookupError(f"no {name} on {self.address}")
+
+    def inside(self, *command: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Start a program as one of this node: its network, its disk."""
+        words = ["nsenter", "--target", str(self.program("raylet")), "--net", "--mount", *command]
+        piped = {name: subprocess.PIPE for name in ("stdin", "stdout")}
+        return subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, **piped)
+
+    def logs(self) -> str:
+        """What its raylet wrote."""
+        return "".join(log.read_text() for log in self.disk.glob("session_2*/logs/raylet.out"))
 
     def pids(self) -> list[int]:
         """Of all processes in its namespace."""
@@ -106,6 +124,7 @@ class Nodes:
     bridge: str
     subnet: str
     environment: dict[str, str]
+    restartable: bool = False  # its head's GCS keeps its state elsewhere
     nodes: list[Node] = field(default_factory=list)
     _made: int = 0
 
@@ -127,8 +146,13 @@ class Nodes:
         """Of the head's job server."""
         return f"http://{self.head.address}:{DASHBOARD_PORT}"
 
-    def add(self, *options: str, cpus: int = 2, resources: dict[str, float] | None = None) -> Node:
-        """Start another node; the first one is the head. Returns when it is up."""
+    def add(
+        self, cpus: int = 2, resources: dict[str, float] | None = None, **environment: str
+    ) -> Node:
+        """Start another node; the first one is the head. Returns when it is up.
+
+        A node ends when a process of Ray on it does, but for a head that is restartable.
+        """
         self._made += 1
         name, address = f"{self.bridge}{self._made}", f"{self.subnet}.{10 + self._made}"
         inside = f"{name}i"
@@ -151,25 +175,27 @@ class Nodes:
         # A disk of its own: all nodes of a cluster use the same path, and clean up below it.
         disk = self.folder / f"disk{self._made}"
         disk.mkdir()
-        mounted = f'mount --bind {disk} {self.folder / "ray"} && exec "$@"'
+        stays = self.restartable and not self.nodes
+        start = '"$@" && exec sleep infinity' if stays else 'exec "$@" --block'
+        mounted = f"mount --bind {disk} {self.folder / 'ray'} && {start}"
         command = [
             *("ip", "netns", "exec", name, "sh", "-c", mounted, "sh"),
-            *(str(BIN / "ray"), "start", "--block", *place),
+            *(str(BIN / "ray"), "start", *place),
             *("--node-ip-address", address, "--num-cpus", str(cpus), "--disable-usage-stats"),
             *("--object-store-memory", str(OBJECT_STORE_BYTES)),
-            *("--resources", json.dumps(resources or {}), *options),
+            *("--resources", json.dumps(resources or {})),
         ]
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 command,
-                env=self.environment,
+                env=self.environment | environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        node = Node(name, address, process)
+        node = Node(name, address, process, disk)
         self.nodes.append(node)
         until(f"node {address} is up", lambda: self._is_up(node))
         return node
@@ -239,8 +265,13 @@ class Nodes:
 
 
 @contextmanager
-def cluster(workers: int = 2, head_cpus: int = 0, **environment: str) -> Iterator[Nodes]:
-    """A head and some workers of 2 CPUs each; all of it is gone afterwards."""
+def cluster(
+    workers: int = 2, head_cpus: int = 0, redis: int | None = None, **environment: str
+) -> Iterator[Nodes]:
+    """A head and some workers of 2 CPUs each; all of it is gone afterwards.
+
+    The head's GCS keeps its state in the ``redis`` at this port of the machine, if one is given.
+    """
     folder = Path(tempfile.mkdtemp(prefix="bgc"))  # short: Ray puts sockets below it
     settings = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
@@ -250,9 +281,10 @@ def cluster(workers: int = 2, head_cpus: int = 0, **environment: str) -> Iterato
         "RAY_AUTH_TOKEN": TOKEN,
         "BATCHGEN_CACHE": str(folder / "cache"),
         **QUICK_HEALTH,
+        **({"RAY_REDIS_ADDRESS": f"{subnet()}.1:{redis}"} if redis else {}),
         **environment,
     }
-    nodes = Nodes(folder, f"bg{os.getpid()}", subnet(), settings)
+    nodes = Nodes(folder, f"bg{os.getpid()}", subnet(), settings, restartable=redis is not None)
     (folder / "ray").mkdir()
     try:
         ip("link", "add", nodes.bridge, "type", "bridge")
