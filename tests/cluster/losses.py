@@ -24,7 +24,7 @@ from tests.cluster import pressure
 from tests.cluster.job import BUCKET, committed, flags, run_alone, store, write_prompts
 from tests.cluster.nodes import Nodes, busy_worker, cluster, replicas, until
 
-IMAGES, STEPS = 160, 24
+IMAGES, STEPS = 320, 12
 # Nothing but what is the shards' own fault may be charged to them.
 NO_RETRIES = ("policy.shard_retries=0",)
 
@@ -49,7 +49,7 @@ class Loss:
 
 
 def replica_killed(nodes: Nodes) -> None:
-    os.kill(replicas(busy_worker(nodes))[0], signal.SIGKILL)
+    os.kill(replicas(busy_worker(nodes), at_work=True)[0], signal.SIGKILL)
 
 
 def node_killed(nodes: Nodes) -> None:

@@ -299,7 +299,7 @@ def cluster(
         nodes.close()
 
 
-def replicas(node: Node, stage: str = "Generate") -> list[int]:
+def replicas(node: Node, stage: str = "Generate", at_work: bool = False) -> list[int]:
     """Processes of the stage's actors on this node; Ray names them by what they run."""
     found = []
     for pid in node.pids():
@@ -307,18 +307,19 @@ def replicas(node: Node, stage: str = "Generate") -> list[int]:
             title = " ".join(psutil.Process(pid).cmdline())
         except psutil.NoSuchProcess:
             continue
-        if title.startswith("ray::") and stage in title:
+        wanted = title.startswith("ray::") and stage in title
+        if wanted and (title.endswith(".submit") or not at_work):
             found.append(pid)
     return found
 
 
 def busy_worker(nodes: Nodes) -> Node:
-    """A node beside the head that has a replica at work."""
+    """A node beside the head that has a replica with a shard in work."""
     found: list[Node] = []
 
     def look() -> bool:
-        found[:] = [node for node in nodes.workers if replicas(node)]
+        found[:] = [node for node in nodes.workers if replicas(node, at_work=True)]
         return bool(found)
 
-    until("a worker node has a replica", look)
+    until("a worker node has a replica at work", look)
     return found[0]
