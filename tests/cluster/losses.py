@@ -175,6 +175,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(LOSSES))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then, too
     losses = []
     with store() as server:
         source, quiet = quiet_run()
