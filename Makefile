@@ -9,7 +9,7 @@ N ?= 10
 SEED ?= 1
 IMAGES ?= 2000
 
-.PHONY: demo test check chaos store permanent cluster losses clean
+.PHONY: demo test check chaos permanent cluster losses clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
@@ -26,12 +26,12 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict batchgen
 
-chaos: store losses
-
-# N whole runs against a real S3 server (apt: radosgw ceph-mon ceph-osd), each with seeded faults.
-store: $(VENV)/.installed
+# N whole runs against a real S3 server (apt: radosgw ceph-mon ceph-osd), each with seeded faults;
+# then the losses of a cluster's parts, see below.
+chaos: $(VENV)/.installed
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.store --runs $(N) --seed $(SEED) --results out/chaos.jsonl out/chaos
+	$(MAKE) losses
 
 # One whole run for every fault that does not pass, on the same server; the full disk needs root.
 permanent: $(VENV)/.installed
