@@ -10,12 +10,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from batchgen import engine
 from batchgen.engine.actors import Decode, Denoise, Encode
+from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger, Marker
 from batchgen.plan import Plan
 from batchgen.records import ConditionBatch, EncodedBatch, LatentBatch
+from batchgen.shard import Trial
 from batchgen.storage import open_store
 from batchgen.verify import verify
 from tests.arithmetic_stages import (
@@ -73,6 +76,21 @@ class PoisonedDenoise(Denoise):
 class PlainDecode(Decode):
     def load(self) -> None:
         self.stage = ArithmeticDecoder()  # type: ignore[assignment]
+
+
+class Forgetful(engine.Generate):
+    """Its first shard kills the process that holds the record of attempts, and then fails once."""
+
+    def load(self) -> None:
+        self.stages = arithmetic_stages()
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        here = Path(self.plan.spec.output.url).with_suffix(".killed")
+        if frame.shard == 0 and not here.exists():
+            here.touch()
+            ray.kill(self.attempts._holder, no_restart=False)  # type: ignore[union-attr]
+            raise ZeroDivisionError("once")
+        return super().work(frame, trial)
 
 
 FUSED: list[tuple[type[engine.StageActor], engine.Share]] = [(Poisoned, ONE)]
@@ -134,6 +152,15 @@ def test_the_row_is_left_out_and_the_rest_has_its_bytes(
     assert [row["key"] for row in rejects] == [lost]
     why = "worker process died" if seed == POISON_SEED else "ZeroDivisionError: this row is too"
     assert why in rejects[0]["message"]
+
+
+def test_the_record_of_attempts_may_die(prompts: Callable[..., Path], tmp_path: Path) -> None:
+    keys = [f"row{row}" for row in range(32)]
+    plan, ledger = job(prompts(32, key=keys, seed=list(range(100, 132))), tmp_path / "out")
+    events = stream(plan, ledger, [(Forgetful, ONE)])
+    assert (tmp_path / "out.killed").exists()
+    assert [type(event) for event in events.values()] == [Marker] * 4
+    assert verify(ledger).problems == []
 
 
 def test_a_replica_that_is_stuck_is_started_anew(
