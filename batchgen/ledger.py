@@ -146,7 +146,7 @@ class Ledger:
     def plan(self) -> Plan | None:
         """The frozen plan, or None when no run has started here."""
         try:
-            return read_plan(self.store.read(PLAN))
+            return read_plan(self.store.read(PLAN), f"{self.store.url}/{PLAN}")
         except FileNotFoundError:
             return None
 

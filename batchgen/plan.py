@@ -122,8 +122,8 @@ class Plan:
         return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
 
 
-def read_plan(text: str | bytes) -> Plan:
-    """A plan from its JSON.
+def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
+    """A plan from its JSON, which lies at ``place``.
 
     Raises:
         PlanChanged: it was written by another layout of the file.
@@ -142,7 +142,7 @@ def read_plan(text: str | bytes) -> Plan:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise PlanChanged(
-            f"the plan is damaged ({type(error).__name__}: {error}); write to a new output"
+            f"{place} is damaged ({type(error).__name__}: {error}); write to a new output"
         ) from error
 
 

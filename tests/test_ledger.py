@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from batchgen import lease as lease_module
-from batchgen.errors import InputError, OutputBusy, StorageFailed
+from batchgen.errors import InputError, OutputBusy, PlanChanged, StorageFailed
 from batchgen.lease import (
     LEASE_SECONDS,
     LEASES,
@@ -376,6 +376,13 @@ def test_a_damaged_job_is_named(tmp_path: Path, kept: int) -> None:
     )
     with pytest.raises(InputError, match=r"(?s)_batchgen/job\.yaml: no spec can.*batchgen run"):
         ledger.job()
+
+
+def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
+    ledger = Ledger(open_store(str(tmp_path)))
+    ledger.store.put("_batchgen/plan.json", paper_plan([[3]]).to_json().encode()[:200])
+    with pytest.raises(PlanChanged, match=r"_batchgen/plan\.json is damaged .*a new output"):
+        ledger.plan()
 
 
 def test_a_damaged_marker_is_named(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def replicas(node: Node, stage: str = "Generate", at_work: bool = False) -> list
         except psutil.NoSuchProcess:
             continue
         wanted = title.startswith("ray::") and stage in title
-        if wanted and (title.endswith(".submit") or not at_work):
+        if wanted and (".submit" in title or not at_work):
             found.append(pid)
     return found
 
