@@ -58,20 +58,21 @@ def node_killed(nodes: Nodes) -> None:
 
 
 def node_cut_off(nodes: Nodes) -> None:
-    """It is given up; when it is back, its own Ray ends, and another takes its place."""
+    """It is given up, and another takes its place; when it is back, its own Ray ends."""
     node = busy_worker(nodes)
     node.cut()
     until("it is given up", lambda: nodes.states().get(node.address) == "DEAD")
+    other = nodes.add()
+    until("another has its work", lambda: replicas(other))
     node.restore()
     until("its Ray has ended", lambda: node.process.poll() is not None)
     nodes.kill(node)
-    nodes.add()
 
 
 def node_drained(nodes: Nodes) -> None:
     """As a cloud takes a spot machine back: a notice, and soon after the end."""
     node = busy_worker(nodes)
-    nodes.drain(node, seconds=3)
+    nodes.drain(node, seconds=1)
     nodes.add()
     until("it has ended", lambda: nodes.states().get(node.address) == "DEAD")
     nodes.kill(node)

@@ -43,9 +43,10 @@ def add_watchful(nodes: Nodes) -> None:
 def eat_memory(nodes: Nodes) -> None:
     """Another program on the node takes it until Ray has ended a replica."""
     node = nodes.workers[-1]
-    until("it has a replica at work", lambda: replicas(node, at_work=True))
+    before = set(until("it has a replica at work", lambda: replicas(node, at_work=True)))
     program = beside(nodes, node, EAT, EATEN_BYTES)
-    until("a replica was ended", lambda: "OOM kill reason" in node.logs())
+    until("Ray ends workers for it", lambda: "OOM kill reason" in node.logs())
+    until("a replica was ended", lambda: before - set(replicas(node)))
     program.kill()
     program.wait()
 
