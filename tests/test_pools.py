@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from batchgen import engine, runner
-from batchgen.engine import pools
+from batchgen.engine import demand, pools
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate
 from batchgen.engine.pools import Share, lacking
 from batchgen.errors import UsageError
@@ -115,3 +116,29 @@ def test_what_can_never_be_is_said(tmp_path: Path, asked: dict[str, Any], said: 
     with pytest.raises(UsageError, match=said) as caught:
         runner.run(spec, quiet=True)
     assert "under resources.generate, or add such nodes" in str(caught.value)
+
+
+def test_nodes_that_are_lost_for_good_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that does not answer is no loss; what it says of its nodes afterwards is."""
+    answers: list[list[dict[str, float]] | None] = [None, [CPU_NODE], None, []]
+    asked, said = threading.Event(), list[str]()
+
+    def nodes_that_stay() -> list[dict[str, float]]:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if answer is None:
+            assert not said
+            raise RuntimeError("the GCS is being started again")
+        return answer
+
+    def interrupt(words: str) -> None:
+        said.append(words)
+        asked.set()
+
+    monkeypatch.setattr(demand, "nodes_that_stay", nodes_that_stay)
+    monkeypatch.setattr(demand, "_coming", lambda: False)
+    monkeypatch.setattr(demand, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(demand, "GONE_FOR_S", 0.02)
+    with demand.watched([(Generate, Share(1, 1, 0.9, 0.0))], interrupt):
+        assert asked.wait(30)
+    assert len(said) == 1 and not answers[0]
+    assert "nodes were lost and none came" in said[0] and "0.9 CPU" in said[0]

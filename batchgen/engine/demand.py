@@ -60,8 +60,8 @@ def watched(pools: Pools, interrupt: Callable[[str], None]) -> Iterator[None]:
     def look() -> None:
         since = None
         while not over.wait(LOOK_EVERY_S):
-            lack = lacking(pools, nodes_that_stay())
-            if lack is None or _coming():
+            lack = _lacking_for_good(pools)
+            if lack is None:
                 since = None
             elif since is None:
                 since = time.monotonic()
@@ -76,6 +76,15 @@ def watched(pools: Pools, interrupt: Callable[[str], None]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _lacking_for_good(pools: Pools) -> tuple[str, Share] | None:
+    """What no node holds and none is coming for; None also while the head does not answer."""
+    try:
+        lack = lacking(pools, nodes_that_stay())
+        return None if lack is None or _coming() else lack
+    except (ray.exceptions.RayError, RuntimeError, OSError):
+        return None
 
 
 def _coming() -> bool:
