@@ -61,6 +61,7 @@ STAGES = ("encode", "denoise", "decode", "score")
 
 # Foreign library -> the modules that may load it. What is not here is loaded nowhere.
 HOMES = {
+    "accelerate": ("replicas",),
     "aiobotocore": ("storage",),
     "click": ("cli",),
     "compel": ("replicas",),

@@ -8,35 +8,26 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import pyarrow as pa
-
 # Ray reads this when it is imported: our own lines tell of a shard that had to be begun again.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "infinite retries remaining")
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchgen import errors, frames
 from batchgen.attempts import Attempts
-from batchgen.engine.actors import (
-    ATTEMPTS_OPTIONS,
-    Generate,
-    Job,
-    SharedAttempts,
-    StageActor,
-    pause,
-)
+from batchgen.engine.actors import ATTEMPTS_OPTIONS, Generate, Job, SharedAttempts, StageActor
 from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.demand import await_room, watched
 from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import READER_CPUS, Pools, Share, pools_of
-from batchgen.errors import Interrupted, RetryShard, StopJob, StorageFailed
+from batchgen.engine.read import Read
+from batchgen.errors import Interrupted, StopJob, StorageFailed
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger, Marker, parse_marker
 from batchgen.plan import Plan
-from batchgen.reader import Span, make_spans, read_columns, read_span, span_from_json
-from batchgen.storage import configure
+from batchgen.reader import Span, make_spans, read_columns
 
 __all__ = [
     "Generate",
@@ -64,7 +55,7 @@ def generate(
         StopJob: what a stage found that no other shard can escape.
     """
     job = Job(replace(plan, files=()), ledger.store.url, time.time())
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     holder = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
     spans = make_spans(plan, pending)
     readers = max(2, *(share.start_replicas for _, share in pools))
@@ -95,8 +86,8 @@ def generate(
 
 
 def _event(frame: Frame) -> Marker | FailedMarker:
-    if frame.state == frames.COMMITTED:
-        return parse_marker(frame.facts)
+    if frame.state == frames.COMMITTED:  # the marker may be an earlier attempt's that came back
+        return replace(parse_marker(frame.facts), attempt=frame.attempt)
     facts = json.loads(frame.facts)
     if frame.state == frames.FAILED:
         return FailedMarker(**facts)
@@ -107,39 +98,17 @@ def _event(frame: Frame) -> Marker | FailedMarker:
 
 
 def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
-    """The first stage: one light task a span, each shard a block of its own.
-
-    ``readers`` of them at a time: every one takes a worker process, which takes seconds to start.
-    """
+    """The first stage; each of the ``readers`` is a process, which takes seconds to start."""
     DataContext.get_current().target_max_block_size = 1
-    spec = plan.spec
-    columns = read_columns(spec, [name for name, _ in plan.columns])
-
-    def read(batch: pa.Table) -> Iterator[pa.Table]:
-        span = span_from_json(batch.column("span")[0].as_py())
-        configure(spec.storage_options, spec.storage.limits())
-        tries = 0
-        while span.slices:
-            try:
-                for rows in read_span(span, spec, columns):
-                    yield frames.from_rows(rows).to_block()
-                    span = replace(span, slices=span.slices[1:])
-                return
-            except RetryShard as error:
-                tries += 1
-                if tries > spec.policy.shard_retries:
-                    yield frames.stopped(span.slices[0].shard, error).to_block()
-                    return
-                pause(tries)
-            except Exception as error:  # else Ray would end the stream without our words
-                yield frames.stopped(span.slices[0].shard, error).to_block()
-                return
-
+    columns = read_columns(plan.spec, [name for name, _ in plan.columns])
     items = [{"span": span.to_json()} for span in spans]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read,
+        Read,
         batch_size=1,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=readers),
+        compute=ActorPoolStrategy(
+            min_size=1, max_size=readers, initial_size=readers, max_tasks_in_flight_per_actor=1
+        ),
         num_cpus=READER_CPUS,
+        fn_constructor_args=(plan.spec, columns),
     )

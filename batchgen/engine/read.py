@@ -1,0 +1,47 @@
+"""The first stage: light actors that read spans of the input, each shard a block of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+
+from batchgen import frames
+from batchgen.engine.actors import pause
+from batchgen.errors import RetryShard
+from batchgen.reader import read_span, span_from_json
+from batchgen.spec import Spec
+from batchgen.storage import configure
+
+
+class Read:
+    """One reader: a span in, the frames of its pending shards out.
+
+    An actor, since Ray tells of an actor's death with its node. A task on a node that nothing
+    reaches any more, as a machine that a cloud takes away, is waited for until its connection times
+    out, which took more than 6 minutes here, and the stream with it.
+    """
+
+    def __init__(self, spec: Spec, columns: list[str]) -> None:
+        configure(spec.storage_options, spec.storage.limits())
+        self.spec, self.columns = spec, columns
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        span = span_from_json(batch.column("span")[0].as_py())
+        tries = 0
+        while span.slices:
+            try:
+                for rows in read_span(span, self.spec, self.columns):
+                    yield frames.from_rows(rows).to_block()
+                    span = replace(span, slices=span.slices[1:])
+                return
+            except RetryShard as error:
+                tries += 1
+                if tries > self.spec.policy.shard_retries:
+                    yield frames.stopped(span.slices[0].shard, error).to_block()
+                    return
+                pause(tries)
+            except Exception as error:  # else Ray would end the stream without our words
+                yield frames.stopped(span.slices[0].shard, error).to_block()
+                return
