@@ -15,16 +15,38 @@ import argparse
 import json
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen import engine
-from benchmarks.sleepers import Sleeper, busy_share, gaps, logical_cpus, machine, run, sleeping_plan
+from batchgen.frames import Frame
+from batchgen.shard import Trial
+from benchmarks.sleepers import (
+    Sleeper,
+    busy_share,
+    ended,
+    gaps,
+    logical_cpus,
+    machine,
+    run,
+    sleeping_plan,
+)
 
 RESULTS = Path(__file__).parent / "results" / "dispatch.json"
 THREADS = 50  # replicas of one actor process
+GOLDEN = 0.6180339887498949  # its multiples spread evenly between whole numbers
+
+
+class Uneven(Sleeper):
+    """Its shards take from 3/4 to 5/4 of the time: a thousand that began together spread out."""
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        began = time.time()
+        time.sleep(self.seconds * (0.75 + 0.5 * (frame.shard * GOLDEN % 1)))
+        return ended(frame, began)
 
 
 def slope(points: list[tuple[int, float]]) -> float:
@@ -44,7 +66,7 @@ def busy(replicas: int, seconds: float, shards_each: int) -> dict[str, Any]:
         logical_cpus(actors + 2),
         sleeping_plan(shards, seconds, in_flight=min(replicas, THREADS)) as (plan, ledger),
     ):
-        slept, took = run(plan, ledger, [(Sleeper, share)], memory)
+        slept, took = run(plan, ledger, [(Uneven, share)], memory)
     between = gaps(slept)
     return {
         "replicas": replicas,

@@ -44,6 +44,9 @@ __all__ = [
 ]
 
 
+READ_AHEAD = 8  # shards a reader may be ahead; Ray's 2 give no more than 10 shards a second
+
+
 def generate(
     plan: Plan, ledger: Ledger, pending: Sequence[int], pools: Pools
 ) -> Iterator[Marker | FailedMarker]:
@@ -99,16 +102,16 @@ def _event(frame: Frame) -> Marker | FailedMarker:
 
 def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
     """The first stage; each of the ``readers`` is a process, which takes seconds to start."""
-    DataContext.get_current().target_max_block_size = 1
+    context = DataContext.get_current()
+    context.target_max_block_size = 1
+    context._max_num_blocks_in_streaming_gen_buffer = READ_AHEAD
     columns = read_columns(plan.spec, [name for name, _ in plan.columns])
     items = [{"span": span.to_json()} for span in spans]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Read,
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            min_size=1, max_size=readers, initial_size=readers, max_tasks_in_flight_per_actor=1
-        ),
+        compute=ActorPoolStrategy(size=readers, max_tasks_in_flight_per_actor=1),
         num_cpus=READER_CPUS,
         fn_constructor_args=(plan.spec, columns),
     )
