@@ -1,6 +1,6 @@
 """Reads the input: each span of row groups is streamed once and cut into its pending shards.
 
-A span is what one light reading task does. It begins and ends at row groups, so that a file of one
+A span is what a reader does at a time. It begins and ends at row groups, so that a file of one
 million rows in one row group is decoded once, and a span whose shards are committed is not read.
 Only the shard that lies across the border of two spans reads a little of the next one.
 """
