@@ -19,6 +19,7 @@ from batchgen.errors import PlanChanged
 from batchgen.ledger import Ledger
 from batchgen.storage import open_store
 from batchgen.verify import verify
+from tests.conftest import LOGICAL_CPUS
 from tests.outputs import digests_of, rejects_of, spec_for, table_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -89,10 +90,10 @@ def test_markers_show_what_each_stage_holds(made: tuple[Path, Path]) -> None:
     "settings",
     [
         {"resources__layout": "staged"},
-        {"resources__generate": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 0.5}},
+        {"resources__generate": {"min_replicas": 2, "num_cpus": LOGICAL_CPUS / 2}},
         {"output__samples_per_shard": 7},
     ],
-    ids=["staged", "two-replicas", "other-shards"],
+    ids=["staged", "two-replicas-with-every-cpu", "other-shards"],
 )
 def test_bytes_do_not_depend_on_how_the_job_is_laid_out(
     made: tuple[Path, Path], tmp_path: Path, settings: dict[str, Any]

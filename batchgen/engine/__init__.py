@@ -21,7 +21,7 @@ from batchgen.engine.actors import ATTEMPTS_OPTIONS, Generate, Job, SharedAttemp
 from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.demand import await_room, watched
 from batchgen.engine.metrics import Metrics
-from batchgen.engine.pools import READER_CPUS, Pools, Share, pools_of
+from batchgen.engine.pools import Pools, Share, pools_of
 from batchgen.engine.read import Read
 from batchgen.errors import Interrupted, StopJob, StorageFailed
 from batchgen.frames import Frame
@@ -101,7 +101,11 @@ def _event(frame: Frame) -> Marker | FailedMarker:
 
 
 def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
-    """The first stage; each of the ``readers`` is a process, which takes seconds to start."""
+    """The first stage; each of the ``readers`` is a process, which takes seconds to start.
+
+    They reserve no CPU: they wait for the store most of the time, and replicas that together have
+    reserved all CPUs would leave the job without a reader, for ever and without a word.
+    """
     context = DataContext.get_current()
     context.target_max_block_size = 1
     context._max_num_blocks_in_streaming_gen_buffer = READ_AHEAD
@@ -112,6 +116,6 @@ def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=readers, max_tasks_in_flight_per_actor=1),
-        num_cpus=READER_CPUS,
+        num_cpus=0,
         fn_constructor_args=(plan.spec, columns),
     )

@@ -12,7 +12,6 @@ from batchgen.engine.cluster import nodes_that_stay
 from batchgen.plan import Plan
 from batchgen.spec import Pool
 
-READER_CPUS = 0.05
 SLIVER = 0.001  # of ``accelerator_type:X`` that Ray asks for, of the 1 that every such node has
 GPU_CPUS = 0.5  # that a replica on a GPU takes: it waits for the device most of the time
 
@@ -65,7 +64,6 @@ def pools_of(plan: Plan, shards: int) -> Pools:
         for actor, pool, cpu_share, gpu_share in wanted
     ]
     room = Room(nodes_that_stay())
-    room.take({"CPU": READER_CPUS})
     for _, share in pools:
         for _ in range(share.min_replicas):
             room.take(share.demand)
@@ -120,7 +118,4 @@ def lacking(pools: Pools, nodes: Sequence[Resources]) -> tuple[str, Share] | Non
         for _ in range(share.min_replicas):
             if not room.take(share.demand):
                 return actor.__name__.lower(), share
-    return None if room.take({"CPU": READER_CPUS}) else ("the reader", _READER)
-
-
-_READER = Share(1, 1, READER_CPUS, 0.0)
+    return None
