@@ -258,8 +258,10 @@ class Nodes:
     def close(self) -> None:
         for node in self.nodes:
             node.kill()
-        for number in range(1, self._made + 1):
-            subprocess.run(["ip", "netns", "del", f"{self.bridge}{number}"], capture_output=True)
+        for number in range(1, self._made + 1):  # the link first: a namespace may go later
+            for kind in ("link", "netns"):
+                words = ["ip", kind, "del", f"{self.bridge}{number}"]
+                subprocess.run(words, capture_output=True)
         subprocess.run(["ip", "link", "del", self.bridge], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
