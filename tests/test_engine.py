@@ -6,10 +6,12 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.data import DataContext
 from safetensors.torch import load_file, save_file
 
 from batchgen import engine, frames, runner
@@ -31,6 +33,7 @@ from batchgen.verify import verify
 from tests.arithmetic_stages import arithmetic_stages
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
+from tests.test_ledger import MARKER
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Events = dict[int, Marker | FailedMarker]
@@ -193,3 +196,15 @@ def test_a_hopeless_job_stops_early(
     ledger = Ledger(open_store(str(output)))
     marker = next(ledger.markers(ledger.states(ledger.require_plan()).committed))
     assert marker.counts.failed == 4 and marker.reasons == {"non-finite": 4}
+
+
+def test_an_attempt_counts_though_an_earlier_ones_marker_stands() -> None:
+    """As when a node comes back that was cut off, and has written what was made again meanwhile."""
+    event = engine._event(Frame(MARKER.shard, frames.COMMITTED, 5, MARKER.to_json()))
+    assert MARKER.attempt != 5
+    assert event == replace(MARKER, attempt=5)
+
+
+def test_ray_knows_the_setting_for_reading_ahead() -> None:
+    """It is not public: where it has another name, setting it would do nothing, silently."""
+    assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext())
