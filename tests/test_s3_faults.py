@@ -283,6 +283,20 @@ def test_real_refusals(
         find_files("s3://no-such-bucket-here/in")
 
 
+def test_keys_that_were_put_right_count_from_the_next_run_of_the_same_process(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as wrong:
+        wrong.setenv("AWS_SECRET_ACCESS_KEY", "wrong-wrong-wrong")
+        configure()
+        with pytest.raises(StorageFailed, match="SignatureDoesNotMatch"):
+            open_store(f"{s3_bucket}/out").put("x", BODY)
+    configure()
+    store = open_store(f"{s3_bucket}/out")
+    store.put("x", BODY)
+    assert store.read("x") == BODY
+
+
 @pytest.mark.parametrize(
     ("action", "call"),
     [

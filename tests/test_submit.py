@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,15 +22,10 @@ import pytest
 from batchgen.ledger import Ledger
 from batchgen.storage import open_store
 from batchgen.verify import verify
+from tests.object_store.server import free_port
 
 TOKEN = "token-of-this-cluster-never-to-be-seen-0123456789"
 UP_WITHIN_S = 60
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @dataclass

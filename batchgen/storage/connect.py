@@ -62,7 +62,10 @@ _STATE = _State(Limits(), False, frozenset())
 def configure(
     options: Mapping[str, Mapping[str, Any]] | None = None, limits: Limits | None = None
 ) -> None:
-    """Reach stores by these options from now on, in this process.
+    """Reach stores by these options, and by what the environment says now, from now on.
+
+    Filesystems that fsspec keeps for this process are made anew: it tells them apart by their
+    options alone, so that one would go on with the keys and the endpoint of its first use.
 
     Args:
         options: protocol -> option -> value; ``${NAME}`` stands for an environment variable.
@@ -72,6 +75,7 @@ def configure(
         SpecError: a variable that is not set.
     """
     import fsspec.config
+    from fsspec.registry import registry
 
     _STATE.limits = limits or Limits()
     conf = copy.deepcopy(_configuration_at_start())
@@ -89,6 +93,8 @@ def configure(
     _STATE.secrets = frozenset(secrets)
     fsspec.config.conf.clear()
     fsspec.config.conf.update(conf)
+    for kind in set(registry.values()):
+        kind.clear_instance_cache()
     _STATE.configured = True
 
 

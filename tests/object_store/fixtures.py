@@ -42,9 +42,9 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     make_bucket(s3_server, name)
     for variable, value in s3_server.exports.items():
         monkeypatch.setenv(variable, value)
-    _forget()
+    configure()
     yield f"s3://{name}"
-    _forget()
+    configure()
 
 
 @pytest.fixture
@@ -54,13 +54,5 @@ def s3_proxy(
     """Before the server, for the test's bucket; what goes through it can be made to fail."""
     with FaultProxy(s3_server.port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        _forget()
+        configure()
         yield proxy
-
-
-def _forget() -> None:
-    """Filesystems are kept by their options, which do not show where the environment points."""
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    configure()

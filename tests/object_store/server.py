@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+
+import psutil
 
 PROGRAMS = ("radosgw", "ceph-mon", "ceph-osd")
 KEY, SECRET = "testkey", "testsecret-of-the-first-user"
@@ -34,9 +37,12 @@ def missing() -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A port that nothing uses, below those that the kernel gives away meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -96,12 +102,9 @@ class S3Server:
     def start_gateway(self) -> None:
         self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw")
         deadline = time.monotonic() + STARTS_WITHIN_S
-        while time.monotonic() < deadline:
-            with socket.socket() as one:
-                if one.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            if self._children["rgw"].poll() is not None:
-                break
+        while time.monotonic() < deadline and self._children["rgw"].poll() is None:
+            if _listens(self.pids["rgw"], self.port):
+                return
             time.sleep(0.05)
         raise RuntimeError(f"the S3 gateway does not answer:\n{self._log('rgw')}")
 
@@ -141,6 +144,14 @@ class S3Server:
     def _log(self, name: str) -> str:
         text = (self.folder / "log" / f"{name}.out").read_text(errors="replace")
         return "\n".join(text.splitlines()[-20:])
+
+
+def _listens(pid: int, port: int) -> bool:
+    """It, and not another program that came to the port first."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(pid).net_connections("tcp")
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
+    return False
 
 
 def _call(*words: str) -> None:
