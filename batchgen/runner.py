@@ -203,7 +203,7 @@ def _stream(
         engine.refuse_unshared(_local_paths(plan, ledger))
         progress.show()
         metrics = engine.Metrics(ledger.store.url)
-        with engine.watched(pools, interrupt):
+        with engine.guarded(interrupt), engine.watched(pools, interrupt):
             for event in engine.generate(plan, ledger, states.pending, pools):
                 _count(tally, event, made=True)
                 metrics.count(event)

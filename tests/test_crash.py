@@ -16,11 +16,12 @@ from batchgen.verify import verify
 from tests.chaos.kill import chaos, command, markers, start, wait_until, write_prompts
 
 
-def test_killed_drivers_and_replicas_lose_and_change_nothing(tmp_path: Path) -> None:
+def test_killed_drivers_replicas_and_daemons_lose_and_change_nothing(tmp_path: Path) -> None:
     tallies = chaos(tmp_path, kills=1, shards=6, steps=8, seed=3)
-    assert [tally.kills for tally in tallies] == [1, 1]
+    assert [tally.kills for tally in tallies] == [1, 1, 2]
     assert all(tally.clean for tally in tallies), tallies
     assert tallies[0].exit_codes[0] == -signal.SIGKILL
+    assert tallies[2].exit_codes == [3, 3, 0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

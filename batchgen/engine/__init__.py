@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-# Ray reads this when it is imported: our own lines tell of a shard that had to be begun again.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "infinite retries remaining")
+# Ray reads this when it is imported: our own lines tell of shards begun again and a lost raylet.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX", "infinite retries remaining|Raylet is terminated"
+)
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
@@ -19,6 +21,7 @@ from batchgen import errors, frames
 from batchgen.attempts import Attempts
 from batchgen.engine.actors import ATTEMPTS_OPTIONS, Generate, Job, SharedAttempts, StageActor
 from batchgen.engine.cluster import cluster, refuse_unshared
+from batchgen.engine.daemons import guarded
 from batchgen.engine.demand import await_room, watched
 from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import Pools, Share, pools_of
@@ -38,6 +41,7 @@ __all__ = [
     "await_room",
     "cluster",
     "generate",
+    "guarded",
     "pools_of",
     "refuse_unshared",
     "watched",

@@ -75,7 +75,7 @@ def watched(pools: Pools, interrupt: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(LOOK_EVERY_S)  # without a head it waits inside Ray
 
 
 def _lacking_for_good(pools: Pools) -> tuple[str, Share] | None:

@@ -1,10 +1,10 @@
-"""kill -9 of drivers and replicas at seeded random moments, then a comparison with a quiet run.
+"""kill -9 of drivers, replicas and Ray at seeded moments, then a comparison with a quiet run.
 
     python -m tests.chaos.kill --kills 5 --shards 40 --seed 1 FOLDER
 
 One run has its driver killed again and again and is resumed each time; another loses replicas'
-processes and must go on by itself. Both must verify and hold, key for key, the bytes of a run that
-nobody disturbed.
+processes and must go on by itself; a third loses first Ray's raylet, then its head, must say so and
+is resumed. All must verify and hold, key for key, the bytes of a run that nobody disturbed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ from tests.outputs import digests_of
 
 SAMPLES_PER_SHARD = 8
 LONGEST_S = 300.0
+IMPATIENT = """
+from batchgen.cli import main
+from batchgen.engine import daemons
+daemons.HEAD_GONE_FOR_S = 2.0
+main()
+"""
+DAEMONS = {  # of Ray -> what is said when it is lost
+    "raylet": "Ray's process of this machine, the raylet, has ended",
+    "gcs_server": "has not answered for 2 s",
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,22 @@ def kill_replicas(source: Path, output: Path, kills: int, steps: int, dice: rand
     return tally_of("replica killed", done, output, source, [process.wait(LONGEST_S)])
 
 
+def kill_daemons(source: Path, output: Path, steps: int) -> Tally:
+    """One after the other, each after one more shard; what is not said counts as exit code 5."""
+    words, codes, log = command(source, output, steps), [], output.with_suffix(".log")
+    for daemon, said in DAEMONS.items():
+        process = start([sys.executable, "-c", IMPATIENT, *words[3:]], log)
+        goal = markers(output) + 1
+        if wait_until(lambda goal=goal: markers(output) >= goal, process):
+            family = psutil.Process(process.pid).children(recursive=True)
+            next(one for one in family if one.name() == daemon).kill()
+        code = process.wait(LONGEST_S)
+        resume = f"{said}; what is committed stays, go on with `batchgen resume"
+        codes.append(code if resume in log.read_text() else 5)
+    codes.append(start(words, log).wait(LONGEST_S))
+    return tally_of("Ray killed", len(DAEMONS), output, source, codes)
+
+
 def replicas_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The replicas' processes among the driver's descendants."""
     found = []
@@ -165,7 +191,7 @@ def tally_of(fault: str, kills: int, output: Path, source: Path, codes: list[int
 
 
 def chaos(folder: Path, kills: int, shards: int, steps: int, seed: int) -> list[Tally]:
-    """A quiet run, one with dying drivers and one with dying replicas."""
+    """A quiet run, one with dying drivers, one with dying replicas and one whose Ray dies."""
     source = folder / "prompts.parquet"
     write_prompts(source, shards * SAMPLES_PER_SHARD)
     quiet = start(command(source, folder / "quiet", steps), folder / "quiet.log")
@@ -175,6 +201,7 @@ def chaos(folder: Path, kills: int, shards: int, steps: int, seed: int) -> list[
     return [
         kill_drivers(source, folder / "drivers", kills, steps, dice),
         kill_replicas(source, folder / "replicas", kills, steps, dice),
+        kill_daemons(source, folder / "daemons", steps),
     ]
 
 
