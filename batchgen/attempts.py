@@ -1,15 +1,45 @@
-"""How often each shard was begun, and what became of it: what no replica's death makes forgotten.
+"""How often each shard was begun and each model loaded, and what became of it.
+
+No replica's death makes it forgotten.
 
 It imports nothing heavy, since the actor that holds the record would else load torch.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 MOST_LEFT_OUT = 3  # samples of a shard that are left out before the shard itself is given up
 DIED = "its worker process died"
+SILENT_FOR_S = 3600.0  # a stage in which no shard was begun for so long has no replica at work
+STARTED_WITHIN_S = 60.0  # after a stage's first replica the others that were asked for load as well
+
+
+@dataclass(slots=True)
+class Stage:
+    """How the replicas of a stage fare with their model.
+
+    Attributes:
+        loading, loaded, refused: replicas, by how their last attempt to load it ended.
+        begun_at: when the first of them began.
+        heard_at: when a replica was first heard of, has loaded, or has begun a shard.
+    """
+
+    loading: set[str] = field(default_factory=set)
+    loaded: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    begun_at: float = field(default_factory=time.monotonic)
+    heard_at: float = 0.0
+
+    def put(self, replica: str, into: set[str]) -> None:
+        known = self.loading | self.loaded | self.refused
+        if replica not in known or into is self.loaded:
+            self.heard_at = time.monotonic()
+        for one in (self.loading, self.loaded, self.refused):
+            one.discard(replica)
+        into.add(replica)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +59,25 @@ class Attempt:
 
 
 class Attempts:
-    """Records every attempt of every stage at every shard, across the deaths of the actors."""
+    """Records attempts of every stage, at shards and at its model, across the deaths of actors."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Mapping[str, int] | None = None) -> None:
+        """``asked``: stage -> replicas that are started at once."""
+        self._asked = asked or {}
         self._past: dict[tuple[str, int], list[Attempt]] = {}
+        self._stages: dict[str, Stage] = {}
+        self._said: list[str] = []
 
     def begin_first(self, stage: str, number: int, node: str) -> bool:
         """Record the first attempt; False, and nothing recorded, if there was one before."""
+        self._stage(stage).heard_at = time.monotonic()
         if (stage, number) in self._past:
             return False
         self._past[stage, number] = [Attempt(node)]
         return True
 
     def begin(self, stage: str, number: int, node: str) -> None:
+        self._stage(stage).heard_at = time.monotonic()
         self._past.setdefault((stage, number), []).append(Attempt(node, on=()))
 
     def past(self, stage: str, number: int) -> list[Attempt]:
@@ -55,6 +91,42 @@ class Attempts:
         """
         past = self._past.setdefault((stage, number), [Attempt("")])
         past[-1] = replace(past[-1], on=on, error=error)
+
+    def load_begins(self, stage: str, replica: str) -> None:
+        known = self._stage(stage)
+        known.put(replica, known.loading)
+
+    def load_ends(self, stage: str, replica: str, loaded: bool) -> None:
+        known = self._stage(stage)
+        known.put(replica, known.loaded if loaded else known.refused)
+
+    def may_load(self, stage: str) -> bool | None:
+        """Whether another attempt of a replica that was refused has a chance.
+
+        None while it is open: others are at their first. True once one of the stage has loaded
+        the same model: then it is a node's fault, and may pass. False where all were refused, or
+        where the stage has been silent for SILENT_FOR_S.
+        """
+        known, now = self._stage(stage), time.monotonic()
+        if now - known.heard_at > SILENT_FOR_S:
+            return False
+        if known.loaded:
+            return True
+        missing = len(known.refused) < self._asked.get(stage, 1)
+        others_come = missing and now - known.begun_at < STARTED_WITHIN_S
+        return None if known.loading or others_come else False
+
+    def say(self, words: str) -> None:
+        """Leave a line for the user; once, however often it is said."""
+        if words not in self._said:
+            self._said.append(words)
+
+    def said(self, heard: int) -> list[str]:
+        """What is to be told to the user, beyond the first ``heard`` of them."""
+        return self._said[heard:]
+
+    def _stage(self, stage: str) -> Stage:
+        return self._stages.setdefault(stage, Stage())
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def _stream(
         progress.show()
         metrics = engine.Metrics(ledger.store.url)
         with engine.guarded(interrupt), engine.watched(pools, interrupt):
-            for event in engine.generate(plan, ledger, states.pending, pools):
+            for event in engine.generate(plan, ledger, states.pending, pools, progress.say):
                 _count(tally, event, made=True)
                 metrics.count(event)
                 if isinstance(event, FailedMarker):

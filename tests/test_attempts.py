@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from batchgen import attempts as module
 from batchgen.attempts import DIED, MOST_LEFT_OUT, Attempt, Attempts, judge
 
 HERE, GONE = "node-here", "node-gone"
@@ -73,3 +76,54 @@ def test_a_shard_of_many_failing_samples_is_given_up() -> None:
     assert len(judged.without) == MOST_LEFT_OUT and judged.hopeless is None
     past.append(Attempt(HERE, ("s9",), "ValueError: 9"))
     assert judge(past, 1, LIVING).hopeless == "ValueError: 9"
+
+
+def test_what_nobody_has_loaded_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = Attempts({"Generate": 3})
+    attempts.load_begins("Generate", "a")
+    attempts.load_begins("Generate", "b")
+    attempts.load_begins("Decode", "c")
+    attempts.load_ends("Decode", "c", loaded=True)
+    attempts.load_ends("Generate", "a", loaded=False)
+    assert attempts.may_load("Generate") is None  # b is not done
+    attempts.load_ends("Generate", "b", loaded=False)
+    assert attempts.may_load("Generate") is None  # a third is being started
+    monkeypatch.setattr(module, "STARTED_WITHIN_S", 0.0)
+    assert attempts.may_load("Generate") is False
+
+
+def test_what_another_has_loaded_is_tried_again_while_the_stage_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    attempts = Attempts()
+    for replica in ("a", "b"):
+        attempts.load_begins("Generate", replica)
+        attempts.load_ends("Generate", replica, loaded=replica == "a")
+    for _ in range(3):
+        now[0] += module.SILENT_FOR_S - 1
+        attempts.load_begins("Generate", "b")
+        attempts.load_ends("Generate", "b", loaded=False)
+        assert attempts.may_load("Generate") is True
+        attempts.begin_first("Generate", int(now[0]), HERE)
+    now[0] += module.SILENT_FOR_S + 1
+    attempts.load_begins("Generate", "b")  # its own attempts are no sign of life
+    attempts.load_ends("Generate", "b", loaded=False)
+    assert attempts.may_load("Generate") is False
+
+
+def test_the_only_replica_that_loses_its_model_has_no_hope() -> None:
+    attempts = Attempts()
+    for loaded in (True, False):
+        attempts.load_begins("Generate", "a")
+        attempts.load_ends("Generate", "a", loaded=loaded)
+    assert attempts.may_load("Generate") is False
+
+
+def test_the_same_words_are_told_once() -> None:
+    attempts = Attempts()
+    for words in ("a cannot start", "a cannot start", "b cannot start"):
+        attempts.say(words)
+    assert attempts.said(0) == ["a cannot start", "b cannot start"]
+    assert attempts.said(1) == ["b cannot start"]

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ray.data import DataContext
 from safetensors.torch import load_file, save_file
 
 from batchgen import engine, frames, runner
+from batchgen.engine import loading
+from batchgen.engine.cluster import this_actor
 from batchgen.errors import (
     InputError,
     LimitExceeded,
@@ -38,6 +41,7 @@ from tests.test_ledger import MARKER
 pytestmark = pytest.mark.usefixtures("ray_session")
 Events = dict[int, Marker | FailedMarker]
 POOLS_SHARE = engine.Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
+TWO = engine.Share(2, 2, num_cpus=0.5, num_gpus=0, start_replicas=2)
 
 
 class Faulty(engine.Generate):
@@ -79,9 +83,53 @@ class Unstartable(Faulty):
         raise ImportError("no such kernel")
 
 
-def stream(plan: Plan, ledger: Ledger, actor: type[engine.StageActor] = Faulty) -> Events:
+class BadNode(Slow):
+    """The first of two replicas cannot load what the other can: as often as the input says."""
+
+    def load(self) -> None:
+        loading.FIRST_PAUSE_S = loading.LOOK_EVERY_S = 0.1
+        place = Path(self.plan.spec.output.url).with_suffix(".loads")
+        place.mkdir(exist_ok=True)
+        mine = place / this_actor()
+        with suppress(FileExistsError):
+            (place / "first").symlink_to(mine)
+        tries = len(mine.read_text()) if mine.exists() else 0
+        mine.write_text("x" * (tries + 1))
+        first = os.readlink(place / "first") == str(mine)
+        if first and tries < int(self.plan.spec.seed):
+            raise OSError("no space left on this node")
+        super().load()
+
+
+class FallsIll(BadNode):
+    """The first replica dies at work, and can load its model again only after a while."""
+
+    def load(self) -> None:
+        if _deaths(self.plan):
+            super().load()
+        else:
+            Slow.load(self)
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        if frame.shard == 0 and not _deaths(self.plan):
+            Path(self.plan.spec.output.url).with_suffix(".died").mkdir()
+            os._exit(1)
+        return super().work(frame, trial)
+
+
+def _deaths(plan: Plan) -> bool:
+    return Path(plan.spec.output.url).with_suffix(".died").exists()
+
+
+def stream(
+    plan: Plan,
+    ledger: Ledger,
+    actor: type[engine.StageActor] = Faulty,
+    share: engine.Share = POOLS_SHARE,
+    say: Callable[[str], None] | None = None,
+) -> Events:
     pending = ledger.states(plan).pending
-    events = list(engine.generate(plan, ledger, pending, [(actor, POOLS_SHARE)]))
+    events = list(engine.generate(plan, ledger, pending, [(actor, share)], say))
     assert sorted(event.shard for event in events) == pending  # one event out per shard in
     return {event.shard: event for event in events}
 
@@ -133,6 +181,24 @@ def test_what_cannot_start_is_said_and_not_started_for_ever(
     plan, ledger = job(prompts(["fine", "fine"]), tmp_path / "out")
     with pytest.raises(ModelError, match="ImportError: no such kernel"):
         stream(plan, ledger, Unstartable)
+
+
+@pytest.mark.parametrize(("actor", "refusals"), [(BadNode, 10_000), (FallsIll, 3)])
+def test_a_replica_that_its_node_lets_not_start_costs_no_more_than_itself(
+    prompts: Callable[..., Path],
+    tmp_path: Path,
+    actor: type[engine.StageActor],
+    refusals: int,
+) -> None:
+    plan, ledger = job(prompts(["fine"] * 40), tmp_path / "out", seed=refusals)
+    said: list[str] = []
+    events = stream(plan, ledger, actor, TWO, said.append)
+    assert all(isinstance(event, Marker) for event in events.values())
+    assert verify(ledger).ok
+    (words,) = said
+    assert "a replica of the" in words and "no space left on this node" in words
+    tries = len((tmp_path / "out.loads" / "first").read_text())
+    assert tries == refusals + 1 or tries >= 3
 
 
 def test_what_no_shard_can_escape_stops_the_job(

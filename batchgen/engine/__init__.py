@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 # Ray reads this when it is imported: our own lines tell of shards begun again and a lost raylet.
@@ -15,17 +15,16 @@ os.environ.setdefault(
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchgen import errors, frames
-from batchgen.attempts import Attempts
-from batchgen.engine.actors import ATTEMPTS_OPTIONS, Generate, Job, SharedAttempts, StageActor
+from batchgen.engine.actors import Generate, Job, StageActor
 from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.daemons import guarded
 from batchgen.engine.demand import await_room, watched
 from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import Pools, Share, pools_of
 from batchgen.engine.read import Read
+from batchgen.engine.shared import SharedAttempts
 from batchgen.errors import Interrupted, StopJob, StorageFailed
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger, Marker, parse_marker
@@ -52,18 +51,26 @@ READ_AHEAD = 8  # shards a reader may be ahead; Ray's 2 give no more than 10 sha
 
 
 def generate(
-    plan: Plan, ledger: Ledger, pending: Sequence[int], pools: Pools
+    plan: Plan,
+    ledger: Ledger,
+    pending: Sequence[int],
+    pools: Pools,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Marker | FailedMarker]:
     """Make the pending shards; yields each one's marker, or failed marker, as it ends.
 
-    ``pools`` are the actors to stream through and what each reserves (``pools_of``).
+    Args:
+        plan: the job's.
+        ledger: of its output.
+        pending: numbers of the shards to make.
+        pools: the actors to stream through and what each reserves (``pools_of``).
+        say: is told what a user ought to know meanwhile.
 
     Raises:
         StopJob: what a stage found that no other shard can escape.
     """
     job = Job(replace(plan, files=()), ledger.store.url, time.time())
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    holder = ray.remote(Attempts).options(**ATTEMPTS_OPTIONS, scheduling_strategy=here).remote()
+    attempts = SharedAttempts({actor.__name__: share.start_replicas for actor, share in pools})
     spans = make_spans(plan, pending)
     readers = max(2, *(share.start_replicas for _, share in pools))
     stream = _read(spans, plan, min(readers, len(spans)))
@@ -83,10 +90,13 @@ def generate(
             num_gpus=share.num_gpus,
             accelerator_type=share.accelerator_type,
             resources=dict(share.resources) or None,
-            fn_constructor_args=(job, SharedAttempts(holder)),
+            fn_constructor_args=(job, attempts),
         )
     try:
         for row in stream.iter_rows():
+            if say is not None:
+                for words in attempts.news():
+                    say(words)
             yield _event(Frame(**row))
     except ray.exceptions.RayError as error:
         raise Interrupted(f"Ray ended the stream: {type(error).__name__}: {error}") from error

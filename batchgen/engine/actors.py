@@ -10,16 +10,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import ray
 
 from batchgen import frames, replicas, shard
-from batchgen.attempts import Attempt, Attempts, Judgement, judge
-from batchgen.engine.cluster import living_nodes, this_node
+from batchgen.attempts import Attempts, Judgement, judge
+from batchgen.engine.cluster import living_nodes, this_actor, this_node
+from batchgen.engine.loading import load_model
+from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.watch import Watch
-from batchgen.errors import ModelError, RetryShard, StopJob, StorageFailed
+from batchgen.errors import RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger
 from batchgen.plan import Plan
@@ -29,7 +30,6 @@ from batchgen.storage import configure, open_store, redact
 
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-ATTEMPTS_OPTIONS = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
 
 
 @dataclass(frozen=True)
@@ -83,25 +83,6 @@ class Turns:
                 self._turn.notify_all()
 
 
-class SharedAttempts:
-    """The record that all actors of a run share, held by an actor of its own."""
-
-    def __init__(self, holder: Any) -> None:
-        self._holder = holder
-
-    def begin_first(self, stage: str, number: int, node: str) -> bool:
-        return bool(ray.get(self._holder.begin_first.remote(stage, number, node)))
-
-    def begin(self, stage: str, number: int, node: str) -> None:
-        ray.get(self._holder.begin.remote(stage, number, node))
-
-    def past(self, stage: str, number: int) -> list[Attempt]:
-        return list(ray.get(self._holder.past.remote(stage, number)))
-
-    def tell(self, stage: str, number: int, on: tuple[str, ...], error: str | None = None) -> None:
-        ray.get(self._holder.tell.remote(stage, number, on, error))
-
-
 class StageActor(ABC):
     """One replica: a frame in, a frame out, whatever happens.
 
@@ -120,18 +101,15 @@ class StageActor(ABC):
         self.turns = Turns()
         self.watch = Watch(self.pool.stuck_after_s)
         self.lock = threading.Lock()  # a stage works on one shard at a time
-        self.broken: BaseException | None = None
-        spec = job.plan.spec
-        try:
-            configure(spec.storage_options, spec.storage.limits())
-            self.ledger = Ledger(open_store(job.url))
-            self.devices = _devices()
-            with self.watch:
-                self.load()
-        except StopJob as error:
-            self.broken = error
-        except Exception as error:  # an actor that cannot start would be started for ever
-            self.broken = ModelError(f"the model cannot be loaded: {type(error).__name__}: {error}")
+        self.url = job.url
+        self.broken = load_model(self._load, attempts, self.name, this_actor())
+
+    def _load(self) -> None:
+        configure(self.plan.spec.storage_options, self.plan.spec.storage.limits())
+        self.ledger = Ledger(open_store(self.url))
+        self.devices = _devices()
+        with self.watch:
+            self.load()
 
     @property
     @abstractmethod

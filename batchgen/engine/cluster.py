@@ -75,6 +75,11 @@ def this_node() -> str:
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
+def this_actor() -> str:
+    """The id of the actor that this process is, the same when Ray starts it again; else empty."""
+    return str(ray.get_runtime_context().get_actor_id() or "") if ray.is_initialized() else ""
+
+
 def living_nodes() -> frozenset[str]:
     """Ids of the nodes that are there and are to stay."""
     if not ray.is_initialized():
