@@ -271,6 +271,20 @@ def test_an_attempt_counts_though_an_earlier_ones_marker_stands() -> None:
     assert event == replace(MARKER, attempt=5)
 
 
+@pytest.mark.parametrize(
+    ("row_bytes", "rows_per_shard", "ahead"),
+    [(100, 1, 8), (1 << 20, 8, 8), (2 << 20, 16, 2), (8 << 20, 4, 2), (16 << 20, 64, 1)],
+)
+def test_readers_are_less_ahead_where_rows_are_large(
+    prompts: Callable[..., Path], tmp_path: Path, row_bytes: int, rows_per_shard: int, ahead: int
+) -> None:
+    sizes = {"output__samples_per_shard": 2 * rows_per_shard, "variants": 2}
+    plan = plan_for(prompts(256), tmp_path / "out", **sizes)
+    (file,) = plan.files
+    plan = replace(plan, files=(replace(file, size=row_bytes * 256),))
+    assert engine._read_ahead(plan) == ahead
+
+
 def test_ray_knows_the_setting_for_reading_ahead() -> None:
     """It is not public: where it has another name, setting it would do nothing, silently."""
     assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext())

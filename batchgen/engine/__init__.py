@@ -48,6 +48,7 @@ __all__ = [
 
 
 READ_AHEAD = 8  # shards a reader may be ahead; Ray's 2 give no more than 10 shards a second
+READ_AHEAD_BYTES = 64 << 20  # of them; Ray Data's memory budget does not count what is ahead
 
 
 def generate(
@@ -122,7 +123,7 @@ def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1
-    context._max_num_blocks_in_streaming_gen_buffer = READ_AHEAD
+    context._max_num_blocks_in_streaming_gen_buffer = _read_ahead(plan)
     columns = read_columns(plan.spec, [name for name, _ in plan.columns])
     items = [{"span": span.to_json()} for span in spans]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -133,3 +134,10 @@ def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
         num_cpus=0,
         fn_constructor_args=(plan.spec, columns),
     )
+
+
+def _read_ahead(plan: Plan) -> int:
+    """Shards a reader may be ahead: fewer where their rows are large, as images are."""
+    first, stop = plan.row_range(0)
+    per_shard = sum(file.size for file in plan.files) * (stop - first) // plan.rows
+    return max(1, min(READ_AHEAD, READ_AHEAD_BYTES // max(1, per_shard)))
