@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-# Ray reads this when it is imported: our own lines tell of shards begun again and a lost raylet.
+# Ray reads this when it is imported. Our own lines tell of shards begun again and of a lost raylet;
+# that a node has many replicas is as it was asked for.
 os.environ.setdefault(
-    "RAY_DEDUP_LOGS_SKIP_REGEX", "infinite retries remaining|Raylet is terminated"
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    "infinite retries remaining|Raylet is terminated|worker processes have been started on node",
 )
 
 import ray
