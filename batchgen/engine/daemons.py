@@ -14,7 +14,7 @@ from batchgen.engine.cluster import this_node
 
 LOOK_EVERY_S = 1.0
 ANSWERS_WITHIN_S = 5.0
-HEAD_GONE_FOR_S = 45.0  # Ray waits 60 s for a head that is started again, then ends this process
+HEAD_GONE_FOR_S = 40.0  # Ray ends this process after 60 s, and to end in order takes 10 or more
 
 Address = tuple[str, int]
 
@@ -24,14 +24,15 @@ def guarded(interrupt: Callable[[str], None]) -> Iterator[None]:
     """Inside, ``interrupt`` is called once if the raylet here or the cluster's head is lost."""
     over = threading.Event()
     raylet, head = _raylet(), _head()
+    seen = {one for one in (raylet, head) if _answers(one)}  # some networks hide them from here
 
     def look() -> None:
         answered = time.monotonic()
         while not over.wait(LOOK_EVERY_S):
-            if _refuses(raylet):
+            if raylet in seen and _answers(raylet) is False:
                 interrupt("Ray's process of this machine, the raylet, has ended")
                 return
-            if _answers(head):
+            if head not in seen or _answers(head):
                 answered = time.monotonic()
             elif time.monotonic() - answered > HEAD_GONE_FOR_S:
                 at = f"{head[0]}:{head[1]}"
@@ -57,20 +58,12 @@ def _head() -> Address:
     return host.strip("[]"), int(port)
 
 
-def _answers(address: Address) -> bool:
-    try:
-        socket.create_connection(address, ANSWERS_WITHIN_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def _refuses(address: Address) -> bool:
-    """Nobody listens there; a machine that is too busy to answer is another matter."""
+def _answers(address: Address) -> bool | None:
+    """False where nobody listens; None where nothing comes back, as of a machine that is busy."""
     try:
         socket.create_connection(address, ANSWERS_WITHIN_S).close()
     except ConnectionRefusedError:
-        return True
-    except OSError:
         return False
-    return False
+    except OSError:
+        return None
+    return True
