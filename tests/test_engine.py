@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ray.data import DataContext
+from ray.data._internal.usage.collector import usage_collection_disabled
 from safetensors.torch import load_file, save_file
 
 from batchgen import engine, frames, runner
@@ -183,12 +184,13 @@ def test_what_cannot_start_is_said_and_not_started_for_ever(
         stream(plan, ledger, Unstartable)
 
 
-@pytest.mark.parametrize(("actor", "refusals"), [(BadNode, 10_000), (FallsIll, 3)])
+@pytest.mark.parametrize(("actor", "refusals", "least"), [(BadNode, 10_000, 3), (FallsIll, 3, 4)])
 def test_a_replica_that_its_node_lets_not_start_costs_no_more_than_itself(
     prompts: Callable[..., Path],
     tmp_path: Path,
     actor: type[engine.StageActor],
     refusals: int,
+    least: int,
 ) -> None:
     plan, ledger = job(prompts(["fine"] * 40), tmp_path / "out", seed=refusals)
     said: list[str] = []
@@ -197,8 +199,7 @@ def test_a_replica_that_its_node_lets_not_start_costs_no_more_than_itself(
     assert verify(ledger).ok
     (words,) = said
     assert "a replica of the" in words and "no space left on this node" in words
-    tries = len((tmp_path / "out.loads" / "first").read_text())
-    assert tries == refusals + 1 or tries >= 3
+    assert len((tmp_path / "out.loads" / "first").read_text()) >= least
 
 
 def test_what_no_shard_can_escape_stops_the_job(
@@ -288,3 +289,12 @@ def test_readers_are_less_ahead_where_rows_are_large(
 def test_ray_knows_the_setting_for_reading_ahead() -> None:
     """It is not public: where it has another name, setting it would do nothing, silently."""
     assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext())
+
+
+def test_ray_data_keeps_no_statistics_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For them a stream that fails asks the head, and waits for ever if that is what was lost."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.delenv("RAY_DATA_USAGE_DISABLED", raising=False)
+    assert not usage_collection_disabled()
+    with engine.cluster(None):
+        assert usage_collection_disabled()

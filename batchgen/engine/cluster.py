@@ -134,5 +134,7 @@ def _quiet_ray() -> None:
     context.enable_operator_progress_bars = False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray Data's statistics of use ask the head when a stream fails: without one they wait for ever.
+    os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)

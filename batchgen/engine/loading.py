@@ -40,7 +40,8 @@ def load_model(
             return error
         if tries == 0:
             where = f"a replica of the {stage.lower()} pool on {os.uname().nodename}"
-            attempts.say(f"{where} cannot start, and tries again while others work: {error}")
+            why = redact(str(error))
+            attempts.say(f"{where} cannot start, and tries again while others work: {why}")
         time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries))
         if is_device_lost:
             os._exit(1)  # only a new process can use it again; Ray starts one
