@@ -9,7 +9,7 @@ N ?= 10
 SEED ?= 1
 IMAGES ?= 2000
 
-.PHONY: demo test check chaos permanent cluster losses clean
+.PHONY: demo test fuzz check chaos permanent cluster losses clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
@@ -20,6 +20,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# 2,000 random cases of each test of hostile input, which `make test` tries few of.
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m fuzz --hypothesis-profile=slow
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check

@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.fuzzing import register_profiles
 from tests.object_store.fixtures import s3_bucket, s3_proxy, s3_server
 
 __all__ = ["s3_bucket", "s3_proxy", "s3_server"]  # fixtures of a real S3 server
 
 LOGICAL_CPUS = 4
+register_profiles()
 
 
 @pytest.fixture(scope="session", autouse=True)
