@@ -53,7 +53,7 @@ FLOORS = {
         "images",
         "wire",
     ),
-    1: ("records", "errors", "tasks", "attempts"),
+    1: ("records", "errors", "tasks", "attempts", "plain_text"),
     0: ("batchgen",),  # the package itself: its version
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

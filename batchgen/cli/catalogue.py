@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from batchgen.cli.echo import echo
 from batchgen.cli.options import main
 from batchgen.errors import SpecError
 
@@ -24,7 +25,7 @@ def tasks(name: str | None) -> None:
     """
     from batchgen import explain
 
-    click.echo(explain.task_page(_task(name)) if name else explain.tasks_table())
+    echo(explain.task_page(_task(name)) if name else explain.tasks_table())
 
 
 @main.group()
@@ -52,7 +53,7 @@ def make_tiny(task: str, folder: str, family: str | None) -> None:
     if family not in (None, *known):
         raise SpecError("--family", family, ", ".join(known))
     made = explain.make_tiny(found, family or known[0], folder)
-    click.echo(f"a tiny {family or known[0]} model for {task}: {made}")
+    echo(f"a tiny {family or known[0]} model for {task}: {made}")
 
 
 def _task(name: str) -> Task:

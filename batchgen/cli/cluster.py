@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchgen.cli.echo import echo
 from batchgen.cli.options import (
     main,
     open_ledger,
@@ -71,9 +71,9 @@ def submit(
     cluster = Cluster(address)
     options = ["--shards", shards] if shards else []
     name = cluster.submit(anywhere(spec), options, submission_id, packages=not no_requirements)
-    click.echo(f"submitted {name} to {cluster.address}, output {spec.output.url}", err=True)
+    echo(f"submitted {name} to {cluster.address}, output {spec.output.url}", err=True)
     if no_wait:
-        click.echo(name)
+        echo(name)
         return 0
     return _watch(cluster, name)
 
@@ -87,12 +87,12 @@ def logs(job: str, address: str | None, storage_options: tuple[str, ...], follow
     """Print what JOB (submission id or output) has said, from its cluster or else its output."""
     found = ask(job, address)
     if found.cluster is None:
-        click.echo(f"{found.status}; from its output:", err=True)
-        click.echo(_ledger(job, storage_options).logs(), nl=False)
+        echo(f"{found.status}; from its output:", err=True)
+        echo(_ledger(job, storage_options).logs(), nl=False)
         return 0
     if follow:
         return _watch(found.cluster, found.name)
-    click.echo(found.cluster.logs(found.name), nl=False)
+    echo(found.cluster.logs(found.name), nl=False)
     return 0
 
 
@@ -104,12 +104,12 @@ def cancel(job: str, address: str | None, storage_options: tuple[str, ...]) -> i
     """Stop JOB (submission id or output); what is committed stays, `resume` goes on."""
     found = ask(job, address)
     if found.cluster is None:
-        click.echo(f"{found.status}\n{last_run(_ledger(job, storage_options))}", err=True)
+        echo(f"{found.status}\n{last_run(_ledger(job, storage_options))}", err=True)
         return 1
     if found.cluster.stop(found.name):
-        click.echo(f"stopping {found.name}; `batchgen resume` goes on with what is missing")
+        echo(f"stopping {found.name}; `batchgen resume` goes on with what is missing")
     else:
-        click.echo(f"{found.name} has ended already: {found.status}")
+        echo(f"{found.name} has ended already: {found.status}")
     return 0
 
 
@@ -128,7 +128,7 @@ def resume_on(
     options = [word for one in storage_options for word in ("--storage-option", one)]
     options += ["--shards", shards] if shards else []
     name = cluster.resume(absolute(output), options, packages)
-    click.echo(f"submitted {name} to {cluster.address}, output {output}", err=True)
+    echo(f"submitted {name} to {cluster.address}, output {output}", err=True)
     return _watch(cluster, name)
 
 
@@ -183,7 +183,6 @@ def _watch(cluster: Cluster, name: str) -> int:
     from batchgen.submit import exit_code
 
     for text in cluster.follow(name):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        echo(text, nl=False)
     found = cluster.find(name)
     return exit_code(found) if found else 3

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
 from batchgen.cli.cluster import address_option, ask, last_run
+from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, storage_option
 
 
@@ -34,11 +34,11 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         output = found.output or output_of(job)
         facts |= {"submission_id": found.name, "cluster": found.status}
         if not as_json:
-            click.echo(f"cluster  {found.status}")
+            echo(f"cluster  {found.status}")
     ledger = open_ledger(output, storage_options)
     frozen = ledger.plan()
     if frozen is None and facts.get("submission_id"):
-        click.echo(f"nothing stands in {output} yet")
+        echo(f"nothing stands in {output} yet")
         return 3
     frozen = ledger.require_plan()
     states = ledger.states(frozen)
@@ -59,9 +59,9 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         "message": message,
     }
     if as_json:
-        click.echo(json.dumps(facts))
+        echo_json(facts)
     else:
-        click.echo(
+        echo(
             f"shards   {tally.committed} of {frozen.shards} committed, "
             f"{tally.failed_shards} failed, {pending} pending\n"
             f"samples  {frozen.samples} planned, {tally.accepted} accepted, "
@@ -69,7 +69,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
             f"run      {last_run(ledger)}\n{message}"
         )
         for failure in ledger.failures(sorted(states.failed)[:10]):
-            click.echo(f"failed   shard {failure.shard}: {failure.error}: {failure.message}")
+            echo(f"failed   shard {failure.shard}: {failure.error}: {failure.message}")
     return exit_code
 
 
@@ -84,13 +84,13 @@ def verify(output: str, storage_options: tuple[str, ...], quick: bool, as_json: 
 
     findings = checks.verify(open_ledger(output, storage_options), quick=quick)
     if as_json:
-        click.echo(json.dumps({**asdict(findings), "ok": findings.ok}))
+        echo_json({**asdict(findings), "ok": findings.ok})
     else:
         for problem in findings.problems:
-            click.echo(f"problem: {problem}", err=True)
+            echo(f"problem: {problem}", err=True)
         if findings.more_problems:
-            click.echo(f"problem: and {findings.more_problems} more", err=True)
-        click.echo(
+            echo(f"problem: and {findings.more_problems} more", err=True)
+        echo(
             f"{'verified' if findings.ok else 'NOT VERIFIED'}: planned {findings.planned} = "
             f"accepted {findings.accepted} + rejected {findings.rejected} + "
             f"failed {findings.failed}; {findings.committed} of {findings.shards} shards "

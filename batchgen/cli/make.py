@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batchgen.cli.cluster import requirements_option, resume_on
+from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import (
     main,
     parse_storage_options,
@@ -89,7 +90,7 @@ def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
     if print_spec:
         from batchgen import runner
 
-        click.echo(runner.plan_job(spec).spec.to_yaml(), nl=False)
+        echo(runner.plan_job(spec).spec.to_yaml(), nl=False)
     else:
         _show_plan(spec, as_json)
     return 0
@@ -105,9 +106,9 @@ def _finish(job: Callable[[], Outcome], url: str, as_json: bool) -> int:
             f"{error}; what is committed stays, go on with `batchgen resume {url}`"
         ) from error
     if as_json:
-        click.echo(json.dumps(asdict(outcome)))
+        echo_json(asdict(outcome))
     else:
-        click.echo(f"{outcome.message}\nreport: {outcome.output}/_batchgen/report.html")
+        echo(f"{outcome.message}\nreport: {outcome.output}/_batchgen/report.html")
     return outcome.exit_code
 
 
@@ -121,10 +122,10 @@ def _show_plan(spec: Spec, as_json: bool) -> None:
 
     made: Plan = runner.plan_job(spec)
     if as_json:
-        click.echo(made.to_json())
+        echo_json(json.loads(made.to_json()), indent=1)
         return
     calls = -(-made.spec.output.samples_per_shard // made.spec.resources.batch_size)
-    click.echo(
+    echo(
         f"input    {made.rows} rows {_source(made)}\n"
         f"samples  {made.samples} ({spec.variants} a row) in {made.shards} shards of "
         f"{made.spec.output.samples_per_shard}, at least {calls} micro-batches of "

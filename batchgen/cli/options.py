@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchgen import __version__
+from batchgen.cli.echo import echo
 from batchgen.errors import BatchgenError, SpecError, StopJob
+from batchgen.plain_text import plain
 
 if TYPE_CHECKING:
     from batchgen.ledger import Ledger
@@ -123,6 +125,7 @@ class Commands(click.Group):
         except click.exceptions.Abort:
             _fail("interrupted", 3)
         except click.ClickException as error:
+            error.message = plain(error.message)
             error.show()
             sys.exit(1)
         except StopJob as error:
@@ -132,7 +135,7 @@ class Commands(click.Group):
 
 
 def _fail(message: str, exit_code: int) -> None:
-    click.echo(f"batchgen: {message}", err=True)
+    echo(f"batchgen: {message}", err=True)
     sys.exit(exit_code)
 
 

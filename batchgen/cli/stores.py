@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, spec_options, storage_option
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def doctor(spec: Spec, as_json: bool) -> int:
     for check in tries.examine(spec):
         checks.append(check)
         if not as_json:
-            click.echo(f"{check.grade:<8} {check.name}: {check.message}")
+            echo(f"{check.grade:<8} {check.name}: {check.message}")
     if as_json:
-        click.echo(json.dumps([asdict(check) for check in checks]))
+        echo_json([asdict(check) for check in checks])
     return 1 if any(check.grade == "failed" for check in checks) else 0
 
 
@@ -55,12 +55,12 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
 
     cleaned = remove(open_ledger(output, storage_options), dry_run)
     if as_json:
-        click.echo(json.dumps(asdict(cleaned)))
+        echo_json(asdict(cleaned))
         return 0
     verb = "would remove" if dry_run else "removed"
     for name in cleaned.uploads:
-        click.echo(f"{verb} the unfinished upload of {name}")
-    click.echo(
+        echo(f"{verb} the unfinished upload of {name}")
+    echo(
         f"{verb} {len(cleaned.uploads)} unfinished uploads and "
         f"{len(cleaned.temporary_files)} temporary files"
     )
@@ -101,7 +101,7 @@ def export(
     plan = ledger.require_plan()
     outcome = runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
     if as_json:
-        click.echo(json.dumps({**asdict(outcome), "written_now": shards}))
+        echo_json({**asdict(outcome), "written_now": shards})
     else:
-        click.echo(f"{shards} shards written now; {outcome.message}")
+        echo(f"{shards} shards written now; {outcome.message}")
     return outcome.exit_code
