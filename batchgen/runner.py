@@ -7,40 +7,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from batchgen import report
-from batchgen.errors import BatchgenError, Interrupted, LimitExceeded, SpecError
+from batchgen.errors import BatchgenError, Interrupted, SpecError
 from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
-from batchgen.ledger import PLAN, FailedMarker, Ledger, Marker, States
+from batchgen.ledger import PLAN, FailedMarker, Ledger, States
+from batchgen.outcome import Outcome, count, stop_when_hopeless, tally_of, verdict
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
 from batchgen.spec import Spec
 from batchgen.storage import absolute, configure, open_store, redact
 
-MIN_BAD_SHARDS = 3
 LOG_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended, in numbers that ``verify`` can prove."""
-
-    output: str
-    shards: int
-    planned: int
-    committed: int
-    failed_shards: int
-    pending: int
-    accepted: int
-    rejected: int
-    failed: int
-    images_per_second: float
-    exit_code: int
-    message: str
 
 
 def plan_job(spec: Spec) -> Plan:
@@ -205,7 +186,7 @@ def _stream(
         metrics = engine.Metrics(ledger.store.url)
         with engine.guarded(interrupt), engine.watched(pools, interrupt):
             for event in engine.generate(plan, ledger, states.pending, pools, progress.say):
-                _count(tally, event, made=True)
+                count(tally, event, made=True)
                 metrics.count(event)
                 if isinstance(event, FailedMarker):
                     progress.say(f"shard {event.shard} failed: {event.error}: {event.message}")
@@ -214,54 +195,13 @@ def _stream(
                 progress.show()
                 if lease.lost.is_set():
                     raise Interrupted("another run has taken over this output's lease")
-                _stop_when_hopeless(plan, tally)
+                stop_when_hopeless(plan, tally)
 
 
 def _local_paths(plan: Plan, ledger: Ledger) -> list[str]:
     """Of the input and the output, those that are files of a machine."""
     output = [ledger.store.path(PLAN)] if ledger.store.local else []
     return output + [file.path for file in plan.files[:1] if os.path.isabs(file.path)]
-
-
-def _stop_when_hopeless(plan: Plan, tally: Tally) -> None:
-    limit, url = plan.spec.policy.failed_limit, plan.spec.output.url
-    if tally.failures_now >= MIN_BAD_SHARDS and tally.failed > limit * tally.finished_samples:
-        raise LimitExceeded(
-            f"{tally.failed} of the first {tally.finished_samples} samples failed, above "
-            f"policy.failed_limit ({limit:g}); the reasons stand in {url}/_batchgen/failed and "
-            f"rejects; mend the cause, then `batchgen resume {url}`"
-        )
-
-
-def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
-    """The counts so far, from markers."""
-    first, stop = states.numbers.start, states.numbers.stop
-    samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
-    tally = Tally(len(states.numbers), samples)
-    for marker in ledger.markers(states.committed):
-        _count(tally, marker)
-    for failure in ledger.failures(states.failed):
-        _count(tally, failure)
-    return tally
-
-
-def _count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> None:
-    if isinstance(event, FailedMarker):
-        planned = event.planned
-        bad = True
-        tally.failed_shards += 1
-        tally.failed += planned
-    else:
-        planned = event.counts.planned
-        tally.committed += 1
-        bad = event.counts.failed > 0
-        tally.flawed_shards += bad
-        tally.accepted += event.counts.accepted
-        tally.rejected += event.counts.rejected
-        tally.failed += event.counts.failed
-    if made:
-        tally.failures_now += bad
-        tally.add_made(planned)
 
 
 def finalize(plan: Plan, ledger: Ledger, tally: Tally, part: Part | None = None) -> Outcome:
@@ -295,37 +235,6 @@ def finalize(plan: Plan, ledger: Ledger, tally: Tally, part: Part | None = None)
         images_per_second=round(tally.overall_rate, 3),
         exit_code=exit_code,
         message=message,
-    )
-
-
-def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
-    """The exit code and a sentence: 0 only when nothing is pending or failed."""
-    url = plan.spec.output.url
-    pending = tally.shards - tally.committed - tally.failed_shards
-    if pending:
-        return (
-            3,
-            f"{pending} of {tally.shards} shards are pending; go on with `batchgen resume {url}`",
-        )
-    if tally.failed:
-        remedy = (
-            f"see {url}/_batchgen/failed, then `batchgen resume {url}`"
-            if tally.failed_shards
-            else f"see {url}/_batchgen/rejects; other settings need a new output"
-        )
-        return 2, (
-            f"{tally.failed} of {tally.samples} samples failed (in {tally.failed_shards} failed "
-            f"shards and {tally.flawed_shards} committed ones); {remedy}"
-        )
-    if tally.rejected > plan.spec.policy.rejected_limit * tally.samples:
-        return 2, (
-            f"{tally.rejected} of {tally.samples} samples were rejected, above "
-            f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "
-            f"the reasons stand in {url}/_batchgen/rejects"
-        )
-    return (
-        0,
-        f"{tally.accepted} images in {url}/data, {tally.rejected} samples rejected, none failed",
     )
 
 

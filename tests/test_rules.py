@@ -30,6 +30,7 @@ FLOORS = {
         "uris",
         "ledger",
         "lease",
+        "outcome",
         "report",
         "verify",
         "prepare",

@@ -23,7 +23,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
 
     Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending.
     """
-    from batchgen.runner import tally_of, verdict
+    from batchgen.outcome import tally_of, verdict
 
     facts: dict[str, object] = {}
     output = job

@@ -20,8 +20,8 @@ from batchgen.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from batchgen.outcome import Outcome
     from batchgen.plan import Plan
-    from batchgen.runner import Outcome
     from batchgen.spec import Spec
 
 
