@@ -8,6 +8,7 @@ from batchgen.errors import LimitExceeded
 from batchgen.ledger import FailedMarker, Ledger, Marker, States
 from batchgen.plan import Plan
 from batchgen.progress import Tally
+from batchgen.verify import damaged, lost_files
 
 MIN_BAD_SHARDS = 3
 
@@ -69,6 +70,12 @@ def stop_when_hopeless(plan: Plan, tally: Tally) -> None:
             f"policy.failed_limit ({limit:g}); the reasons stand in {url}/_batchgen/failed and "
             f"rejects; mend the cause, then `batchgen resume {url}`"
         )
+
+
+def verdict_of(plan: Plan, ledger: Ledger, states: States, tally: Tally) -> tuple[int, str]:
+    """How it stands, with a look for files that are lost since they were committed."""
+    lost = lost_files(ledger, states.committed)
+    return damaged(ledger.store.url, lost) if lost else verdict(plan, tally)
 
 
 def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batchgen import __version__
+from batchgen.errors import BatchgenError
 from batchgen.images import contact_sheet, thumbnail
 from batchgen.ledger import DATA, Ledger
 from batchgen.plan import Plan
 from batchgen.progress import Tally
+from batchgen.verify import damaged
 from batchgen.writer import format_of
 
 CARD = "README.md"
@@ -26,6 +29,7 @@ SHOWN_IMAGES = 64
 SHOWN_SHARDS = 8
 SHOWN_FAILURES = 20
 THUMBNAIL_PX = 128
+_UNREADABLE = (BatchgenError, OSError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,21 @@ class Digest:
     read_bytes: int = 0
 
 
-def write(plan: Plan, ledger: Ledger, tally: Tally, exit_code: int, message: str) -> None:
-    """Put the card, the page and the sheet of an output; they replace what an earlier run put."""
+def write(
+    plan: Plan, ledger: Ledger, tally: Tally, exit_code: int, message: str
+) -> tuple[int, str]:
+    """Put the card, the page and the sheet of an output; they replace what an earlier run put.
+
+    Returns:
+        The exit code and the message; others than those given if images proved damaged.
+    """
     states = ledger.states(plan)
     digest = digest_of(ledger, states.committed)
     failures = ledger.failures(sorted(states.failed)[:SHOWN_FAILURES])
-    shown = list(_shown(plan, ledger, sorted(states.committed)))
+    unreadable: list[str] = []
+    shown = list(_shown(plan, ledger, sorted(states.committed), unreadable))
+    if unreadable:
+        exit_code, message = damaged(ledger.store.url, unreadable)
     pages = Environment(
         loader=PackageLoader("batchgen", "templates"), autoescape=True, undefined=StrictUndefined
     )
@@ -81,6 +94,7 @@ def write(plan: Plan, ledger: Ledger, tally: Tally, exit_code: int, message: str
     if shown:
         sheet = contact_sheet([one.data for one in shown], [one.prompt for one in shown])
         ledger.store.put(SHEET, sheet)
+    return exit_code, message
 
 
 def digest_of(ledger: Ledger, committed: frozenset[int]) -> Digest:
@@ -98,8 +112,14 @@ def digest_of(ledger: Ledger, committed: frozenset[int]) -> Digest:
     return digest
 
 
-def _shown(plan: Plan, ledger: Ledger, committed: list[int]) -> Iterator[Shown]:
-    """Images from shards spread over the output, read no further than needed."""
+def _shown(
+    plan: Plan, ledger: Ledger, committed: list[int], unreadable: list[str]
+) -> Iterator[Shown]:
+    """Images from shards spread over the output, read no further than needed.
+
+    A shard whose images cannot be read or decoded shows none; its data files are added to
+    ``unreadable``.
+    """
     if not committed:
         return
     step = max(1, len(committed) // SHOWN_SHARDS)
@@ -107,10 +127,19 @@ def _shown(plan: Plan, ledger: Ledger, committed: list[int]) -> Iterator[Shown]:
     per_shard = -(-SHOWN_IMAGES // len(shards))
     for marker in ledger.markers(shards):
         names = [file.name for file in marker.files if file.name.startswith(f"{DATA}/")]
-        for row in format_of(plan).peek(ledger.store, names, per_shard):
-            label = row["label"]
-            caption = row["prompt"] or ("" if label is None else str(label))
-            yield Shown(row["key"], caption, thumbnail(row["image"], THUMBNAIL_PX))
+        damaged_name = names[0] if names else ""
+        try:
+            for row in format_of(plan).peek(ledger.store, names, per_shard):
+                damaged_name = next((name for name in names if row["key"] in name), names[0])
+                yield _thumb(row)
+        except _UNREADABLE:
+            unreadable.append(damaged_name)
+
+
+def _thumb(row: dict[str, Any]) -> Shown:
+    label = row["label"]
+    caption = row["prompt"] or ("" if label is None else str(label))
+    return Shown(row["key"], caption, thumbnail(row["image"], THUMBNAIL_PX))
 
 
 def _card(plan: Plan, tally: Tally, digest: Digest) -> str:

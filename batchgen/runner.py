@@ -14,7 +14,7 @@ from batchgen import report
 from batchgen.errors import BatchgenError, Interrupted, SpecError
 from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
 from batchgen.ledger import PLAN, FailedMarker, Ledger, States
-from batchgen.outcome import Outcome, count, stop_when_hopeless, tally_of, verdict
+from batchgen.outcome import Outcome, count, stop_when_hopeless, tally_of, verdict_of
 from batchgen.plan import Plan, compare, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
@@ -212,15 +212,15 @@ def finalize(plan: Plan, ledger: Ledger, tally: Tally, part: Part | None = None)
     states = ledger.states(plan)
     own = states if part is None else states.within(range(*part))
     counted = tally_of(plan, ledger, own)
-    exit_code, message = verdict(plan, counted)
+    exit_code, message = verdict_of(plan, ledger, own, counted)
     if part is None:
-        report.write(plan, ledger, counted, exit_code, message)
+        exit_code, message = report.write(plan, ledger, counted, exit_code, message)
     elif len(states.committed) + len(states.failed) < plan.shards:
         done = len(states.committed)
         message = f"shards {part_text(part)}: {message}; in all {done} of {plan.shards} committed"
     else:
         whole = tally_of(plan, ledger, states)
-        report.write(plan, ledger, whole, *verdict(plan, whole))
+        report.write(plan, ledger, whole, *verdict_of(plan, ledger, states, whole))
         message = f"shards {part_text(part)}: {message}; none is pending elsewhere"
     return Outcome(
         output=ledger.store.url,

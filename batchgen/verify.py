@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from batchgen.errors import BatchgenError
+from batchgen.errors import BatchgenError, VerifyFailed
 from batchgen.ledger import DATA, REJECTS, Ledger, Marker, States, Written, rejects_name
 from batchgen.plan import Plan
 from batchgen.writer import SCHEMAS, format_of, read_parquet
@@ -73,12 +73,7 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
     unread: list[int] = []
     check: Callable[[Ledger, Plan, Marker], ShardFacts] = _full_check
     if quick:
-        sizes = {
-            f"{folder}/{name}": size
-            for folder in (DATA, REJECTS, SCHEMAS)
-            for name, size in ledger.store.find(folder).items()
-        }
-        check = partial(_quick_check, sizes)
+        check = partial(_quick_check, _sizes(ledger))
     shards = sorted(states.committed)
     for shard, (marker, facts) in zip(
         shards, _each_shard(ledger, plan, shards, check), strict=True
@@ -101,6 +96,38 @@ def verify(ledger: Ledger, quick: bool = False) -> Findings:
             f"failed {findings.failed})"
         )
     return findings
+
+
+def lost_files(ledger: Ledger, shards: Iterable[int]) -> list[str]:
+    """Files that these shards' markers name and that are missing or of another size.
+
+    From listings alone, so that a run's end and ``status`` can afford it.
+    """
+    sizes = _sizes(ledger)
+    return [
+        file.name
+        for marker in ledger.markers(shards)
+        for file in marker.files
+        if sizes.get(file.name) != file.bytes
+    ]
+
+
+def damaged(url: str, names: Sequence[str]) -> tuple[int, str]:
+    """The exit code and the message of an output that has lost what its markers name."""
+    more = f" and {len(names) - 1} more files" if names[1:] else ""
+    return VerifyFailed.exit_code, (
+        f"{names[0]}{more} of {url}: missing or damaged, though committed; `batchgen verify {url} "
+        f"--repair` withdraws the damaged shards, then `batchgen resume {url}` makes them again"
+    )
+
+
+def _sizes(ledger: Ledger) -> dict[str, int]:
+    """Name -> size in bytes, of all files that markers may name."""
+    return {
+        f"{folder}/{name}": size
+        for folder in (DATA, REJECTS, SCHEMAS)
+        for name, size in ledger.store.find(folder).items()
+    }
 
 
 def _check_states(ledger: Ledger, plan: Plan, states: States, findings: Findings) -> None:

@@ -21,9 +21,10 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
 
     The cluster is asked as well, if a submission id or an address is given and it answers.
 
-    Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending.
+    Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending,
+    4 when a committed file is missing or has another size.
     """
-    from batchgen.outcome import tally_of, verdict
+    from batchgen.outcome import tally_of, verdict_of
 
     facts: dict[str, object] = {}
     output = job
@@ -43,7 +44,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     frozen = ledger.require_plan()
     states = ledger.states(frozen)
     tally = tally_of(frozen, ledger, states)
-    exit_code, message = verdict(frozen, tally)
+    exit_code, message = verdict_of(frozen, ledger, states, tally)
     pending = frozen.shards - tally.committed - tally.failed_shards
     facts |= {
         "output": output,
