@@ -1,4 +1,4 @@
-"""How many cases a fuzz test tries: few in every run, many under the Hypothesis profile ``slow``."""
+"""How many cases a fuzz test tries: few in every run, many under the profile ``slow``."""
 
 from __future__ import annotations
 
