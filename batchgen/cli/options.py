@@ -125,7 +125,7 @@ class Commands(click.Group):
         except click.exceptions.Abort:
             _fail("interrupted", 3)
         except click.ClickException as error:
-            error.message = plain(error.message)
+            vars(error)["message"] = plain(error.message)
             error.show()
             sys.exit(1)
         except StopJob as error:
