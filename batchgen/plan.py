@@ -227,7 +227,7 @@ def _refuse_if_changed(field: str, before: object, after: object) -> None:
 
 def _footer(stat: Stat, base: str, url: str) -> tuple[SourceFile, pa.Schema]:
     try:
-        with open_input(stat.path, url) as file:
+        with open_input(stat.path, url, stat.etag) as file:
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
     except FileNotFoundError as error:
@@ -316,7 +316,7 @@ def _key_digests(plan: Plan, column: str) -> Iterator[bytes]:
     for file in plan.files:
         if left <= 0:
             return
-        with open_input(file.path, plan.spec.input.path) as handle:
+        with open_input(file.path, plan.spec.input.path, file.etag) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=False)
             for batch in parquet.iter_batches(65_536, columns=[column], use_threads=False):
                 values = python_values(batch.column(0))[:left]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import random
 import tempfile
 from dataclasses import dataclass, replace
@@ -208,6 +209,13 @@ def planned(path: Path, rows: int = 600) -> Plan:
     return plan_for(path, output__samples_per_shard=100)
 
 
+def write_unseen(path: Path, data: bytes) -> None:
+    """Other bytes in a file whose time says that nothing was written."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(data)
+    os.utime(path, ns=(before, before))
+
+
 def fails(plan: Plan) -> str:
     with pytest.raises(InputError) as caught:
         read_all(plan, list(range(plan.shards)))
@@ -232,7 +240,7 @@ def test_a_corrupt_page_is_named(codec: str, tmp_path: Path) -> None:
     chunk = pq.read_metadata(path).row_group(1).column(0)
     middle = chunk.data_page_offset + chunk.total_compressed_size // 2
     data[middle : middle + 2000] = b"\xff" * 2000
-    path.write_bytes(bytes(data))
+    write_unseen(path, bytes(data))
     assert fails(plan).startswith(f"input file {path}, row group 1, cannot be decoded: ")
 
 
@@ -240,7 +248,8 @@ def test_a_file_that_grew_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     plan = planned(path)
     before = path.stat().st_size
-    write_prompts(path, 900, groups=[450, 450])
+    longer = write_prompts(tmp_path / "b.parquet", 900, groups=[450, 450])
+    write_unseen(path, longer.read_bytes())
     after = path.stat().st_size
     assert fails(plan) == (
         f"input file {path} has changed: planned with {before} bytes, now it has {after}"
@@ -250,7 +259,7 @@ def test_a_file_that_grew_is_refused(tmp_path: Path) -> None:
 def test_a_file_with_fewer_rows_at_the_same_size_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     plan = planned(path)
-    write_prompts(path, 300, groups=[150, 150])
+    write_unseen(path, write_prompts(tmp_path / "b.parquet", 300, groups=[150, 150]).read_bytes())
     size = path.stat().st_size
     files = (replace(plan.files[0], size=size),)
     assert "ended before shard" in fails(replace(plan, files=files))
@@ -259,7 +268,7 @@ def test_a_file_with_fewer_rows_at_the_same_size_is_noticed(tmp_path: Path) -> N
 def test_a_row_group_that_is_no_more_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     plan = planned(path)
-    write_prompts(path, 300)
+    write_unseen(path, write_prompts(tmp_path / "b.parquet", 300).read_bytes())
     files = (replace(plan.files[0], size=path.stat().st_size),)
     message = fails(replace(plan, files=files))
     assert f"input file {path}" in message or "ended before shard" in message
