@@ -1,0 +1,83 @@
+"""What an earlier version wrote is read, verified, exported and finished by this one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchgen import runner
+from batchgen.export import export
+from batchgen.ledger import Ledger
+from batchgen.plan import read_plan
+from batchgen.spec import Spec
+from batchgen.storage import open_store
+from batchgen.verify import verify
+from batchgen.writer import FORMATS
+
+OLD = Path(__file__).parent / "old_outputs" / "v0.1"
+ONCE = "/data/batchgen-0.1"  # where these outputs were made
+MODIFIED_NS = 1795678044054416616  # of prompts.parquet, as the plan has it
+
+
+def at(folder: Path) -> Ledger:
+    return Ledger(open_store(str(folder)))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A copy in a place of its own, whose records name that place, as if it was made there."""
+    folder = tmp_path / "old"
+    shutil.copytree(OLD, folder)
+    os.utime(folder / "prompts.parquet", ns=(MODIFIED_NS, MODIFIED_NS))
+    for records in folder.glob("*/_batchgen"):
+        plan = read_plan((records / "plan.json").read_text())
+        moved = replace(
+            plan,
+            spec=Spec.model_validate_json(_moved(plan.spec.model_dump_json(), folder)),
+            files=tuple(replace(file, path=_moved(file.path, folder)) for file in plan.files),
+        )
+        for path in (*records.glob("*.*"), *records.glob("shards/*.json")):
+            text = _moved(path.read_text(), folder)
+            text = text.replace(plan.spec.fingerprint, moved.spec.fingerprint)
+            path.write_text(text.replace(plan.input_fingerprint, moved.input_fingerprint))
+    return folder
+
+
+def _moved(text: str, folder: Path) -> str:
+    return text.replace(ONCE, str(folder))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_verified_as_it_lies(form: str) -> None:
+    findings = verify(at(OLD / form))
+    assert findings.problems == []
+    assert (findings.accepted, findings.rejected, findings.failed) == (8, 2, 0)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_exported_to_every_other_format(form: str, tmp_path: Path) -> None:
+    for other in set(FORMATS) - {form}:
+        target = open_store(str(tmp_path / other))
+        assert export(at(OLD / form), target, other) == 3
+        assert verify(Ledger(target)).problems == []
+
+
+def test_damage_is_found(old: Path) -> None:
+    path = old / "parquet" / "data" / "train-00001-of-00003.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert any(path.name in problem for problem in verify(at(old / "parquet")).problems)
+
+
+def test_finished(old: Path, ray_session: None) -> None:
+    outcome = runner.resume(str(old / "unfinished"), quiet=True)
+    assert (outcome.exit_code, outcome.accepted, outcome.rejected) == (0, 8, 2)
+    assert verify(at(old / "unfinished")).problems == []
+    made = pq.read_table(old / "unfinished" / "data" / "train-00001-of-00003.parquet")
+    then = pq.read_table(OLD / "unfinished-00001.parquet")
+    for column in set(then.column_names) - {"image", "sha256", "pixel_mean", "pixel_std"}:
+        assert made.column(column).equals(then.column(column)), column  # pixels: other machines'
