@@ -74,7 +74,8 @@ def prepare(
     images: dict[str, dict[int, Array]] = {part: {} for part in parts}
     listed = list(_values(rows, spec))
     named = (values[part] for values in listed for part in parts)
-    fetched = uris_of(spec).fetch(one for one in named if isinstance(one, str) and one)
+    wanted = (one for one in named if isinstance(one, str) and one)
+    fetched = uris_of(spec).fetch(wanted, meanwhile=lambda: working_on(()))
     for row, values in enumerate(listed):
         variants = _variants(rows, spec.variants, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]

@@ -12,9 +12,11 @@ from batchgen.storage.store import (
     open_store,
 )
 from batchgen.storage.uploads import Upload, abort, unfinished_uploads
+from batchgen.storage.web import Denied
 
 __all__ = [
     "TEMPORARY",
+    "Denied",
     "Limits",
     "Stat",
     "Store",

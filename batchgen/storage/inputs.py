@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
-from urllib.parse import urljoin
 
-from batchgen.errors import InputError
+from batchgen.errors import BatchgenError, InputError
 from batchgen.storage.connect import filesystem, is_networked, limits
-from batchgen.storage.faults import persist, storage_errors
+from batchgen.storage.faults import error_code, persist, storage_errors
 from batchgen.storage.local import PlannedFile, facts_of, open_regular, time_of, walk
 from batchgen.storage.store import Stat, open_file, to_stat
+from batchgen.storage.web import Denied, get
 
 _GLOB = re.compile(r"[*?\[]")
-_REDIRECTS = (301, 302, 303, 307, 308)
-_MAY_PASS = (408, 425, 429)
-MOST_REDIRECTS = 5
+_SHARE_OF_PATIENCE = 0.75  # of the time that an object has: a host out of reach is told as such
+# Codes of S3 about one object; others are about the store, and stop the job.
+_DENIED = ("403", "AccessDenied", "Forbidden", "InvalidObjectState")
+_UNFIT = (
+    *("KeyTooLongError", "InvalidURI", "InvalidArgument", "InvalidBucketName"),
+    *("MethodNotAllowed", "InvalidRequest"),
+)
+_OF_THE_DISK = {
+    *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT),
+    *(errno.ENOTCONN, errno.EREMOTEIO, errno.EHOSTDOWN, errno.EBUSY),
+}
 
 
 def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
@@ -156,55 +166,116 @@ def _is_data(name: str, base: str, suffix: str) -> bool:
     return name.lower().endswith(suffix) and not any(part.startswith(("_", ".")) for part in parts)
 
 
-def read_limited(url: str, limit_bytes: int, follow: Callable[[str], object]) -> bytes:
+def read_limited(
+    url: str, limit_bytes: int, follow: Callable[[str], object], within_s: float
+) -> bytes:
     """The object, or its first ``limit_bytes + 1`` bytes if it is larger.
 
     Args:
         follow: called with every address that a web server sends on to; raises where that must not
             be read from.
+        within_s: no store over a network is waited for any longer.
 
     Raises:
         FileNotFoundError: there is none.
-        InputError: a web server refuses.
-        StorageFailed: the store refuses, or its faults did not pass.
+        TimeoutError: it did not come in time.
+        Denied: this object may not be read.
+        InputError: it cannot be read for another reason of its own.
+        StorageFailed: the store refuses whatever is asked, or its faults did not pass.
+        RetryShard: a fault of a disk that may pass.
     """
-    from fsspec.asyn import sync
-
     fs, path = filesystem(url)
+    most = limit_bytes + 1
+    if not is_networked(url):
+        with storage_errors(f"read {url}"):
+            return _from_disk(path, most) if "file" in fs.protocol else _whole(fs, path, most)
+    deadline = time.monotonic() + within_s
 
     def call() -> bytes:
+        left_s = deadline - time.monotonic()
+        try:
+            return _over_network(fs, path, most, follow, left_s) if left_s > 0 else _too_late()
+        except BatchgenError:
+            raise
+        except Exception as error:  # clients raise classes of their own
+            if error_code(error) == "InvalidRange":  # of an object without a byte
+                return b""
+            found = _objects_own(error)
+            if found is None:
+                raise
+            raise found from error
+
+    try:
+        patience_s = min(limits().patience_s, _SHARE_OF_PATIENCE * within_s)
+        return persist(f"read {url.partition('?')[0]}", call, patience_s)
+    except _TooLate:
+        raise TimeoutError(f"it did not come within {within_s:g} s") from None
+
+
+class _TooLate(InputError):
+    """What no further try would help."""
+
+
+def _too_late() -> bytes:
+    raise _TooLate("too late")
+
+
+def _over_network(
+    fs: Any, path: str, most: int, follow: Callable[[str], object], within_s: float
+) -> bytes:
+    from fsspec.asyn import sync
+    from fsspec.exceptions import FSTimeoutError
+
+    if not fs.async_impl:
+        return _whole(fs, path, most)
+    try:
         if "http" in fs.protocol:
-            got: bytes = sync(fs.loop, _get, fs, path, limit_bytes + 1, follow)
-            return got
-        size = fs.info(path)["size"]
-        end = None if size is not None and size <= limit_bytes else limit_bytes + 1
-        data: bytes = fs.cat_file(path, end=end) if end else fs.cat_file(path)
-        return data
+            got: bytes = sync(fs.loop, get, fs, path, most, follow, timeout=within_s)
+        elif "s3" in fs.protocol:  # asked by GET alone: HEAD would not say why it refuses
+            got = sync(fs.loop, fs._cat_file, path, start=0, end=most, timeout=within_s)
+        else:
+            info = sync(fs.loop, fs._info, path, timeout=within_s)
+            end = most if (info["size"] or most) >= most else None
+            got = sync(fs.loop, fs._cat_file, path, end=end, timeout=within_s)
+    except FSTimeoutError as error:
+        raise _TooLate("too late") from error
+    return got
 
-    if is_networked(url):
-        return persist(f"read {url.partition('?')[0]}", call, limits().patience_s)
-    with storage_errors(f"read {url}"):
-        return call()
+
+def _whole(fs: Any, path: str, most: int) -> bytes:
+    size = fs.info(path)["size"]
+    data: bytes = fs.cat_file(path, end=most) if size is None or size >= most else fs.cat_file(path)
+    return data
 
 
-async def _get(fs: Any, url: str, most: int, follow: Callable[[str], object]) -> bytes:
-    """Up to ``most`` bytes from a web server, of which no more are read."""
-    session = await fs.set_session()
-    for _ in range(MOST_REDIRECTS + 1):
-        async with session.get(fs.encode_url(url), allow_redirects=False, **fs.kwargs) as answer:
-            if "Location" in answer.headers and answer.status in _REDIRECTS:
-                url = urljoin(url, answer.headers["Location"])
-                follow(url)
-                continue
-            if answer.status in (404, 410):
-                raise FileNotFoundError(url)
-            if 400 <= answer.status < 500 and answer.status not in _MAY_PASS:
-                raise InputError(f"the server answers {answer.status} {answer.reason}")
-            answer.raise_for_status()
-            data = bytearray()
-            async for chunk in answer.content.iter_chunked(1 << 16):
-                data += chunk
-                if len(data) >= most:
-                    break
-            return bytes(data[:most])
-    raise InputError(f"the server sends on more than {MOST_REDIRECTS} times")
+def _objects_own(error: Exception) -> Exception | None:
+    """What it means if it is about this one object; None if it is about its store.
+
+    A store that refuses the credentials says so by another code than one that denies an object.
+    """
+    code, said = error_code(error), str(error).partition("\n")[0]
+    if code == "NoSuchBucket":
+        return FileNotFoundError(said)
+    if code in _DENIED or (not code and said.startswith("Forbidden: ")):  # gcsfs
+        return Denied("the store denies it")
+    name = type(error).__name__
+    if code in _UNFIT or isinstance(error, ValueError) or name == "ParamValidationError":
+        return InputError(f"{code or name}: {said}")
+    return None
+
+
+def _from_disk(path: str, most: int) -> bytes:
+    """What is wrong with a path or a file is theirs; the rest is the disk's, and may pass."""
+    try:
+        with open_regular(path) as file:
+            return file.read(most)
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise Denied("this machine's user may not read it") from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
+        if error.errno in _OF_THE_DISK:
+            raise
+        raise InputError(error.strerror or type(error).__name__) from error
