@@ -7,6 +7,8 @@
         ├── UsageError     wrong before any work: spec, input, model, changed plan   (exit 1)
         │   ├── SpecError      one field of the spec: the field, what was given, what is allowed
         │   ├── InputError     a file, a column or the dataset as a whole
+        │   ├── DamagedRecord  a plan, marker or lease that cannot be read
+        │   ├── NewerFormat    a plan, marker or lease of a later version of batchgen
         │   ├── ModelError     a model folder, component or scheduler
         │   ├── PlanChanged    the output was planned from something else
         │   └── OutputBusy     another run holds the output's lease
@@ -83,6 +85,14 @@ class ModelError(UsageError):
 
 class PlanChanged(UsageError):
     """The output holds a plan made from other inputs, settings or weights."""
+
+
+class DamagedRecord(UsageError):
+    """A file of an output's records is not what it should be."""
+
+
+class NewerFormat(UsageError):
+    """A file of an output's records was written by a later version, which has to be used."""
 
 
 class OutputBusy(UsageError):

@@ -10,7 +10,8 @@ from dataclasses import replace
 from batchgen.errors import InputError, Interrupted, SpecError
 from batchgen.lease import LEASES, hold_lease
 from batchgen.ledger import JOB, Ledger, Marker, Written, rejects_name
-from batchgen.plan import Plan, compare
+from batchgen.plan import Plan
+from batchgen.saved_plan import compare
 from batchgen.spec import Spec
 from batchgen.storage import TEMPORARY, Store, is_within
 from batchgen.writer import FORMATS, DataFile, format_of, put_data, put_file
@@ -41,7 +42,7 @@ def export(source: Ledger, target: Store, format: str) -> int:
     _refuse_unfinished(source, plan)
     if is_within(target.url, source.store.url) or is_within(source.store.url, target.url):
         raise InputError(f"target {target.url} and source {source.store.url} lie in each other")
-    exported = replace(plan, spec=_moved(plan.spec, target, format))
+    exported = replace(plan, spec=_moved(plan.spec, target, format), frozen=None)
     ledger = Ledger(target)
     with hold_lease(target, lambda reason: None) as lease:
         _prepare(source, ledger, exported)
@@ -116,7 +117,12 @@ def _shard(source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shard: in
         rows = marker.counts.rejected + marker.counts.failed
         files.append(put_file(ledger.store, DataFile(rejects_name(shard), rejects, rows)))
     return ledger.commit(
-        replace(marker, files=tuple(files), spec_fingerprint=exported.spec.fingerprint)
+        replace(
+            marker,
+            files=tuple(files),
+            spec_fingerprint=exported.fingerprints.spec,
+            plan_fingerprint=exported.fingerprint,
+        )
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
-from batchgen.errors import InputError, SpecError
-from batchgen.plan import Plan, read_plan
+from batchgen.documents import Count, Number, Time, Version, read_document
+from batchgen.errors import DamagedRecord, InputError, SpecError
+from batchgen.plan import Plan
+from batchgen.saved_plan import read_plan
 from batchgen.spec import Spec, build
 from batchgen.storage import Store
 
@@ -24,8 +23,8 @@ REJECTS = "_batchgen/rejects"
 LOGS = "_batchgen/logs"
 DATA = "data"
 
+MARKER_VERSION = 1
 _THREADS = 8
-_NUMBERED = re.compile(r"^(\d+)\.json$")
 
 
 @dataclass(frozen=True)
@@ -33,59 +32,72 @@ class Written:
     """One committed file: name below the output, size in bytes, SHA-256 of its bytes, rows."""
 
     name: str
-    bytes: int
+    bytes: Count
     sha256: str
-    rows: int
+    rows: Count
 
 
 @dataclass(frozen=True)
 class Counts:
     """How the planned samples of a shard ended: ``planned = accepted + rejected + failed``."""
 
-    planned: int
-    accepted: int
-    rejected: int
-    failed: int
+    planned: Count
+    accepted: Count
+    rejected: Count
+    failed: Count
 
     def add_up(self) -> bool:
         return self.planned == self.accepted + self.rejected + self.failed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Marker:
-    """The object whose existence makes a shard committed; written after everything it names."""
+    """The object whose existence makes a shard committed; written after everything it names.
 
-    shard: int
+    ``plan_fingerprint`` is that of the plan it was made for; None in markers from before there was
+    one.
+    """
+
+    shard: Count
     counts: Counts
     files: tuple[Written, ...]
-    reasons: dict[str, int]
-    truncated_prompts: int
-    timings_s: dict[str, float]
-    read_bytes: int
-    batch_size: int
-    micro_batches: int
-    parameter_counts: dict[str, dict[str, int]]
-    attempt: int
-    environment: dict[str, str]
     spec_fingerprint: str
-    finished_at: float
+    plan_fingerprint: str | None = None
+    reasons: dict[str, Count] = field(default_factory=dict)
+    truncated_prompts: Count = 0
+    timings_s: dict[str, Number] = field(default_factory=dict)
+    read_bytes: Count = 0
+    batch_size: Count = 0
+    micro_batches: Count = 0
+    parameter_counts: dict[str, dict[str, Count]] = field(default_factory=dict)
+    attempt: Count = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    finished_at: Time = 0.0
+    version: Version = MARKER_VERSION
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    def is_of(self, plan: Plan) -> bool:
+        """It was made for this plan; an old marker tells of the spec alone."""
+        if self.spec_fingerprint != plan.fingerprints.spec:
+            return False
+        return self.plan_fingerprint in (None, plan.fingerprint)
 
 
 @dataclass(frozen=True)
 class FailedMarker:
     """Why a shard could not be made. A later commit of the shard removes it."""
 
-    shard: int
-    planned: int
-    error: str
-    message: str
-    traceback: str
-    attempts: int
-    host: str
-    failed_at: float
+    shard: Count
+    planned: Count = 0
+    error: str = ""
+    message: str = ""
+    traceback: str = ""
+    attempts: Count = 1
+    host: str = ""
+    failed_at: Time = 0.0
+    version: Version = MARKER_VERSION
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
@@ -129,12 +141,26 @@ def _failed_name(shard: int) -> str:
     return f"{FAILED}/{shard:05d}.json"
 
 
-def parse_marker(data: bytes) -> Marker:
-    """A marker from its JSON. Raises ValueError, KeyError or TypeError when it is not one."""
-    tree: dict[str, Any] = json.loads(data)
-    tree["counts"] = Counts(**tree["counts"])
-    tree["files"] = tuple(Written(**one) for one in tree["files"])
-    return Marker(**tree)
+def parse_marker(data: bytes, place: str = "the marker", remedy: str = "") -> Marker:
+    """A marker from its JSON, which lies at ``place``.
+
+    Raises:
+        NewerFormat: it was written by a later version.
+        DamagedRecord: it is none.
+    """
+    return read_document(Marker, data, place, MARKER_VERSION, remedy)
+
+
+def parse_failed(data: bytes, place: str = "the failed marker", remedy: str = "") -> FailedMarker:
+    """A failed marker from its JSON; raises as ``parse_marker``."""
+    return read_document(FailedMarker, data, place, MARKER_VERSION, remedy)
+
+
+def _shard_of(name: str) -> int | None:
+    """The shard of a marker by its file's name; None if it is named as none of ours."""
+    stem = name.removesuffix(".json")
+    is_ours = stem.isdecimal() and stem.isascii() and name == f"{int(stem):05d}.json"
+    return int(stem) if is_ours else None
 
 
 @dataclass(frozen=True)
@@ -185,26 +211,33 @@ class Ledger:
             ) from error
 
     def states(self, plan: Plan) -> States:
-        planned = set(range(plan.shards))
-        committed = self._numbers(SHARDS) & planned
-        failed = (self._numbers(FAILED) & planned) - committed
-        return States(range(plan.shards), frozenset(committed), frozenset(failed))
+        planned = range(plan.shards)
+        committed = frozenset(one for one in self._numbers(SHARDS) if one in planned)
+        failed = frozenset(one for one in self._numbers(FAILED) if one in planned)
+        return States(planned, committed, failed - committed)
 
-    def strays(self, plan: Plan) -> list[int]:
-        """Numbers of markers that the plan has no shard for."""
-        return sorted(self._numbers(SHARDS) - set(range(plan.shards)))
+    def strays(self, plan: Plan) -> list[str]:
+        """Names of markers that stand for no shard of the plan."""
+        planned = range(plan.shards)
+        names = [name for name in self.store.list(SHARDS) if name.endswith(".json")]
+        return sorted(name for name in names if _shard_of(name) not in planned)
 
     def marker(self, shard: int) -> Marker | None:
-        """The shard's marker, or None. Raises InputError when it is damaged."""
+        """The shard's marker, or None.
+
+        Raises:
+            DamagedRecord: it is none, or another shard's.
+            NewerFormat: it was written by a later version.
+        """
+        place = f"{self.store.url}/{_marker_name(shard)}"
+        remedy = "`batchgen resume` makes the shard again"
         try:
-            return parse_marker(self.store.read(_marker_name(shard)))
+            marker = parse_marker(self.store.read(_marker_name(shard)), place, remedy)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.store.url}/{_marker_name(shard)}: its marker cannot be read ({error}); "
-                "remove it, and `batchgen resume` makes the shard again"
-            ) from error
+        if marker.shard != shard:
+            raise DamagedRecord(f"{place} is the marker of shard {marker.shard}; {remedy}")
+        return marker
 
     def markers(self, shards: Iterable[int]) -> Iterator[Marker]:
         """The markers of committed shards, in order of number."""
@@ -227,12 +260,23 @@ class Ledger:
         self.store.put(_failed_name(failed.shard), failed.to_json())
 
     def failures(self, shards: Iterable[int]) -> list[FailedMarker]:
-        """The failed markers that are there; a shard may be committed while one reads."""
-        found = []
-        for shard in sorted(shards):
-            with contextlib.suppress(FileNotFoundError):
-                found.append(FailedMarker(**json.loads(self.store.read(_failed_name(shard)))))
-        return found
+        """The failed markers that are there; a shard may be committed while one reads.
+
+        Of one that cannot be read, a marker that says so.
+        """
+        found = (self._failure(shard) for shard in sorted(shards))
+        return [failure for failure in found if failure is not None]
+
+    def _failure(self, shard: int) -> FailedMarker | None:
+        place = f"{self.store.url}/{_failed_name(shard)}"
+        remedy = "`batchgen resume` tries the shard again"
+        try:
+            failed = parse_failed(self.store.read(_failed_name(shard)), place, remedy)
+        except FileNotFoundError:
+            return None
+        except DamagedRecord as error:
+            return FailedMarker(shard, error=type(error).__name__, message=str(error))
+        return replace(failed, shard=shard)
 
     def log(self, lease: int, lines: Sequence[str]) -> None:
         """Keep what the run of this lease has said so far."""
@@ -244,6 +288,6 @@ class Ledger:
         names = sorted(self.store.list(LOGS))
         return "".join(self.store.read(f"{LOGS}/{name}").decode() for name in names)
 
-    def _numbers(self, folder: str) -> set[int]:
-        matches = (_NUMBERED.match(name) for name in self.store.list(folder))
-        return {int(match.group(1)) for match in matches if match}
+    def _numbers(self, folder: str) -> Iterator[int]:
+        numbers = (_shard_of(name) for name in self.store.list(folder))
+        return (number for number in numbers if number is not None)

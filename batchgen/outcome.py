@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchgen.errors import LimitExceeded
 from batchgen.ledger import FailedMarker, Ledger, Marker, States
@@ -39,7 +39,7 @@ def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
     for marker in ledger.markers(states.committed):
         count(tally, marker)
     for failure in ledger.failures(states.failed):
-        count(tally, failure)
+        count(tally, replace(failure, planned=plan.samples_of(failure.shard)))
     return tally
 
 

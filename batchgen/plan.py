@@ -16,7 +16,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen import __version__
-from batchgen.errors import InputError, PlanChanged
+from batchgen.documents import Count
+from batchgen.errors import InputError
 from batchgen.fit import check_columns, check_fit, settle
-from batchgen.records import tupled
 from batchgen.replicas import ModelInfo
 from batchgen.spec import Spec, canonical_json
 from batchgen.storage import Stat, find_files, is_within, open_input
@@ -47,13 +47,36 @@ class SourceFile:
 
     path: str
     name: str
-    size: int
+    size: Count
     etag: str
-    row_groups: tuple[int, ...]
+    row_groups: tuple[Count, ...]
 
     @property
     def rows(self) -> int:
         return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """SHA-256 of a plan's spec, of its input, and of the whole with the model's weights."""
+
+    spec: str
+    input: str
+    plan: str
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is known of a plan beyond itself once it was read from an output.
+
+    Attributes:
+        fingerprints: as they were written. Markers hold them, and a later version may reckon
+            otherwise: its spec has more fields.
+        unknown: fields of its spec that this version does not have.
+    """
+
+    fingerprints: Fingerprints
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,7 @@ class Plan:
     files: tuple[SourceFile, ...]
     columns: tuple[tuple[str, str], ...]
     rows: int
+    frozen: Frozen | None = field(default=None, compare=False)
 
     @property
     def samples(self) -> int:
@@ -78,6 +102,11 @@ class Plan:
         """First sample of the shard, and one past its last."""
         size = self.spec.output.samples_per_shard
         return shard * size, min((shard + 1) * size, self.samples)
+
+    def samples_of(self, shard: int) -> int:
+        """How many samples the shard has."""
+        first, stop = self.sample_range(shard)
+        return stop - first
 
     def row_range(self, shard: int) -> tuple[int, int]:
         """First row that the shard needs, and one past its last."""
@@ -99,8 +128,9 @@ class Plan:
             {
                 "version": VERSION,
                 "batchgen_version": __version__,
-                "spec_fingerprint": self.spec.fingerprint,
-                "input_fingerprint": self.input_fingerprint,
+                "spec_fingerprint": self.fingerprints.spec,
+                "input_fingerprint": self.fingerprints.input,
+                "plan_fingerprint": self.fingerprints.plan,
                 "rows": self.rows,
                 "variants": self.spec.variants,
                 "samples": self.samples,
@@ -116,34 +146,28 @@ class Plan:
         )
 
     @property
-    def input_fingerprint(self) -> str:
-        """SHA-256 over path, size, etag or mtime, row groups and schema of every file."""
-        facts = [[asdict(file) for file in self.files], self.columns]
-        return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+    def fingerprint(self) -> str:
+        """SHA-256 over the spec, the input and the weights; every marker of the plan holds it."""
+        return self.fingerprints.plan
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        if self.frozen is not None:
+            return self.frozen.fingerprints
+        spec, files = self.spec.fingerprint, [asdict(file) for file in self.files]
+        source = input_fingerprint(files, self.columns)
+        return Fingerprints(spec, source, plan_fingerprint(spec, source, self.model))
 
 
-def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
-    """A plan from its JSON, which lies at ``place``.
+def input_fingerprint(files: object, columns: object) -> str:
+    """SHA-256 over path, size, etag or mtime, row groups and schema of every file, as in JSON."""
+    return hashlib.sha256(canonical_json([files, columns]).encode()).hexdigest()
 
-    Raises:
-        PlanChanged: it was written by another layout of the file.
-    """
-    try:
-        tree = json.loads(text)
-        if tree["version"] != VERSION:
-            raise PlanChanged(f"plan version {tree['version']}: this batchgen reads {VERSION}")
-        files = [SourceFile(**{**f, "row_groups": tuple(f["row_groups"])}) for f in tree["files"]]
-        return Plan(
-            spec=Spec.model_validate(tree["spec"]),
-            model=ModelInfo(**{name: tupled(value) for name, value in tree["model"].items()}),
-            files=tuple(files),
-            columns=tuple((name, kind) for name, kind in tree["columns"]),
-            rows=tree["rows"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise PlanChanged(
-            f"{place} is damaged ({type(error).__name__}: {error}); write to a new output"
-        ) from error
+
+def plan_fingerprint(spec: str, source: str, model: ModelInfo) -> str:
+    """SHA-256 over the fingerprints of spec and input, and the weights."""
+    facts = [spec, source, model.manifest_sha256, model.revision]
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
 
 
 def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
@@ -192,37 +216,6 @@ def _counted(count: int) -> list[tuple[SourceFile, pa.Schema]]:
     whole, rest = divmod(count, COUNTED_GROUP)
     groups = (COUNTED_GROUP,) * whole + ((rest,) if rest else ())
     return [(SourceFile("", "row", 0, "", groups), pa.schema([(COUNTED_COLUMN, pa.int64())]))]
-
-
-def compare(saved: Plan, now: Plan) -> None:
-    """Refuse to go on with an output that was planned from something else.
-
-    Raises:
-        PlanChanged: the first field that differs, with both values.
-    """
-    before, after = saved.spec.result_fields(), now.spec.result_fields()
-    for field in sorted(before.keys() | after.keys()):
-        _refuse_if_changed(field, before.get(field), after.get(field))
-    _refuse_if_changed("model weights", saved.model.manifest_sha256, now.model.manifest_sha256)
-    old, new = ({file.path: file for file in plan.files} for plan in (saved, now))
-    for path in sorted(old.keys() | new.keys()):
-        there, here = (files.get(path) for files in (old, new))
-        if there is None or here is None:
-            _refuse_if_changed(f"input file {path}", there and "present", here and "present")
-            continue
-        for fact in ("size", "row_groups", "etag"):
-            _refuse_if_changed(
-                f"input file {path}: {fact}", getattr(there, fact), getattr(here, fact)
-            )
-    _refuse_if_changed("input columns", saved.columns, now.columns)
-
-
-def _refuse_if_changed(field: str, before: object, after: object) -> None:
-    if before != after:
-        raise PlanChanged(
-            f"{field} has changed: the output was planned with {before!r}, now it is {after!r}; "
-            "put it back, or write to a new output"
-        )
 
 
 def _footer(stat: Stat, base: str, url: str) -> tuple[SourceFile, pa.Schema]:

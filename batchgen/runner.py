@@ -15,9 +15,10 @@ from batchgen.errors import BatchgenError, Interrupted, SpecError
 from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
 from batchgen.ledger import PLAN, FailedMarker, Ledger, States
 from batchgen.outcome import Outcome, count, stop_when_hopeless, tally_of, verdict_of
-from batchgen.plan import Plan, compare, make_plan
+from batchgen.plan import Plan, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
+from batchgen.saved_plan import compare
 from batchgen.spec import Spec
 from batchgen.storage import absolute, configure, open_store, redact
 
@@ -175,7 +176,7 @@ def _stream(
     from batchgen import engine
 
     tally = progress.tally
-    tally.failed -= sum(failure.planned for failure in ledger.failures(states.failed))
+    tally.failed -= sum(plan.samples_of(shard) for shard in states.failed)
     tally.failed_shards = 0
     with engine.cluster(address) as joined:
         pools = engine.pools_of(plan, len(states.pending))

@@ -338,7 +338,8 @@ def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attem
             parameter_counts=dict(work.notes.parameter_counts),
             attempt=attempt,
             environment=environment(images.device, packages_used(plan.spec.model)),
-            spec_fingerprint=plan.spec.fingerprint,
+            spec_fingerprint=plan.fingerprints.spec,
+            plan_fingerprint=plan.fingerprint,
             finished_at=time.time(),
         )
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchgen.errors import BatchgenError, VerifyFailed
-from batchgen.ledger import DATA, REJECTS, Ledger, Marker, States, Written, rejects_name
+from batchgen.ledger import DATA, REJECTS, SHARDS, Ledger, Marker, States, Written, rejects_name
 from batchgen.plan import Plan
 from batchgen.writer import SCHEMAS, format_of, read_parquet
 
@@ -145,8 +145,10 @@ def _check_states(ledger: Ledger, plan: Plan, states: States, findings: Findings
             f"{findings.pending} shards are pending (the first is {first}); "
             "`batchgen resume` makes them"
         )
-    for shard in ledger.strays(plan):
-        findings.problem(f"marker of shard {shard}, but the plan has {plan.shards} shards")
+    for name in ledger.strays(plan):
+        findings.problem(
+            f"{SHARDS}/{name} is the marker of none of the plan's {plan.shards} shards"
+        )
 
 
 def _check_strays(
@@ -180,8 +182,6 @@ def _each_shard(
             return None, ShardFacts((f"shard {shard}: {error}",), b"")
         if marker is None:
             return None, ShardFacts((f"shard {shard}: its marker vanished",), b"")
-        if marker.shard != shard:
-            return None, ShardFacts((f"shard {shard}: its marker is of {marker.shard}",), b"")
         try:
             return marker, check(ledger, plan, marker)
         except (BatchgenError, OSError, KeyError, ValueError, pa.ArrowException) as error:
@@ -205,8 +205,8 @@ def _marker_problems(plan: Plan, marker: Marker) -> list[str]:
         problems.append(
             f"shard {marker.shard}: counts {marker.counts} do not add up to its {stop - first}"
         )
-    if marker.spec_fingerprint != plan.spec.fingerprint:
-        problems.append(f"shard {marker.shard}: was made from another spec")
+    if not marker.is_of(plan):
+        problems.append(f"shard {marker.shard}: was made for another plan")
     rows = {file.name: file.rows for file in marker.files}
     name = format_of(plan).file_name(marker.shard, plan.shards)
     if name is not None and name not in rows:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from batchgen import lease as lease_module
-from batchgen.errors import InputError, OutputBusy, PlanChanged, StorageFailed
+from batchgen.errors import DamagedRecord, InputError, NewerFormat, OutputBusy, StorageFailed
 from batchgen.lease import (
     LEASE_SECONDS,
     LEASES,
@@ -31,6 +32,7 @@ from batchgen.ledger import (
     Marker,
     Written,
     data_name,
+    parse_failed,
     parse_marker,
     rejects_name,
 )
@@ -83,8 +85,8 @@ def test_failed_marker_round_trip(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"counts": {}, "files": []}'])
 def test_what_is_no_marker_is_refused(data: bytes) -> None:
-    with pytest.raises((ValueError, KeyError, TypeError)):
-        parse_marker(data)
+    with pytest.raises(DamagedRecord, match=r"^the marker is damaged \(.+\); mend it$"):
+        parse_marker(data, remedy="mend it")
 
 
 def test_counts_add_up() -> None:
@@ -381,15 +383,78 @@ def test_a_damaged_job_is_named(tmp_path: Path, kept: int) -> None:
 def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path)))
     ledger.store.put("_batchgen/plan.json", paper_plan([[3]]).to_json().encode()[:200])
-    with pytest.raises(PlanChanged, match=r"_batchgen/plan\.json is damaged .*a new output"):
+    with pytest.raises(DamagedRecord, match=r"_batchgen/plan\.json is damaged .*a new output"):
         ledger.plan()
 
 
 def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path)))
     ledger.store.put("_batchgen/shards/00004.json", b"{")
-    with pytest.raises(InputError, match=r"00004\.json"):
+    with pytest.raises(DamagedRecord, match=r"00004\.json is damaged .*makes the shard again"):
         ledger.marker(4)
+
+
+def test_a_marker_under_another_name_is_not_adopted(ledger: Ledger) -> None:
+    plan = paper_plan([[5]], output__samples_per_shard=1)
+    for name in ("3.json", "003.json", "\u0663.json", "00003.json.json", "-0003.json"):
+        ledger.store.put(f"_batchgen/shards/{name}", MARKER.to_json())
+    assert ledger.states(plan).pending == [0, 1, 2, 3, 4]
+    ledger.store.put("_batchgen/shards/00002.json", MARKER.to_json())
+    with pytest.raises(DamagedRecord, match=r"00002\.json is the marker of shard 3"):
+        ledger.marker(2)
+    assert "3.json" in ledger.strays(plan) and "00002.json" not in ledger.strays(plan)
+
+
+def test_unknown_fields_are_ignored_and_missing_ones_defaulted() -> None:
+    tree = json.loads(MARKER.to_json())
+    assert parse_marker(json.dumps({**tree, "colour": {"of": ["later"]}}).encode()) == MARKER
+    old = {name: tree[name] for name in ("shard", "counts", "files", "spec_fingerprint")}
+    marker = parse_marker(json.dumps(old).encode())
+    assert (marker.version, marker.plan_fingerprint, marker.reasons) == (1, None, {})
+    assert parse_failed(b'{"shard": 3, "more": 1}') == FailedMarker(3)
+
+
+@pytest.mark.parametrize("parse", [parse_marker, parse_failed])
+@pytest.mark.parametrize("extra", [{}, {"shard": "3", "counts": "in another file"}])
+def test_a_record_of_a_later_version_is_refused_by_name(
+    parse: Callable[[bytes, str], object], extra: dict[str, str]
+) -> None:
+    tree = {**json.loads(MARKER.to_json()), "version": 7, **extra}
+    with pytest.raises(NewerFormat) as refused:
+        parse(json.dumps(tree).encode(), "out/00003.json")
+    assert str(refused.value) == (
+        "out/00003.json was made by a newer batchgen (format 7; this one reads up to 1): "
+        "use that version"
+    )
+
+
+def test_a_marker_is_of_the_plan_whose_fingerprint_it_holds() -> None:
+    plan, other = paper_plan([[5]]), paper_plan([[4]])  # one spec, two inputs
+    assert plan.fingerprints.spec == other.fingerprints.spec
+    marker = replace(
+        MARKER, spec_fingerprint=plan.fingerprints.spec, plan_fingerprint=plan.fingerprint
+    )
+    assert marker.is_of(plan) and not marker.is_of(other)
+    old = replace(marker, plan_fingerprint=None)
+    assert old.is_of(plan) and old.is_of(other)
+    assert not old.is_of(paper_plan([[5]], seed=3))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"null", b"[" * 100_000, b'{"shard": "x"}'])
+def test_a_damaged_failed_marker_still_says_that_its_shard_failed(
+    ledger: Ledger, data: bytes
+) -> None:
+    ledger.store.put("_batchgen/failed/00003.json", data)
+    (failure,) = ledger.failures([3, 4])
+    assert failure.shard == 3
+    assert "failed/00003.json is damaged" in failure.message
+    assert "tries the shard again" in failure.message
+
+
+def test_a_plan_of_huge_numbers_costs_no_memory(ledger: Ledger) -> None:
+    plan = paper_plan([[2**53]], output__samples_per_shard=1)
+    ledger.commit(MARKER)
+    assert ledger.states(plan).committed == {3}
 
 
 def test_the_same_host_name_on_another_boot_is_no_neighbour(tmp_path: Path) -> None:

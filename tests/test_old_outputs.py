@@ -13,7 +13,7 @@ import pytest
 from batchgen import runner
 from batchgen.export import export
 from batchgen.ledger import Ledger
-from batchgen.plan import read_plan
+from batchgen.saved_plan import read_plan
 from batchgen.spec import Spec
 from batchgen.storage import open_store
 from batchgen.verify import verify
@@ -40,11 +40,12 @@ def old(tmp_path: Path) -> Path:
             plan,
             spec=Spec.model_validate_json(_moved(plan.spec.model_dump_json(), folder)),
             files=tuple(replace(file, path=_moved(file.path, folder)) for file in plan.files),
+            frozen=None,
         )
         for path in (*records.glob("*.*"), *records.glob("shards/*.json")):
             text = _moved(path.read_text(), folder)
-            text = text.replace(plan.spec.fingerprint, moved.spec.fingerprint)
-            path.write_text(text.replace(plan.input_fingerprint, moved.input_fingerprint))
+            text = text.replace(plan.fingerprints.spec, moved.fingerprints.spec)
+            path.write_text(text.replace(plan.fingerprints.input, moved.fingerprints.input))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchgen.errors import PlanChanged
-from batchgen.plan import Plan, compare, read_plan, row_key, safe_key, settle
-from batchgen.spec import build, merge
+from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged
+from batchgen.plan import Plan, plan_fingerprint, row_key, safe_key, settle
+from batchgen.saved_plan import compare, read_plan
+from batchgen.spec import build, canonical_json, merge, result_fields
 from tests.datasets_on_disk import (
     MODEL,
     paper_plan,
@@ -125,15 +127,87 @@ def test_json_round_trip(tmp_path: Path) -> None:
     plan = plan_for(tmp_path, variants=2, input__limit=8, output__samples_per_shard=3)
     again = read_plan(plan.to_json())
     assert again == plan
-    assert again.input_fingerprint == plan.input_fingerprint
+    assert again.fingerprints == plan.fingerprints
     assert (again.rows, again.samples, again.shards) == (8, 16, 6)
     compare(again, plan)
 
 
 def test_a_plan_of_another_version_is_refused() -> None:
     tree = json.loads(paper_plan([[1]]).to_json())
-    with pytest.raises(PlanChanged, match="version 99"):
-        read_plan(json.dumps({**tree, "version": 99}))
+    with pytest.raises(NewerFormat, match=r"newer batchgen \(format 99; this one reads up to 2\)"):
+        read_plan(json.dumps({**tree, "version": 99, "rows": "elsewhere"}))
+    with pytest.raises(DamagedRecord, match=r"made by an older batchgen \(format 1"):
+        read_plan(json.dumps({**tree, "version": 1}))
+
+
+def edited(*path: str | int, value: object) -> str:
+    """A plan of 9 rows as JSON, with another value at a place."""
+    tree = json.loads(replace(paper_plan([[4, 4], [1]], input__limit=8), rows=8).to_json())
+    place = tree
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return json.dumps(tree)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        (("spec", "seed"), 7, "its spec is not that of its spec_fingerprint"),
+        (("spec", "sampling", "eta"), 0.5, "its spec is not that of its spec_fingerprint"),
+        (("spec_fingerprint",), "0" * 64, "its spec is not that of its spec_fingerprint"),
+        (("files", 0, "row_groups"), [8], "its files and columns are not"),
+        (("files", 1, "etag"), "x", "its files and columns are not"),
+        (("columns", 0, 1), "int64", "its files and columns are not"),
+        (("model", "manifest_sha256"), "e" * 64, "its model is not that of its plan_fingerprint"),
+        (("plan_fingerprint",), "e" * 64, "its model is not that of its plan_fingerprint"),
+        (("rows",), 9, "its files and limit make 8 rows, it says 9"),
+        (("rows",), 2**70, r"rows: should be less than or equal to"),
+        (("rows",), "x", "rows: should be a valid integer"),
+        (("model",), None, "model: "),
+        (("files",), [], "its files and columns are not"),
+        (("files", 0, "row_groups"), {}, r"files\.0\.row_groups: should be a valid"),
+        (("spec",), {}, "its spec: "),
+        (("spec", "policy"), 5, "its spec: "),
+    ],
+)
+def test_a_plan_that_was_changed_is_damaged(
+    path: tuple[str | int, ...], value: object, why: str
+) -> None:
+    with pytest.raises(DamagedRecord, match=rf"(?s)^the plan is damaged \({why}.*put a whole copy"):
+        read_plan(edited(*path, value=value))
+
+
+def test_a_plan_without_a_fingerprint_of_the_whole_has_the_one_that_follows() -> None:
+    plan = paper_plan([[4, 4], [1]])
+    old = json.loads(plan.to_json())
+    del old["plan_fingerprint"]
+    again = read_plan(json.dumps(old))
+    assert again == plan and again.fingerprints == plan.fingerprints
+
+
+def test_a_spec_with_fields_of_another_version_keeps_its_fingerprint() -> None:
+    """A later version has more fields, an earlier one fewer; neither makes the plan another."""
+    tree = json.loads(PLAN.to_json())
+    for change in ("more", "fewer"):
+        if change == "more":
+            tree["spec"]["sampling"]["sharpness"] = 3
+        else:
+            del tree["spec"]["sampling"]["sharpness"], tree["spec"]["sampling"]["eta"]
+        written = canonical_json(result_fields(tree["spec"])).encode()
+        tree["spec_fingerprint"] = hashlib.sha256(written).hexdigest()
+        del tree["input_fingerprint"], tree["plan_fingerprint"]
+        tree["input_fingerprint"] = PLAN.fingerprints.input
+        tree["plan_fingerprint"] = plan_fingerprint(
+            tree["spec_fingerprint"], tree["input_fingerprint"], PLAN.model
+        )
+        plan = read_plan(json.dumps(tree))
+        assert plan.fingerprint == tree["plan_fingerprint"] != PLAN.fingerprint
+        if change == "fewer":
+            compare(plan, PLAN)
+            continue
+        with pytest.raises(NewerFormat, match=r"newer batchgen, with sampling\.sharpness"):
+            compare(plan, PLAN)
 
 
 PLAN = paper_plan([[4, 4], [5]])

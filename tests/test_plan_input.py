@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.errors import InputError, PlanChanged
-from batchgen.plan import make_plan, read_plan
+from batchgen.errors import DamagedRecord, InputError
+from batchgen.plan import make_plan
+from batchgen.saved_plan import read_plan
 from tests.datasets_on_disk import (
     MODEL,
     plan_for,
@@ -320,8 +321,8 @@ def test_files_that_would_share_keys_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_plan_is_said_to_be_damaged() -> None:
-    for text in ("", "{", "{}", '{"version": 2}'):
-        with pytest.raises(PlanChanged, match="damaged"):
+    for text in ("", "{", "{}", "null", "[" * 100_000, '{"version": 2}'):
+        with pytest.raises(DamagedRecord, match="the plan is damaged"):
             read_plan(text)
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     4: ("runner", "explain", "doctor", "clean"),
     3: (
         "plan",
+        "saved_plan",
         "reader",
         "engine",
         "replicas",
@@ -41,6 +42,7 @@ FLOORS = {
         "progress",
     ),
     2: (
+        "documents",
         "families",
         "conditions",
         "model_spec",
@@ -74,7 +76,7 @@ HOMES = {
     "jinja2": ("report",),
     "PIL": ("images", "conditions", "families"),
     "packaging": ("submit",),
-    "pydantic": ("spec", "model_spec", "prepare", "settings"),
+    "pydantic": ("documents", "saved_plan", "spec", "model_spec", "prepare", "settings"),
     "pyparsing": ("replicas",),
     "ray": ("engine", "submit", "spot"),
     "rich": ("progress",),

@@ -201,14 +201,14 @@ SEEN_FROM_LISTINGS = [
     (add_rejects, "_batchgen/rejects/00077.parquet belongs to no committed shard"),
     (add_rejects_to_a_shard_without, "_batchgen/rejects/00003.parquet"),
     (delete_marker, "1 shards are pending (the first is 3)"),
-    (empty_marker, "00003.json: its marker cannot be read"),
-    (copy_marker, "shard 2: its marker is of 0"),
-    (add_marker, "marker of shard 9, but the plan has 4 shards"),
+    (empty_marker, "00003.json is damaged (no JSON: "),
+    (copy_marker, "00002.json is the marker of shard 0"),
+    (add_marker, "00009.json is the marker of none of the plan's 4 shards"),
     (count_fewer, "do not add up to its 6"),
     (count_consistently_wrong, "shard 1: its files hold 4 accepted and 2 other samples"),
     (count_another_plan, "do not add up to its 6"),
     (name_no_data, "shard 3: its marker names no data file"),
-    (name_another_spec, "shard 1: was made from another spec"),
+    (name_another_spec, "shard 1: was made for another plan"),
     (fail_shard, "shard 3 failed"),
 ]
 

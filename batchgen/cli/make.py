@@ -135,6 +135,6 @@ def _show_plan(spec: Spec, as_json: bool) -> None:
         f"guidance {made.spec.sampling.guidance_scale}, "
         f"{made.spec.sampling.width}x{made.spec.sampling.height}, {made.spec.model.dtype}\n"
         f"output   {spec.output.url}\n"
-        f"plan     spec {made.spec.fingerprint[:12]}, input {made.input_fingerprint[:12]}, "
+        f"plan     spec {made.fingerprints.spec[:12]}, input {made.fingerprints.input[:12]}, "
         f"weights {made.model.manifest_sha256[:12]}"
     )

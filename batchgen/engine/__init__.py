@@ -29,7 +29,7 @@ from batchgen.engine.read import Read
 from batchgen.engine.shared import SharedAttempts
 from batchgen.errors import Interrupted, StopJob, StorageFailed
 from batchgen.frames import Frame
-from batchgen.ledger import FailedMarker, Ledger, Marker, parse_marker
+from batchgen.ledger import FailedMarker, Ledger, Marker, parse_failed, parse_marker
 from batchgen.plan import Plan
 from batchgen.reader import Span, make_spans, read_columns
 
@@ -108,9 +108,9 @@ def generate(
 def _event(frame: Frame) -> Marker | FailedMarker:
     if frame.state == frames.COMMITTED:  # the marker may be an earlier attempt's that came back
         return replace(parse_marker(frame.facts), attempt=frame.attempt)
-    facts = json.loads(frame.facts)
     if frame.state == frames.FAILED:
-        return FailedMarker(**facts)
+        return parse_failed(frame.facts)
+    facts = json.loads(frame.facts)
     kind = getattr(errors, facts["error"], None)
     if isinstance(kind, type) and issubclass(kind, StopJob):
         raise kind(facts["message"])

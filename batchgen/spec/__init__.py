@@ -70,6 +70,7 @@ __all__ = [
     "flatten",
     "merge",
     "read_yaml",
+    "result_fields",
 ]
 
 _USERINFO = re.compile(r"^([A-Za-z0-9+.-]+://)[^/@]*@")
@@ -168,32 +169,7 @@ class Spec(Section):
 
     def result_fields(self) -> dict[str, Any]:
         """The fields that change the images, dotted; everything else may differ on resume."""
-        whole = self.model_dump(mode="json")
-        kept: dict[str, Any] = {
-            "input": {
-                key: whole["input"][key]
-                for key in (
-                    *("path", "count", "columns", "keep_columns", "limit"),
-                    *("uri_roots", "uri_limit_bytes"),
-                )
-            },
-            "task": whole["task"],
-            "model": whole["model"],
-            "sampling": whole["sampling"],
-            "conditioning": whole["conditioning"],
-            "variants": whole["variants"],
-            "seed": whole["seed"],
-            "output": {
-                key: whole["output"][key]
-                for key in (
-                    *("format", "samples_per_shard"),
-                    *("image_format", "image_quality", "jpeg_subsampling"),
-                )
-            },
-            "resources": {key: whole["resources"][key] for key in ("batch_size", "torch_threads")},
-            "policy": {"reject_flat": whole["policy"]["reject_flat"]},
-        }
-        return flatten(kept)
+        return result_fields(self.model_dump(mode="json"))
 
     @property
     def fingerprint(self) -> str:
@@ -203,6 +179,35 @@ class Spec(Section):
     def to_yaml(self) -> str:
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
         return text
+
+
+def result_fields(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a spec as it is written, perhaps by another version, the fields that change the images.
+
+    What is named here stays: the fingerprints of outputs are reckoned over it.
+    """
+    named = {
+        "input": (
+            *("path", "count", "columns", "keep_columns", "limit"),
+            *("uri_roots", "uri_limit_bytes"),
+        ),
+        "output": (
+            *("format", "samples_per_shard"),
+            *("image_format", "image_quality", "jpeg_subsampling"),
+        ),
+        "resources": ("batch_size", "torch_threads"),
+        "policy": ("reject_flat",),
+    }
+    kept: dict[str, Any] = {
+        section: {
+            name: value for name, value in (whole.get(section) or {}).items() if name in names
+        }
+        for section, names in named.items()
+    }
+    for section in ("task", "model", "sampling", "conditioning", "variants", "seed"):
+        if section in whole:
+            kept[section] = whole[section]
+    return flatten(kept)
 
 
 def canonical_json(value: object) -> str:
