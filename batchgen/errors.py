@@ -24,11 +24,23 @@ fail the shard (with their traceback in its failed marker); in the driver they e
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from batchgen.secrets import redact
+
+_LONGEST_SHOWN = 100  # characters of a value that is not as it should be
 
 
 class BatchgenError(Exception):
-    """Base of every error that batchgen raises on purpose."""
+    """Base of every error that batchgen raises on purpose; its message holds no secret."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it says and knows: constructors may want other arguments than that."""
+        return _made_again, (type(self), str(self), dict(vars(self)))
 
 
 class RejectRow(BatchgenError):
@@ -42,7 +54,7 @@ class RejectRow(BatchgenError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        self.message = message
+        self.message = str(self)
 
 
 class RetryShard(BatchgenError):
@@ -60,19 +72,28 @@ class UsageError(StopJob):
 
 
 class SpecError(UsageError):
-    """One field of the spec is wrong.
+    """One field of the spec is wrong, or several are, of which the first is named here.
 
     Args:
         field: dotted name, for example ``sampling.guidance_scale``.
-        given: the value found; shown with ``repr``.
+        given: the value found; shown with ``repr``, None as "nothing".
         allowed: a phrase that says what would be right.
+        said: in place of the value, where that must not be shown.
     """
 
-    def __init__(self, field: str, given: object, allowed: str) -> None:
-        super().__init__(f"{field}: got {given!r}; allowed: {allowed}")
+    def __init__(self, field: str, given: object, allowed: str, said: str | None = None) -> None:
+        found = f"got {shown(given)}" if said is None else said
+        verb = "needed" if given is None and said is None else "allowed"
+        super().__init__(f"{field}: {found}; {verb}: {allowed}")
         self.field = field
         self.given = given
         self.allowed = allowed
+
+    def beside(self, others: Sequence[SpecError], note: str = "") -> SpecError:
+        """This error and others in one, a line each, and a last line that helps with them."""
+        lines = [str(self), *map(str, others), *filter(None, [note])]
+        joined: SpecError = _made_again(type(self), "\n  ".join(lines), vars(self))
+        return joined
 
 
 class InputError(UsageError):
@@ -125,3 +146,47 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, and without what may lie deep in it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)})"
+
+
+def to_facts(error: BaseException) -> dict[str, Any]:
+    """What another process needs to raise the same error, as JSON; see ``from_facts``."""
+    message = redact(str(error))
+    if not isinstance(error, BatchgenError):
+        message = f"{type(error).__name__}: {message}"
+    kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, BatchgenError)]
+    known = {name: value for name, value in vars(error).items() if isinstance(value, str | int)}
+    return {"error": type(error).__name__, "message": message, "kinds": kinds, "known": known}
+
+
+def from_facts(facts: Mapping[str, Any]) -> BatchgenError:
+    """The error that ``to_facts`` told of, or the nearest class above it that this process has.
+
+    What was none of batchgen's is a BatchgenError here.
+    """
+    classes = {kind.__name__: kind for kind in _classes(BatchgenError)}
+    kind = next((classes[name] for name in facts["kinds"] if name in classes), BatchgenError)
+    known = facts["known"] if kind.__name__ == facts["error"] else {}
+    made: BatchgenError = _made_again(kind, facts["message"], known)
+    return made
+
+
+def _classes(kind: type[BatchgenError]) -> Iterator[type[BatchgenError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _classes(below)
+
+
+def _made_again(kind: type[BatchgenError], message: str, known: Mapping[str, Any]) -> Any:
+    error = kind.__new__(kind, message)  # which gives it its text
+    vars(error).update(known)
+    return error

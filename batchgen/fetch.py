@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batchgen.errors import InputError, RetryShard, StorageFailed
+from batchgen.secrets import without_secrets
 from batchgen.storage import Stat, Store, open_store
 
 CACHE = "BATCHGEN_CACHE"  # the environment's name of the folder; read when something is fetched
 USUAL_CACHE = "~/.cache/batchgen/models"
 _THREADS = 8
-_USERINFO = re.compile(r"(\w://)[^/\s@]*@")
-_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 
 Choose = Callable[[Sequence[str]], Sequence[str]]
 
@@ -30,11 +29,6 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 def is_url(place: str) -> bool:
     """It is a URL, and no path, name or hub id."""
     return "://" in place
-
-
-def without_secrets(text: str) -> str:
-    """A URL, or a message with URLs in it, without user, password and query."""
-    return _QUERY.sub(r"\1", _USERINFO.sub(r"\1", text))
 
 
 def fetch(url: str, choose: Choose, cache: Path | None = None) -> Path:
@@ -58,10 +52,8 @@ def fetch(url: str, choose: Choose, cache: Path | None = None) -> Path:
         return _fetched(open_store(url), shown, choose, cache or cache_folder())
     except FileNotFoundError:
         raise InputError(f"{shown}: there is nothing") from None
-    except InputError as error:
-        raise InputError(without_secrets(str(error))) from None
-    except (StorageFailed, RetryShard) as error:
-        raise StorageFailed(without_secrets(str(error))) from None
+    except RetryShard as error:
+        raise StorageFailed(str(error)) from None
 
 
 def cache_folder() -> Path:

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from batchgen.errors import BatchgenError
+from batchgen.errors import to_facts
 from batchgen.records import Dropped, Sample, ShardRows, call_from_json
 from batchgen.shard import Notes, ShardWork
-from batchgen.storage import redact
 
 ROWS, ENCODED, DENOISED = "rows", "encoded", "denoised"
 COMMITTED, FAILED, STOPPED = "committed", "failed", "stopped"
@@ -65,11 +64,7 @@ def from_block(block: pa.Table) -> Frame:
 
 def stopped(shard: int, error: BaseException) -> Frame:
     """No shard can succeed: the driver is told what to raise."""
-    kind, message = type(error).__name__, redact(str(error))
-    if not isinstance(error, BatchgenError):
-        message = f"{kind}: {message}"
-    facts = {"error": kind, "message": message}
-    return Frame(shard, STOPPED, 0, json.dumps(facts).encode())
+    return Frame(shard, STOPPED, 0, json.dumps(to_facts(error)).encode())
 
 
 def from_rows(rows: ShardRows) -> Frame:

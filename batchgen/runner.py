@@ -19,8 +19,9 @@ from batchgen.plan import Plan, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
 from batchgen.saved_plan import compare
+from batchgen.secrets import redact
 from batchgen.spec import Spec
-from batchgen.storage import absolute, configure, open_store, redact
+from batchgen.storage import absolute, configure, open_store
 
 LOG_SECONDS = 30.0
 

@@ -26,8 +26,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import batchgen
 from batchgen.errors import Interrupted, UsageError
 from batchgen.fetch import cache_folder
+from batchgen.secrets import redact
 from batchgen.spec import Spec
-from batchgen.storage import absolute, redact
+from batchgen.storage import absolute
 
 PACKAGE = Path(batchgen.__file__).parent
 ENTRY_POINT = PACKAGE.parent / "jobs" / "ray_job.py"
@@ -172,7 +173,7 @@ class Cluster:
                 failures += 1
                 if failures > RECONNECTS:
                     raise Interrupted(
-                        f"the connection to {self.address} is lost ({redact(str(error))}); the job "
+                        f"the connection to {self.address} is lost ({error}); the job "
                         f"goes on: `batchgen logs --follow {submission_id}` looks again"
                     ) from error
             found = self.find(submission_id)

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from batchgen import fetch as fetching
 from batchgen import replicas
 from batchgen.errors import InputError, ModelError, StorageFailed
 from batchgen.fetch import CACHE, fetch
 from batchgen.replicas.tiny import ldm, stable_diffusion
+from batchgen.secrets import without_secrets
 from batchgen.storage import Stat, Store
 from tests.family_stages import FamilyStages, batch, call
 from tests.model_folders import TEXT, edit, inspect, refusal, spec_of
@@ -213,7 +213,7 @@ def test_a_store_that_refuses_is_told_without_secrets(
     with pytest.raises(StorageFailed) as caught:
         inspect(url + "?signature=secret")
     assert str(caught.value) == f"model: cannot list {url} : denied (GET {url} )"
-    assert fetching.without_secrets("s3://me:word@bucket/x?a=b") == "s3://bucket/x"
+    assert without_secrets("s3://me:word@bucket/x?a=b") == "s3://bucket/x"
 
 
 def test_a_cache_that_cannot_be_written_is_named(

@@ -56,7 +56,7 @@ FLOORS = {
         "images",
         "wire",
     ),
-    1: ("records", "errors", "tasks", "attempts", "plain_text"),
+    1: ("records", "errors", "secrets", "tasks", "attempts", "plain_text"),
     0: ("batchgen",),  # the package itself: its version
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

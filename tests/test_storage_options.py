@@ -11,8 +11,9 @@ import pytest
 from fsspec import filesystem as fsspec_filesystem
 
 from batchgen.errors import InputError, SpecError, StorageFailed
+from batchgen.secrets import redact
 from batchgen.spec import build, merge
-from batchgen.storage import Limits, configure, open_store, redact
+from batchgen.storage import Limits, configure, open_store
 from batchgen.storage.faults import persist
 
 MINIMAL: dict[str, Any] = {"input": {"path": "in"}, "output": {"url": "out"}}

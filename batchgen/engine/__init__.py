@@ -18,7 +18,7 @@ os.environ.setdefault(
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from batchgen import errors, frames
+from batchgen import frames
 from batchgen.engine.actors import Generate, Job, StageActor
 from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.daemons import guarded
@@ -27,7 +27,7 @@ from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import Pools, Share, pools_of
 from batchgen.engine.read import Read
 from batchgen.engine.shared import SharedAttempts
-from batchgen.errors import Interrupted, StopJob, StorageFailed
+from batchgen.errors import Interrupted, StopJob, StorageFailed, from_facts
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger, Marker, parse_failed, parse_marker
 from batchgen.plan import Plan
@@ -110,11 +110,8 @@ def _event(frame: Frame) -> Marker | FailedMarker:
         return replace(parse_marker(frame.facts), attempt=frame.attempt)
     if frame.state == frames.FAILED:
         return parse_failed(frame.facts)
-    facts = json.loads(frame.facts)
-    kind = getattr(errors, facts["error"], None)
-    if isinstance(kind, type) and issubclass(kind, StopJob):
-        raise kind(facts["message"])
-    raise StorageFailed(facts["message"])
+    error = from_facts(json.loads(frame.facts))
+    raise error if isinstance(error, StopJob) else StorageFailed(str(error))
 
 
 def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:

@@ -24,9 +24,10 @@ from batchgen.errors import RetryShard, StopJob, StorageFailed
 from batchgen.frames import Frame
 from batchgen.ledger import FailedMarker, Ledger
 from batchgen.plan import Plan
+from batchgen.secrets import redact
 from batchgen.shard import Trial
 from batchgen.spec import Pool
-from batchgen.storage import configure, open_store, redact
+from batchgen.storage import configure, open_store
 
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from batchgen.attempts import Attempts
 from batchgen.engine.shared import SharedAttempts
 from batchgen.errors import ModelError, StopJob
-from batchgen.storage import redact
 
 LOOK_EVERY_S = 1.0
 FIRST_PAUSE_S = 5.0
@@ -40,8 +39,7 @@ def load_model(
             return error
         if tries == 0:
             where = f"a replica of the {stage.lower()} pool on {os.uname().nodename}"
-            why = redact(str(error))
-            attempts.say(f"{where} cannot start, and tries again while others work: {why}")
+            attempts.say(f"{where} cannot start, and tries again while others work: {error}")
         time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries))
         if is_device_lost:
             os._exit(1)  # only a new process can use it again; Ray starts one
@@ -60,7 +58,7 @@ def _once(load: Callable[[], None]) -> tuple[StopJob | None, bool]:
         found, kind = error, ""
     except Exception as error:  # an actor that cannot start would be started for ever
         kind = type(error).__name__
-        found = ModelError(redact(f"the model cannot be loaded: {kind}: {error}"))
+        found = ModelError(f"the model cannot be loaded: {kind}: {error}")
     found.__traceback__ = found.__cause__ = found.__context__ = None
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and kind == "OutOfMemoryError":

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from batchgen import frames
 from batchgen.engine.actors import pause
-from batchgen.errors import RetryShard
+from batchgen.errors import RetryShard, StopJob
 from batchgen.reader import read_span, span_from_json
 from batchgen.spec import Spec
 from batchgen.storage import configure
@@ -24,11 +24,18 @@ class Read:
     """
 
     def __init__(self, spec: Spec, columns: list[str]) -> None:
-        configure(spec.storage_options, spec.storage.limits())
         self.spec, self.columns = spec, columns
+        self.broken: StopJob | None = None
+        try:
+            configure(spec.storage_options, spec.storage.limits())
+        except StopJob as error:  # the stream would end without our words
+            self.broken = error
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         span = span_from_json(batch.column("span")[0].as_py())
+        if self.broken is not None:
+            yield frames.stopped(span.slices[0].shard, self.broken).to_block()
+            return
         tries = 0
         while span.slices:
             try:

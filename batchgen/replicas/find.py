@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from batchgen.errors import InputError, ModelError, StorageFailed, nearest
 from batchgen.families import FAMILIES
-from batchgen.fetch import fetch, is_url, without_secrets
+from batchgen.fetch import fetch, is_url
 from batchgen.model_spec import Model
+from batchgen.secrets import without_secrets
 
 SHIPPED = Path(__file__).parent.parent / "models"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -10,7 +10,6 @@ from typing import Any
 
 from batchgen.errors import ModelError
 from batchgen.families import FAMILIES, Family
-from batchgen.fetch import without_secrets
 from batchgen.replicas.additions import added_files, components_added
 from batchgen.replicas.files import (
     Part,
@@ -33,6 +32,7 @@ from batchgen.replicas.quantize import BACKENDS, check_quantization
 from batchgen.replicas.schedulers import check_options, chosen_scheduler
 from batchgen.replicas.single_file import NAME, from_single_file
 from batchgen.replicas.weighting import check_weighting
+from batchgen.secrets import without_secrets
 from batchgen.spec import Model
 
 

@@ -16,15 +16,14 @@ from functools import cache
 from typing import Any
 
 from batchgen.errors import InputError, SpecError
+from batchgen.secrets import remember
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_NAME = re.compile(
     r"secret|token|passw|credential|sas|account_key|access_key|api_key|connection_string|^key$",
     re.IGNORECASE,
 )
-_SECRET_VARIABLE = re.compile(r"secret|token|passw|account_key|sas|connection_string", re.I)
 _WORDS = ("anon", "cloud", "google_default", "browser", "cache")  # gcsfs: ways to get a token
-_SHORTEST_SECRET = 6  # shorter values would black out words of ordinary messages
 _NETWORKED = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 
 
@@ -53,10 +52,9 @@ class Limits:
 class _State:
     limits: Limits
     configured: bool
-    secrets: frozenset[str]
 
 
-_STATE = _State(Limits(), False, frozenset())
+_STATE = _State(Limits(), False)
 
 
 def configure(
@@ -90,7 +88,7 @@ def configure(
         for name, value in resolved.items():
             both = isinstance(value, dict) and isinstance(mine.get(name), dict)
             mine[name] = {**mine[name], **value} if both else value
-    _STATE.secrets = frozenset(secrets)
+    remember(secrets)
     fsspec.config.conf.clear()
     fsspec.config.conf.update(conf)
     for kind in set(registry.values()):
@@ -151,13 +149,6 @@ def is_networked(url: str) -> bool:
     return url.partition("://")[0] in _NETWORKED and "://" in url
 
 
-def redact(text: str) -> str:
-    """The text without any secret that this process knows, from options or its environment."""
-    for secret in sorted(_known_secrets(), key=len, reverse=True):
-        text = text.replace(secret, "[secret]")
-    return text
-
-
 def secret_fields(options: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every option that by its name is a secret."""
     for name, value in options.items():
@@ -168,11 +159,6 @@ def secret_fields(options: Mapping[str, Any], path: str) -> Iterator[tuple[str, 
                 yield where, value
         elif isinstance(value, Mapping):
             yield from secret_fields(value, where)
-
-
-def _known_secrets() -> set[str]:
-    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
-    return {one for one in found | _STATE.secrets if len(one) >= _SHORTEST_SECRET}
 
 
 def _resolved(field: str, value: Any, secrets: set[str]) -> Any:

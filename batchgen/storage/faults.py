@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from batchgen.errors import BatchgenError, InputError, RetryShard, StorageFailed
-from batchgen.storage.connect import redact
 
 T = TypeVar("T")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -64,7 +63,7 @@ def storage_errors(doing: str) -> Iterator[None]:
 def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
     """The error of ours that it means; None when it passes as it is."""
     code = error_code(error)
-    said = redact(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if code in _REMEDIES:
         return StorageFailed(f"cannot {doing}: {code}; {_REMEDIES[code]}")
     if code == "NoSuchUpload":  # completed already, its answer was lost, or was aborted
@@ -75,8 +74,7 @@ def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
         return InputError(f"cannot {doing}: {error.strerror}: {error.filename}")
     if isinstance(error, PermissionError):
         return StorageFailed(
-            f"cannot {doing}: permission denied; check the credentials and rights"
-            f" ({redact(str(error))})"
+            f"cannot {doing}: permission denied; check the credentials and rights ({error})"
         )
     if isinstance(error, OSError):
         if error.errno in _NO_SPACE:
@@ -88,7 +86,7 @@ def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
         return None
     name = type(error).__name__
     if "Credential" in name or "Token" in name or name == "ProfileNotFound":
-        return StorageFailed(f"cannot {doing}: {redact(str(error))}; check the credentials")
+        return StorageFailed(f"cannot {doing}: {error}; check the credentials")
     return RetryShard(f"cannot {doing}: {said}")  # clients raise classes of their own
 
 
