@@ -246,17 +246,31 @@ def _same_schema(schema: pa.Schema, other: pa.Schema, path: str, other_path: str
             )
 
 
-def safe_key(value: str) -> str:
+def safe_key(value: str | bytes) -> str:
     """A key that can be a file name: letters, digits, ``_`` and ``-``.
 
     A value that has to be changed, or that looks as if it had been, ends in ``x`` and 20
-    hexadecimal digits of its SHA-256, so two values never meet in one key.
+    hexadecimal digits of its SHA-256, so two values never meet in one key. Text that is not UTF-8
+    is given as its bytes.
     """
-    cleaned = _UNSAFE.sub("-", value).strip("-")[:_MAX_KEY]
-    if value and cleaned == value and not _CHANGED.search(value):
-        return value
-    digest = "x" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+    text = value if isinstance(value, str) else value.decode(errors="replace")
+    cleaned = _UNSAFE.sub("-", text).strip("-")[:_MAX_KEY]
+    if text and cleaned == value and not _CHANGED.search(text):
+        return text
+    digest = "x" + hashlib.sha256(data).hexdigest()[:20]
     return f"{cleaned}-{digest}" if cleaned else digest
+
+
+def null_key(row: str) -> str:
+    """The key of a row whose key is null: one that no text has, from the row's own."""
+    digest = hashlib.blake2b(row.encode(), digest_size=10, person=b"null key").hexdigest()
+    return f"null-key-{row}-x{digest}"
+
+
+def is_safe(key: str) -> bool:
+    """Whether a key has only what ``safe_key`` leaves in it."""
+    return bool(key) and not _UNSAFE.search(key)
 
 
 def row_key(file_name: str, row: int) -> str:

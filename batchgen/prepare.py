@@ -25,7 +25,7 @@ from batchgen.conditions import (
     to_array,
 )
 from batchgen.errors import RejectRow
-from batchgen.plan import Plan, python_values, safe_key
+from batchgen.plan import Plan, null_key, python_values, safe_key
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
 from batchgen.replicas import check_prompt
 from batchgen.settings import Settings, read_setting
@@ -167,7 +167,9 @@ def _key(values: Mapping[str, Any], spec: Spec, fallback: str) -> str:
     if spec.input.columns.key is None:
         return fallback
     value = values["key"]
-    return f"null-key-{fallback}" if value is None else safe_key(str(value))
+    if value is None:
+        return null_key(fallback)
+    return safe_key(value if isinstance(value, bytes) else str(value))
 
 
 def _require_text(values: Mapping[str, Any], spec: Spec) -> None:

@@ -26,11 +26,12 @@ from PIL import Image
 from batchgen import runner
 from batchgen.images import encode_image
 from batchgen.ledger import DATA, Ledger, Written
-from batchgen.plan import Plan
+from batchgen.plan import Plan, is_safe
 from batchgen.progress import Tally
 from batchgen.storage import open_store
 from batchgen.verify import Findings, verify
 from batchgen.writer import FORMATS, IMAGE, format_of
+from batchgen.writer.image_folder import label_folder
 from batchgen.writer.json_rows import line, samples, table_of
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
@@ -116,18 +117,52 @@ def files_of(out: Path) -> list[Path]:
     return sorted(path for path in (out / DATA).rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_hugging_face_loads_what_the_card_says(name: str, whole: Path, tmp_path: Path) -> None:
-    out = whole / name
+def as_the_card_says(out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the card's own code gives, run where the card lies."""
+    monkeypatch.chdir(out)
     card = (out / "README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0].replace("split=", "cache_dir=cache, split=")
-    scope: dict[str, Any] = {"cache": str(tmp_path)}
-    exec(code, scope)
-    images = scope["images"]
+    code = card.split("```python\n")[1].split("```")[0]
+    scope: dict[str, Any] = {"cache": str(cache)}
+    exec(code.replace("split=", "cache_dir=cache, split="), scope)
+    return scope["images"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_hugging_face_loads_what_the_card_says(
+    name: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = as_the_card_says(whole / name, tmp_path, monkeypatch)
     column, text = ("png", "txt") if name == "webdataset" else ("image", "prompt")
     assert len(images) == ACCEPTED
     assert images[0][text].startswith("picture number")
     assert {pixels(row[column]) for row in images} == set(expected_pixels(whole).values())
+
+
+SPLITS = ("train", "test", "val", "dev", "eval", "validation", "Testing", "x_train", "a-test-b")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_labels_and_keys_that_look_like_splits_lose_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 images 4 came back: `datasets` took the folders of their labels for splits.
+
+    The dataset was moved since it was made.
+    """
+    words = [*SPLITS, "cat", "dog"]
+    columns = {"prompt": prompts(len(words)), "kind": words, "name": words[1:] + words[:1]}
+    path = write_columns(tmp_path / "a.parquet", columns)
+    mapped = {"input__columns__label": "kind", "input__columns__key": "name"}
+    made(path, tmp_path / "out", name, **mapped)
+    moved = (tmp_path / "out").rename(tmp_path / "test-train")
+    images = as_the_card_says(moved, tmp_path / "cache", monkeypatch)
+    rows = [row["json"] if name == "webdataset" else row for row in images]
+    assert {(row["key"], row["label"]) for row in rows} == {
+        (f"{key}-v0", label) for key, label in zip(columns["name"], words, strict=True)
+    }
+    monkeypatch.chdir(tmp_path)
+    whole = datasets.load_dataset("test-train", split="train", cache_dir=str(tmp_path / "hub"))
+    assert len(whole) == len(words)  # by the card's ``configs``, as on the hub
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -248,6 +283,18 @@ def test_text_labels_name_folders_and_stand_in_the_json(tmp_path: Path) -> None:
     assert [row["json"]["label"] for row in rows] == labels
     assert not any("cls" in row for row in rows)
     assert findings(tmp_path / "folder").ok and findings(tmp_path / "tar").ok
+
+
+def test_label_folders_stay_apart_where_case_is_one() -> None:
+    """On Windows and macOS ``A`` and ``a`` met in one folder, and ``aux`` could not be made."""
+    labels = ["a", "A", "aB", "Ab", "ab", "ab-u1", "Ab-u1", "con", "CON", "Aux", "aux", "com1"]
+    labels += ["a.", "A.", "images", None, "lpt9", "x", "b-U2", "con-x" + "0" * 20]
+    folders = [label_folder(label) for label in labels]
+    assert len({name.lower() for name in folders}) == len(labels)
+    assert not {name.lower() for name in folders} & {"con", "aux", "com1", "lpt9", "nul", "prn"}
+    assert folders[:3] == ["a", "A-u1", "aB-u2"]
+    assert all(is_safe(name) for name in folders)
+    assert label_folder("A", portable=False) == "A"
 
 
 @pytest.mark.parametrize("name", FORMATS)

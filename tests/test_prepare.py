@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.fit import settle
-from batchgen.plan import Plan
+from batchgen.plan import Plan, is_safe
 from batchgen.prepare import Prepared, prepare
 from batchgen.records import ShardRows, derive_seed
 from tests.datasets_on_disk import MODEL, model_for, png, spec_for, text_column
@@ -171,6 +171,21 @@ def test_a_null_key_is_rejected_under_a_name_of_its_own() -> None:
     result = prepared(columns, settled(("key",), variants=2))
     assert [one.reason for one in result.dropped] == ["null-key"] * 4
     assert len({one.key for one in result.dropped}) == 4
+
+
+def test_no_key_meets_that_of_a_null_or_of_text_that_is_not_utf8() -> None:
+    """``verify`` said that keys stand twice, of a run that had ended well."""
+    raw = [b"\xff", b"b'\\xff'", None, b"null-key-a-00000002", b"a\xffb", b"a\xfeb"]
+    named = text_column([one or b"" for one in raw])
+    keys = pa.chunked_array([named.slice(0, 2), pa.nulls(1, pa.string()), named.slice(3)])
+    columns = {"prompt": pa.array(["a"] * 6), "key": keys.combine_chunks()}
+    result = prepared(columns, settled(("key",)))
+    found = [one.key for one in (*result.samples, *result.dropped)]
+    assert len(found) == len(set(found)) == 6
+    assert all(is_safe(key) for key in found)
+    texts = [key.removesuffix("-v0") for key in found]
+    again = prepared({"prompt": ["a"] * 6, "key": texts}, settled(("key",)))
+    assert {one.key for one in again.samples} & set(found) == {"null-key-a-00000002-v0"}
 
 
 def test_the_rows_own_seed_is_the_first_variants() -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +279,48 @@ def test_an_output_that_is_a_file_stops_the_job(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(InputError, match="Not a directory"):
         open_store(str(tmp_path / "file")).put("data/x", b"1")
+
+
+OUTSIDE = ["..", "../x", "a/../../x", "/etc/passwd", "a//b", "./a", "a/./b", "a\0b", "."]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_name_leads_out_of_a_store(name: str, store: Store) -> None:
+    """A name out of another's marker or tar must not become a path of this machine."""
+    verbs: list[Callable[[], object]] = [
+        lambda: store.path(name),
+        lambda: store.read(name),
+        lambda: store.open(name),
+        lambda: store.put(name, b""),
+        lambda: store.put_new(name, b""),
+        lambda: store.delete(name),
+        lambda: store.find(name),
+        lambda: store.list(name),
+        lambda: store.move("there", name),
+        lambda: store.move(name, "there"),
+    ]
+    for verb in verbs:
+        with pytest.raises(InputError, match="names no file in it"):
+            verb()
+
+
+def test_only_regular_files_are_read(disk: Store, tmp_path: Path) -> None:
+    """A pipe was waited for without end, and a device read until memory was full."""
+    root = Path(disk.root)
+    root.mkdir(exist_ok=True)
+    os.mkfifo(root / "pipe")
+    (root / "device").symlink_to("/dev/zero")
+    (root / "folder").mkdir()
+    for name in ("pipe", "device", "folder"):
+        for verb in (disk.read, disk.open):
+            with pytest.raises(InputError, match=f"{name} is not a regular file"):
+                verb(name)
+
+
+def test_an_object_is_moved(store: Store) -> None:
+    store.put("one", b"1")
+    store.put("a/two", b"2")
+    store.move("one", "a/two")
+    assert store.read("a/two") == b"1"
+    with pytest.raises(FileNotFoundError):
+        store.read("one")

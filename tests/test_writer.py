@@ -389,6 +389,46 @@ def test_the_sources_own_metadata_is_not_copied(tmp_path: Path, out: Path) -> No
     assert features == {"image": {"_type": "Image"}}
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"not JSON",
+        b"\xff",
+        b"[]",
+        b'{"info": "text"}',
+        b'{"info": {"features": []}}',
+        b'{"info": {"features": {"n": 3}}}',
+        b"[" * 100_000,
+    ],
+)
+def test_odd_hugging_face_metadata_of_the_input_is_ignored(
+    metadata: bytes, tmp_path: Path, out: Path
+) -> None:
+    """Every shard failed, though planning had found nothing."""
+    table = pa.table({"prompt": prompts(1), "n": [1]})
+    table = table.replace_schema_metadata({"huggingface": metadata})
+    made(write_table(tmp_path / "a.parquet", table), out)
+    features = json.loads(read_data(out).schema.metadata[b"huggingface"])["info"]["features"]
+    assert features == {"image": {"_type": "Image"}}
+
+
+def test_views_are_stored_as_what_they_view(tmp_path: Path, out: Path) -> None:
+    """Arrow takes no rows from them: every shard failed."""
+    columns = {
+        "prompt": pa.array(["a", "b"], pa.string_view()),
+        "kind": pa.array(["x", None], pa.string_view()),
+        "blob": pa.array([b"\xff", None], pa.binary_view()),
+        "words": pa.array([["v"], None], pa.list_view(pa.string_view())),
+    }
+    path = write_columns(tmp_path / "a.parquet", columns)
+    made(path, out, input__columns__label="kind")
+    table = read_data(out)
+    assert table.column("label").to_pylist() == table.column("kind").to_pylist() == ["x", None]
+    assert table.column("words").to_pylist() == [["v"], None]
+    kinds = [str(table.schema.field(name).type) for name in ("label", "blob", "words")]
+    assert kinds == ["string", "binary", "list<element: string>"]
+
+
 def test_png_bytes_repeat() -> None:
     pixels = np.arange(8 * 16 * 3, dtype=np.uint8).reshape(8, 16, 3)
     assert encode_image(pixels, "png", 95) == encode_image(pixels.copy(), "png", 95)

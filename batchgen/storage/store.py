@@ -54,22 +54,40 @@ class Store:
     patience_s: float = 0.0
 
     def path(self, name: str) -> str:
-        return posixpath.join(self.root, name) if name else self.root
+        """Where the object of this name lies; the root for an empty one.
+
+        Raises:
+            InputError: the name leads out of the store, or is none that a file can have.
+        """
+        parts = name.split("/") if name else []
+        if "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise InputError(
+                f"{self.url}: {name!r} names no file in it; allowed: parts without '.', '..' and "
+                "NUL, with single slashes between them"
+            )
+        return posixpath.join(self.root, *parts)
 
     def impatient(self) -> Store:
         """The same place, each fault of which is the caller's to try again."""
         return replace(self, patience_s=0.0)
 
     def read(self, name: str) -> bytes:
-        """The whole object. Raises FileNotFoundError when there is none."""
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: there is none.
+            InputError: it is a pipe, a device or a folder, which may have no end.
+        """
 
         def whole() -> bytes:
             data: bytes = self.fs.cat_file(self.path(name))
             return data
 
+        self._refuse_irregular(name)
         return self.attempt(f"read {self.url}/{name}", whole)
 
     def open(self, name: str) -> BinaryIO:
+        self._refuse_irregular(name)
         return open_file(self.fs, self.path(name), f"{self.url}/{name}", self.patience_s)
 
     def put(self, name: str, data: bytes) -> None:
@@ -174,6 +192,17 @@ class Store:
             if entry["type"] == "file"
         }
 
+    def move(self, name: str, to: str) -> None:
+        """Give an object another name; what had that name before is replaced."""
+        source, target = self.path(name), self.path(to)
+        with storage_errors(f"move {self.url}/{name} to {to}"):
+            if self.local:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.replace(source, target)
+                return
+        self.attempt(f"copy {self.url}/{name} to {to}", lambda: self.fs.cp_file(source, target))
+        self.delete(name)
+
     def clear_temporary(self, older_than_s: float) -> None:
         """Remove what a killed run left half written (local disks only; stores never show it)."""
         if not self.local:
@@ -190,6 +219,11 @@ class Store:
             return persist(doing, call, self.patience_s)
         with storage_errors(doing):
             return call()
+
+    def _refuse_irregular(self, name: str) -> None:
+        path = self.path(name)
+        if self.local and os.path.exists(path) and not os.path.isfile(path):
+            raise InputError(f"{self.url}/{name} is not a regular file; remove it")
 
     @contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:

@@ -83,3 +83,17 @@ def schema_of(files: Mapping[str, bytes]) -> pa.Schema | None:
     """The schema among a shard's files."""
     found = [data for name, data in files.items() if name.startswith(f"{SCHEMAS}/")]
     return pa.ipc.read_schema(pa.py_buffer(found[0])) if found else None
+
+
+def loading(builder: str, files: str, shown: str) -> str:
+    """Python for the dataset card that loads all of the files with Hugging Face's builder.
+
+    They are named as one split: found by itself, ``datasets`` would take files and folders whose
+    names hold ``train``, ``test``, ``dev`` and the like for splits, and leave out the others.
+    """
+    return f"""from datasets import load_dataset
+
+folder = "."  # this dataset's folder or URL
+files = {{"train": f"{{folder}}/{files}"}}
+images = load_dataset("{builder}", data_files=files, split="train")
+{shown}"""

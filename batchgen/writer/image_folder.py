@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,29 +16,37 @@ from batchgen.plan import safe_key
 from batchgen.spec import Spec
 from batchgen.storage import Store
 from batchgen.writer import json_rows
-from batchgen.writer.format import DataFile, schema_file, schema_of
+from batchgen.writer.format import DataFile, loading, schema_file, schema_of
 
 UNLABELLED = "images"
 METADATA = "metadata.jsonl"
+_RESERVED = {UNLABELLED, "con", "prn", "aux", "nul"} | {
+    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
+}
+_NO_TEXT = b"\xff"  # so that no other label has the digest
+_MARKED = re.compile(r"-u[0-9a-f]+$", re.IGNORECASE)
 # Hugging Face opens what columns with such names hold.
 _TAKEN = ("file_name", "file_names")
 
 
+@dataclass(frozen=True)
 class ImageFolder:
     """The format ``image-folder``: ``data/<label>/<shard>/<key>.png`` and ``metadata.jsonl``.
 
     The first folder is the class, as torchvision's ImageFolder has it; ``metadata.jsonl`` is
     Hugging Face's. A shard's metadata is written after its images.
+
+    ``portable``: folders of two labels stay apart where upper and lower case are one, and no label
+    is a name that Windows keeps for a device. The first outputs were made without.
     """
+
+    portable: bool = True
 
     def data_files(self) -> str:
         return "data/**"
 
     def how_to_load(self, spec: Spec) -> str:
-        return f"""from datasets import load_dataset
-
-images = load_dataset("imagefolder", data_dir="{spec.output.url}/data", split="train")
-images[0]["image"], images[0]["prompt"]"""
+        return loading("imagefolder", self.data_files(), 'images[0]["image"], images[0]["prompt"]')
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return None
@@ -50,7 +60,7 @@ images[0]["image"], images[0]["prompt"]"""
         names = _outside_names(table.column_names)
         lines: dict[str, list[bytes]] = {}
         for row, path, image in json_rows.samples(table):
-            folder = f"{DATA}/{_label_folder(row['label'])}/{shard:05d}"
+            folder = f"{DATA}/{label_folder(row['label'], self.portable)}/{shard:05d}"
             yield DataFile(f"{folder}/{path}", image, 0)
             shown = {"file_name": path, **{names[name]: value for name, value in row.items()}}
             lines.setdefault(folder, []).append(json_rows.line(shown) + b"\n")
@@ -82,11 +92,22 @@ images[0]["image"], images[0]["prompt"]"""
                     yield {**row, "image": store.read(path)}
 
 
-def _label_folder(label: Any) -> str:
-    """A label of any type as the name of a folder."""
+def label_folder(label: Any, portable: bool = True) -> str:
+    """A label of any type as the name of a folder, from the label alone.
+
+    With ``portable``, a label with capitals ends in ``u`` and a hexadecimal number whose bits, from
+    the lowest, say which letters are: ``Cat-u1``, ``CAT-u7``; ``cat`` stays as it is.
+    """
     if label is None:
         return UNLABELLED
-    return safe_key(label if isinstance(label, str) else json.dumps(label, ensure_ascii=False))
+    text = label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
+    name = safe_key(text)
+    if not portable or name != text:  # what was changed ends in a digest, and meets no other
+        return name
+    if name in _RESERVED or _MARKED.search(name):
+        return f"{name}-{safe_key(text.encode() + _NO_TEXT).rpartition('-')[2]}"
+    capitals = sum(1 << place for place, letter in enumerate(name) if letter.isupper())
+    return f"{name}-u{capitals:x}" if capitals else name
 
 
 def _outside_names(names: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from batchgen.ledger import data_name
 from batchgen.spec import Spec
 from batchgen.storage import Store
-from batchgen.writer.format import DataFile
+from batchgen.writer.format import DataFile, loading
 
 ROW_GROUP_BYTES = 32 << 20
 
@@ -25,10 +25,7 @@ class Parquet:
         return "data/*.parquet"
 
     def how_to_load(self, spec: Spec) -> str:
-        return f"""from datasets import load_dataset
-
-images = load_dataset("{spec.output.url}", split="train")
-images[0]["image"], images[0]["prompt"]"""
+        return loading("parquet", self.data_files(), 'images[0]["image"], images[0]["prompt"]')
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return data_name(shard, shards)

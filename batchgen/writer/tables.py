@@ -128,21 +128,63 @@ def output_schema(spec: Spec, source: pa.Schema, settings: Sequence[str] = ()) -
     label = spec.input.columns.label
     if label is not None:
         index = columns.get_field_index("label")
-        columns = columns.set(index, source.field(label).with_name("label").remove_metadata())
+        columns = columns.set(index, _stored_field(source.field(label), "label"))
     kept = kept_columns(spec, source.names, settings)
     for name, output in kept.items():
-        columns = columns.append(source.field(name).with_name(output).remove_metadata())
+        columns = columns.append(_stored_field(source.field(name), output))
     return columns.with_metadata({"huggingface": json.dumps(_features(spec, source, kept))})
+
+
+def _stored_field(field: pa.Field, name: str) -> pa.Field:
+    return field.with_name(name).with_type(stored_type(field.type)).remove_metadata()
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The type that a source column has in the output: views are stored as what they view.
+
+    Arrow cannot take rows from most views, and other readers do not know them.
+    """
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.string()
+    if types.is_binary_view(kind):
+        return pa.binary()
+    if types.is_list(kind) or types.is_list_view(kind):
+        return pa.list_(_inside(kind.value_field))
+    if types.is_large_list(kind) or types.is_large_list_view(kind):
+        return pa.large_list(_inside(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_inside(kind.value_field), kind.list_size)
+    if types.is_struct(kind):
+        return pa.struct([_inside(field) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_inside(kind.key_field), _inside(kind.item_field), kind.keys_sorted)
+    return kind
+
+
+def _inside(field: pa.Field) -> pa.Field:
+    return field.with_type(stored_type(field.type))
 
 
 def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, Any]:
     """Features that Arrow types do not tell: images, and what the input says of kept columns."""
     label = spec.input.columns.label
     copies = [*kept.items(), *([(label, "label")] if label else [])]
-    inherited = json.loads((source.metadata or {}).get(b"huggingface", b"{}"))
-    known = (inherited.get("info") or {}).get("features") or {}
+    known = _inherited((source.metadata or {}).get(b"huggingface", b""))
     features = {output: known[name] for name, output in copies if name in known}
     return {"info": {"features": {**features, "image": {"_type": "Image"}}}}
+
+
+def _inherited(metadata: bytes) -> dict[str, Any]:
+    """The features that the input's own metadata tells; none where it has another shape."""
+    try:
+        tree = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return {}
+    for name in ("info", "features"):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    known = tree.items() if isinstance(tree, dict) else ()
+    return {name: told for name, told in known if isinstance(told, dict | list)}
 
 
 def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
@@ -185,9 +227,9 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         },
     }
     if spec.input.columns.label is not None:
-        values["label"] = source.column(spec.input.columns.label).take(positions)
+        values["label"] = _taken(source.column(spec.input.columns.label), positions)
     for name, output in kept_columns(spec, source.schema.names, plan.model.settings).items():
-        values[output] = source.column(name).take(positions)
+        values[output] = _taken(source.column(name), positions)
     arrays = [
         values[field.name]
         if isinstance(values[field.name], pa.ChunkedArray)
@@ -195,6 +237,11 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _taken(column: pa.ChunkedArray, positions: pa.Array) -> pa.ChunkedArray:
+    kind = stored_type(column.type)
+    return (column if kind == column.type else column.cast(kind)).take(positions)
 
 
 def image_extension(spec: Spec) -> str:

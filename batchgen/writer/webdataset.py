@@ -15,7 +15,7 @@ from batchgen.ledger import DATA
 from batchgen.spec import Spec
 from batchgen.storage import Store
 from batchgen.writer import json_rows
-from batchgen.writer.format import DataFile, schema_file, schema_of
+from batchgen.writer.format import DataFile, loading, schema_file, schema_of
 from batchgen.writer.tables import image_extension
 
 IMAGES = ("png", "jpg", "webp")
@@ -33,11 +33,8 @@ class WebDataset:
 
     def how_to_load(self, spec: Spec) -> str:
         image = image_extension(spec)
-        return f"""from datasets import load_dataset
-
-files = {{"train": "{spec.output.url}/data/*.tar"}}
-images = load_dataset("webdataset", data_files=files, split="train")
-images[0]["{image}"], images[0]["json"]["prompt"]"""
+        shown = f'images[0]["{image}"], images[0]["json"]["prompt"]'
+        return loading("webdataset", self.data_files(), shown)
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return f"{DATA}/{shard:05d}.tar"
