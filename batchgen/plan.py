@@ -73,10 +73,12 @@ class Frozen:
         fingerprints: as they were written. Markers hold them, and a later version may reckon
             otherwise: its spec has more fields.
         unknown: fields of its spec that this version does not have.
+        unmarked: it is from before plans had a fingerprint and image folders portable names.
     """
 
     fingerprints: Fingerprints
     unknown: tuple[str, ...] = ()
+    unmarked: bool = False
 
 
 @dataclass(frozen=True)

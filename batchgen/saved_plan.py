@@ -64,7 +64,7 @@ def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
     )
     known = flatten(spec.model_dump(mode="json"))
     unknown = tuple(sorted(flatten(saved.spec).keys() - known.keys()))
-    frozen = Frozen(fingerprints, unknown)
+    frozen = Frozen(fingerprints, unknown, unmarked=saved.plan_fingerprint is None)
     plan = Plan(spec, saved.model, saved.files, saved.columns, saved.rows, frozen)
     changed = _changed_part(plan, saved, text)
     if changed:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from batchgen import runner
 from batchgen.images import encode_image
-from batchgen.ledger import DATA, Ledger, Written
+from batchgen.ledger import DATA, PLAN, Ledger, Written
 from batchgen.plan import Plan, is_safe
 from batchgen.progress import Tally
 from batchgen.storage import open_store
@@ -297,6 +297,22 @@ def test_label_folders_stay_apart_where_case_is_one() -> None:
     assert label_folder("A", portable=False) == "A"
 
 
+def test_an_image_folder_of_the_first_version_is_gone_on_with_as_it_was_begun(
+    tmp_path: Path,
+) -> None:
+    """Otherwise one label would have two folders, which readers take for two classes."""
+    path = write_columns(tmp_path / "a.parquet", {"prompt": prompts(4), "kind": ["Cat", "dog"] * 2})
+    settings = {"output__samples_per_shard": 2, "output__format": "image-folder"}
+    plan = plan_for(path, tmp_path / "out", input__columns__label="kind", **settings)
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    tree = json.loads(plan.to_json())
+    del tree["plan_fingerprint"]
+    ledger.store.put(PLAN, json.dumps(tree).encode())
+    make_output(ledger.require_plan(), ledger)
+    assert sorted(one.name for one in (tmp_path / "out/data").iterdir()) == ["Cat", "dog"]
+    assert verify(ledger).problems == []
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_shard_of_no_accepted_samples(name: str, tmp_path: Path) -> None:
     path = write_columns(tmp_path / "a.parquet", {"prompt": ["", "", "cat", "dog"]})
@@ -484,7 +500,7 @@ LISTED: list[tuple[str, Damage, str]] = [
         "data/00007.tar belongs to no committed shard",
     ),
     ("webdataset", lambda out: name_no_data(out, 3), "shard 3: its marker names no data file"),
-    ("webdataset", empty_marker, "00003.json: its marker cannot be read"),
+    ("webdataset", empty_marker, "00003.json is damaged"),
     ("image-folder", lambda out: image_of(out, 2).unlink(), "data/1/00002/a-00000007-v0.png: "),
     (
         "image-folder",
@@ -502,7 +518,7 @@ LISTED: list[tuple[str, Damage, str]] = [
         "data/new/00000/metadata.jsonl belongs to no committed shard",
     ),
     ("image-folder", lambda out: name_no_data(out, 3), "shard 3: its files hold 0 accepted"),
-    ("image-folder", empty_marker, "00003.json: its marker cannot be read"),
+    ("image-folder", empty_marker, "00003.json is damaged"),
     *(
         (
             name,

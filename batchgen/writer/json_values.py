@@ -191,11 +191,10 @@ def _structs_of(values: Sequence[Any], kind: pa.StructType) -> pa.Array:
     if not fields:
         return pa.array(values, kind)
     alike = len({field.name for field in fields}) < len(fields)
+    keys = [place if alike else field.name for place, field in enumerate(fields)]
     columns = [
-        from_json(
-            _each(values, lambda one, key=place if alike else field.name: one[key]), field.type
-        )
-        for place, field in enumerate(fields)
+        from_json([None if one is None else one[key] for one in values], field.type)
+        for key, field in zip(keys, fields, strict=True)
     ]
     return pa.StructArray.from_arrays(columns, fields=fields, mask=_nulls(values))
 

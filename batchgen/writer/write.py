@@ -25,8 +25,11 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(plan: Plan) -> Format:
-    """The format of a plan's data files."""
-    return FORMATS[plan.spec.output.format]
+    """The format of a plan's data files; one that was begun is gone on with as it was begun."""
+    form = FORMATS[plan.spec.output.format]
+    if isinstance(form, ImageFolder) and plan.frozen is not None and plan.frozen.unmarked:
+        return ImageFolder(portable=False)
+    return form
 
 
 def write_shard(
