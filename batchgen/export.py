@@ -45,7 +45,7 @@ def export(source: Ledger, target: Store, format: str) -> int:
     exported = replace(plan, spec=_moved(plan.spec, target, format), frozen=None)
     ledger = Ledger(target)
     with hold_lease(target, lambda reason: None) as lease:
-        _prepare(source, ledger, exported)
+        exported = _prepare(source, ledger, exported)
         pending = ledger.states(exported).pending
         for _ in _each(source, plan, ledger, exported, pending):
             if lease.lost.is_set():
@@ -69,16 +69,17 @@ def _moved(spec: Spec, target: Store, format: str) -> Spec:
     return spec.model_copy(update={"output": output})
 
 
-def _prepare(source: Ledger, ledger: Ledger, exported: Plan) -> None:
+def _prepare(source: Ledger, ledger: Ledger, exported: Plan) -> Plan:
     """Freeze the plan in an empty target, or see that it is the one that is there."""
     job = _moved(source.job(), ledger.store, exported.spec.output.format)
     saved = ledger.plan()
     if saved is None:
         _refuse_unless_empty(ledger.store)
         ledger.freeze(exported, job)
-        return
-    compare(saved, exported)
+        return exported
+    exported = compare(saved, exported)
     ledger.store.put(JOB, job.to_yaml().encode())  # the last export may have ended before it
+    return exported
 
 
 def _refuse_unless_empty(target: Store) -> None:

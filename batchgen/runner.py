@@ -52,7 +52,7 @@ def run(
     part = part_of(plan, shards)
     with interruptible() as interrupt, hold_lease(ledger.store, interrupt, part) as lease:
         if not ledger.freeze(plan, spec):
-            compare(ledger.require_plan(), plan)
+            plan = compare(ledger.require_plan(), plan)
         if part is None:
             ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
         states = ledger.states(plan)

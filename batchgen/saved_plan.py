@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -89,8 +89,11 @@ def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
     return None
 
 
-def compare(saved: Plan, now: Plan) -> None:
+def compare(saved: Plan, now: Plan) -> Plan:
     """Refuse to go on with an output that was planned from something else.
+
+    Returns:
+        The plan of now, under the fingerprints that the output's markers hold.
 
     Raises:
         PlanChanged: the first field that differs, with both values.
@@ -116,6 +119,7 @@ def compare(saved: Plan, now: Plan) -> None:
                 f"input file {path}: {fact}", getattr(there, fact), getattr(here, fact)
             )
     _refuse_if_changed("input columns", saved.columns, now.columns)
+    return replace(now, frozen=saved.frozen)
 
 
 def _refuse_if_changed(field: str, before: object, after: object) -> None:
