@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 
 from batchgen.documents import Count, Number, Time, Version, read_document
-from batchgen.errors import DamagedRecord, InputError, SpecError
+from batchgen.errors import DamagedRecord, InputError, PlanChanged, SpecError
 from batchgen.plan import Plan
 from batchgen.saved_plan import read_plan
 from batchgen.spec import Spec, build
@@ -83,6 +84,13 @@ class Marker:
         if self.spec_fingerprint != plan.fingerprints.spec:
             return False
         return self.plan_fingerprint in (None, plan.fingerprint)
+
+    def shares_plan(self, other: Marker) -> bool:
+        """As far as both tell, they were made for one plan."""
+        if self.spec_fingerprint != other.spec_fingerprint:
+            return False
+        known = {self.plan_fingerprint, other.plan_fingerprint} - {None}
+        return len(known) < 2
 
 
 @dataclass(frozen=True)
@@ -239,22 +247,80 @@ class Ledger:
             raise DamagedRecord(f"{place} is the marker of shard {marker.shard}; {remedy}")
         return marker
 
+    def committed(self, plan: Plan, shard: int) -> Marker | None:
+        """The shard's marker if it can be read; without one, the shard is to be made.
+
+        Raises:
+            PlanChanged: it was made for another plan.
+            NewerFormat: it was written by a later version.
+        """
+        try:
+            marker = self.marker(shard)
+        except DamagedRecord:
+            return None
+        if marker is not None and not marker.is_of(plan):
+            raise self.foreign(shard)
+        return marker
+
+    def foreign(self, shard: int) -> PlanChanged:
+        """What to raise for a marker that was made for another plan."""
+        return PlanChanged(
+            f"{self.store.url}/{_marker_name(shard)} was made for another plan, from other inputs, "
+            "settings or weights; put back the marker and the data of this output, or remove it, "
+            "and `batchgen resume` makes the shard again"
+        )
+
     def markers(self, shards: Iterable[int]) -> Iterator[Marker]:
-        """The markers of committed shards, in order of number."""
+        """The markers that can be read, in order of number; shards without one are to be made."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            for marker in pool.map(self.marker, sorted(shards)):
+            for marker in pool.map(self._readable, sorted(shards)):
                 if marker is not None:
                     yield marker
 
+    def _readable(self, shard: int) -> Marker | None:
+        try:
+            return self.marker(shard)
+        except DamagedRecord:
+            return None
+
     def commit(self, marker: Marker) -> Marker:
-        """Make the shard committed. Another attempt's marker over the same files counts as ours."""
+        """Make the shard committed, if no other attempt has done so: the first marker wins.
+
+        It is replaced only where it is damaged, or storage does not hold what it names any more:
+        then this attempt's files have taken their place.
+
+        Returns:
+            The marker that stands.
+
+        Raises:
+            PlanChanged: a marker of another plan stands there.
+        """
         if not self.store.put_new(_marker_name(marker.shard), marker.to_json()):
-            other = self.marker(marker.shard)
-            if other is not None and other.files == marker.files:
-                return other
+            first = self._readable(marker.shard)
+            if first is not None and not first.shares_plan(marker):
+                raise self.foreign(marker.shard)
+            if first is not None and (first.files == marker.files or self._holds(first)):
+                self._remove_others(marker, first)
+                return first
             self.store.put(_marker_name(marker.shard), marker.to_json())
         self.store.delete(_failed_name(marker.shard))
         return marker
+
+    def _remove_others(self, marker: Marker, first: Marker) -> None:
+        """What this attempt has put beside the files of the first; schemas belong to all shards."""
+        for name in {one.name for one in marker.files} - {one.name for one in first.files}:
+            if name.startswith((f"{DATA}/", f"{REJECTS}/")):
+                self.store.delete(name)
+
+    def _holds(self, marker: Marker) -> bool:
+        """Every file that the marker names is there with its bytes."""
+        try:
+            return all(
+                hashlib.sha256(self.store.read(file.name)).hexdigest() == file.sha256
+                for file in marker.files
+            )
+        except (FileNotFoundError, InputError):
+            return False
 
     def fail(self, failed: FailedMarker) -> None:
         self.store.put(_failed_name(failed.shard), failed.to_json())
@@ -286,7 +352,7 @@ class Ledger:
     def logs(self) -> str:
         """What all runs on this output have said, the first one's first."""
         names = sorted(self.store.list(LOGS))
-        return "".join(self.store.read(f"{LOGS}/{name}").decode() for name in names)
+        return "".join(self.store.read(f"{LOGS}/{name}").decode(errors="replace") for name in names)
 
     def _numbers(self, folder: str) -> Iterator[int]:
         numbers = (_shard_of(name) for name in self.store.list(folder))

@@ -32,15 +32,28 @@ class Outcome:
 
 
 def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
-    """The counts so far, from markers."""
+    """The counts so far, from markers; what has none that can be read is pending.
+
+    Raises:
+        PlanChanged: a marker was made for another plan.
+    """
+    return take_stock(plan, ledger, states)[0]
+
+
+def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, States]:
+    """The counts so far, and the states without those markers that cannot be read."""
     first, stop = states.numbers.start, states.numbers.stop
     samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
     tally = Tally(len(states.numbers), samples)
+    committed = set()
     for marker in ledger.markers(states.committed):
+        if not marker.is_of(plan):
+            raise ledger.foreign(marker.shard)
+        committed.add(marker.shard)
         count(tally, marker)
     for failure in ledger.failures(states.failed):
         count(tally, replace(failure, planned=plan.samples_of(failure.shard)))
-    return tally
+    return tally, replace(states, committed=frozenset(committed))
 
 
 def count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> None:

@@ -14,7 +14,7 @@ from batchgen import report
 from batchgen.errors import BatchgenError, Interrupted, SpecError
 from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
 from batchgen.ledger import PLAN, FailedMarker, Ledger, States
-from batchgen.outcome import Outcome, count, stop_when_hopeless, tally_of, verdict_of
+from batchgen.outcome import Outcome, count, stop_when_hopeless, take_stock, tally_of, verdict_of
 from batchgen.plan import Plan, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
@@ -58,9 +58,12 @@ def run(
         states = ledger.states(plan)
         if part is not None:
             states = states.within(range(*part))
-        tally = tally_of(plan, ledger, states)
+        listed = states
+        tally, states = take_stock(plan, ledger, states)
         with Progress(tally, quiet) as progress, _kept(ledger, lease, progress):
             progress.say(_opening(plan, states, tally.samples))
+            for shard in sorted(listed.committed - states.committed):
+                progress.say(f"shard {shard} is made again: its marker cannot be read")
             if states.pending:
                 _stream(plan, ledger, states, progress, address, lease, interrupt)
         return finalize(plan, ledger, tally, part)

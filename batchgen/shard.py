@@ -308,8 +308,14 @@ class ImagePool:
 
 
 def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attempt: int) -> Marker:
-    """Write data, rejects, and the marker last; every planned sample is in one of the two files."""
+    """Write data, rejects, and the marker last; every planned sample is in one of the two files.
+
+    If another attempt has committed the shard meanwhile, its files are left as they are.
+    """
     finished = images.finished()
+    committed = ledger.committed(plan, work.rows.shard)
+    if committed is not None:
+        return committed
     dropped = [*work.dropped, *images.dropped]
     counts = Counts(
         planned=work.rows.stop_sample - work.rows.first_sample,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +17,14 @@ from typing import Any
 import pytest
 
 from batchgen import lease as lease_module
-from batchgen.errors import DamagedRecord, InputError, NewerFormat, OutputBusy, StorageFailed
+from batchgen.errors import (
+    DamagedRecord,
+    InputError,
+    NewerFormat,
+    OutputBusy,
+    PlanChanged,
+    StorageFailed,
+)
 from batchgen.lease import (
     LEASE_SECONDS,
     LEASES,
@@ -36,6 +44,7 @@ from batchgen.ledger import (
     parse_marker,
     rejects_name,
 )
+from batchgen.outcome import tally_of
 from batchgen.storage import Store, open_store
 from tests.datasets_on_disk import paper_plan, spec_for
 
@@ -138,12 +147,70 @@ def test_a_second_attempts_commit_yields_the_first(ledger: Ledger) -> None:
     assert ledger.marker(3) == MARKER
 
 
-def test_a_commit_over_other_files_stands(ledger: Ledger) -> None:
-    """The data files were replaced before the marker, so the marker has to name the new ones."""
-    ledger.commit(MARKER)
-    other = replace(MARKER, files=(replace(MARKER.files[0], sha256="c" * 64), MARKER.files[1]))
-    assert ledger.commit(other) == other
-    assert ledger.marker(3) == other
+def put_files(ledger: Ledger, marker: Marker, data: bytes) -> Marker:
+    """The marker over files that hold this data."""
+    digest = hashlib.sha256(data).hexdigest()
+    files = tuple(replace(one, bytes=len(data), sha256=digest) for one in marker.files)
+    for file in files:
+        ledger.store.put(file.name, data)
+    return replace(marker, files=files)
+
+
+def test_the_first_marker_wins_while_its_files_are_there(ledger: Ledger) -> None:
+    first = put_files(ledger, MARKER, b"first")
+    ledger.commit(first)
+    late = replace(MARKER, files=(Written("_batchgen/rejects/00009.parquet", 4, "c" * 64, 4),))
+    ledger.store.put("_batchgen/rejects/00009.parquet", b"late")
+    ledger.store.put("_batchgen/schemas/0.arrow", b"of all shards")
+    more = (*late.files, Written("_batchgen/schemas/0.arrow", 4, "d" * 64, 0))
+    assert ledger.commit(replace(late, files=more)) == first
+    assert ledger.marker(3) == first
+    assert list(ledger.store.list("_batchgen/rejects")) == ["00003.parquet"]
+    assert ledger.store.list("_batchgen/schemas")
+
+
+def test_a_marker_whose_files_were_replaced_is_replaced_as_well(ledger: Ledger) -> None:
+    """Two attempts that both found no marker: the one that wrote its files last is named."""
+    ledger.commit(put_files(ledger, MARKER, b"first"))
+    last = put_files(ledger, MARKER, b"last")
+    assert ledger.commit(last) == last == ledger.marker(3)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"[" * 100_000])
+def test_a_damaged_marker_is_made_again(ledger: Ledger, data: bytes) -> None:
+    ledger.store.put("_batchgen/shards/00003.json", data)
+    plan = paper_plan([[5]], output__samples_per_shard=1)
+    assert ledger.committed(plan, 3) is None
+    assert list(ledger.markers([3])) == []
+    assert ledger.commit(MARKER) == MARKER == ledger.marker(3)
+
+
+def test_a_marker_of_another_plan_is_neither_adopted_nor_replaced(ledger: Ledger) -> None:
+    foreign = replace(MARKER, plan_fingerprint="1" * 64)
+    ledger.commit(foreign)
+    with pytest.raises(PlanChanged, match=r"00003\.json was made for another plan"):
+        ledger.commit(replace(MARKER, plan_fingerprint="2" * 64))
+    plan = paper_plan([[5]], output__samples_per_shard=1)
+    with pytest.raises(PlanChanged, match="makes the shard again"):
+        ledger.committed(plan, 3)
+    with pytest.raises(PlanChanged, match="other inputs, settings or weights"):
+        tally_of(plan, ledger, ledger.states(plan))
+    assert ledger.marker(3) == foreign
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path, store: Store) -> None:
+    store.put("_batchgen/plan.json", b"{}")
+    placed = Ledger(store.in_place())
+    (tmp_path / "out").rename(tmp_path / "moved")
+    for write in (
+        lambda: placed.commit(MARKER),
+        lambda: placed.fail(FAILURE),
+        lambda: placed.log(1, ["x"]),
+        lambda: placed.store.put("data/x", b""),
+    ):
+        with pytest.raises(StorageFailed, match="out is gone: it was deleted or moved"):
+            write()
+    assert not (tmp_path / "out").exists()
 
 
 def test_markers_come_in_order_of_shard(ledger: Ledger) -> None:

@@ -107,7 +107,7 @@ class StageActor(ABC):
 
     def _load(self) -> None:
         configure(self.plan.spec.storage_options, self.plan.spec.storage.limits())
-        self.ledger = Ledger(open_store(self.url))
+        self.ledger = Ledger(open_store(self.url).in_place())
         self.devices = _devices()
         with self.watch:
             self.load()
@@ -196,7 +196,7 @@ class StageActor(ABC):
 
     def _settled(self, number: int) -> Frame | None:
         """How the shard ended in this run, if its answer was lost with the actor that gave it."""
-        marker = self.ledger.marker(number)
+        marker = self.ledger.committed(self.plan, number)
         if marker is not None:
             return Frame(number, frames.COMMITTED, marker.attempt, marker.to_json())
         for failed in self.ledger.failures([number]):

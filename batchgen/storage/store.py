@@ -44,7 +44,7 @@ class Store:
 
     Writes are whole objects: a reader sees the old object, the new one, or none, never a part. What
     fails on its way over a network is tried again for ``patience_s``; 0 elsewhere, where it raises
-    RetryShard at once.
+    RetryShard at once. With ``stays`` the folder must be there, see ``in_place``.
     """
 
     fs: AbstractFileSystem
@@ -52,6 +52,7 @@ class Store:
     url: str
     local: bool
     patience_s: float = 0.0
+    stays: bool = False
 
     def path(self, name: str) -> str:
         """Where the object of this name lies; the root for an empty one.
@@ -70,6 +71,13 @@ class Store:
     def impatient(self) -> Store:
         """The same place, each fault of which is the caller's to try again."""
         return replace(self, patience_s=0.0)
+
+    def in_place(self) -> Store:
+        """The same folder, which somebody has made: where it is gone, no write makes it anew.
+
+        Writes then raise StorageFailed. In a bucket, which has no folders, it makes no difference.
+        """
+        return replace(self, stays=True)
 
     def read(self, name: str) -> bytes:
         """The whole object.
@@ -227,6 +235,8 @@ class Store:
 
     @contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
+        if self.stays and not os.path.isdir(self.root):
+            raise StorageFailed(f"{self.url} is gone: it was deleted or moved meanwhile")
         os.makedirs(self.path(TEMPORARY), exist_ok=True)
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
         temporary = self.path(f"{TEMPORARY}/{uuid.uuid4().hex}")
