@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from batchgen.columns import field_twice
 from batchgen.conditions import check_maker
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.replicas import ModelInfo
@@ -102,6 +103,13 @@ def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
             )
         if schema.names.count(name) > 1:
             raise InputError(f"{field}: column {name!r} stands twice in {path}")
+        twice = field_twice(schema.field(name).type)
+        if twice is not None:
+            raise InputError(
+                f"{field}: column {name!r} in {path} is a struct in which {twice!r} stands twice, "
+                "which no row can tell apart; rename one, or leave the column out by "
+                "input.keep_columns"
+            )
         part = field.removeprefix("input.columns.")
         _check_type(part, name, schema.field(name).type, path)
 

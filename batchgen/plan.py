@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen import __version__
+from batchgen.columns import plain_type
 from batchgen.documents import Count
 from batchgen.errors import InputError
 from batchgen.fit import check_columns, check_fit, settle
@@ -315,7 +316,7 @@ def refuse_duplicate_keys(plan: Plan) -> None:
         )
 
 
-def _key_digests(plan: Plan, column: str) -> Iterator[bytes]:
+def _key_digests(plan: Plan, name: str) -> Iterator[bytes]:
     """16-byte digests of the keys in row order; zeros for a null.
 
     Arrow reads without threads of its own here and wherever it reads from a Python file: they can
@@ -327,8 +328,9 @@ def _key_digests(plan: Plan, column: str) -> Iterator[bytes]:
             return
         with open_input(file.path, plan.spec.input.path, file.etag) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=False)
-            for batch in parquet.iter_batches(65_536, columns=[column], use_threads=False):
-                values = python_values(batch.column(0))[:left]
+            for batch in parquet.iter_batches(65_536, columns=[name], use_threads=False):
+                column = batch.column(0)
+                values = python_values(column.cast(plain_type(column.type)))[:left]
                 left -= len(values)
                 yield b"".join(
                     bytes(16)

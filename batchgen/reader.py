@@ -18,6 +18,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.columns import largest_row, plain_table
 from batchgen.errors import InputError, RetryShard
 from batchgen.plan import COUNTED_COLUMN, Plan, SourceFile, row_key
 from batchgen.records import ShardRows
@@ -27,6 +28,7 @@ from batchgen.storage import open_input
 MAX_SPANS = 64
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 16 << 20
+_MOST_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 20
 
 
@@ -189,9 +191,7 @@ class _Files:
                 use_threads=False,
             ):
                 table = pa.Table.from_batches([batch]).select(self._columns)
-                nullable = pa.schema([field.with_nullable(True) for field in table.schema])
-                nullable = nullable.with_metadata(table.schema.metadata)
-                yield table.cast(nullable), self._counted.take()
+                yield plain_table(table), self._counted.take()
         except FileNotFoundError as error:
             raise InputError(
                 f"input file {group.path} has vanished; put it back, or write to a new output"
@@ -205,9 +205,16 @@ class _Files:
             raise RetryShard(f"cannot read {group.path}: {what}") from error
 
     def _batch_rows(self, group: Group) -> int:
-        """So many rows that a batch stays near ``_BATCH_BYTES``, images in it or not."""
-        size = self._parquet.metadata.row_group(group.index).total_byte_size
-        return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES * group.rows // max(1, size))))
+        """So many rows that a batch stays near its bounds, images in it or not.
+
+        One bound is for what is usual. The other holds whatever is stored: a file of 1 kB may hold
+        a thousand rows that all name one text of megabytes.
+        """
+        metadata = self._parquet.metadata.row_group(group.index)
+        usual = _BATCH_BYTES * group.rows // max(1, metadata.total_byte_size)
+        assert self._raw is not None
+        at_most = _MOST_BYTES // max(1, largest_row(self._raw, metadata, self._columns))
+        return int(min(_BATCH_ROWS, max(1, min(usual, at_most))))
 
     def _open(self, group: Group) -> None:
         self.close()

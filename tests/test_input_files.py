@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.errors import InputError
+from batchgen.errors import InputError, SpecError
 from batchgen.reader import make_spans, read_columns, read_span
+from batchgen.spec import build, merge
 from batchgen.storage import find_files, open_input
 from tests.datasets_on_disk import plan_for, write_prompts
 
@@ -151,3 +152,9 @@ def test_times_are_equal_to_the_second_where_a_disk_keeps_no_more(
     else:
         with pytest.raises(InputError, match="has changed"):
             open_input(str(path), str(path), planned)
+
+
+@pytest.mark.parametrize("count", [10**10 + 1, 10**13, 10**15, 10**30])
+def test_a_count_that_no_plan_could_hold_is_refused_by_name(count: int) -> None:
+    with pytest.raises(SpecError, match=rf"input\.count: got {count}; allowed: less than or equal"):
+        build(merge({}, {"input.count": count, "output.url": "out"}))

@@ -42,6 +42,7 @@ FLOORS = {
         "progress",
     ),
     2: (
+        "columns",
         "documents",
         "families",
         "conditions",

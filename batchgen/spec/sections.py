@@ -10,6 +10,7 @@ from batchgen.errors import SpecError
 from batchgen.model_spec import Section
 
 MAX_SIZE = 4096
+MAX_COUNT = 10**10  # the plan notes every 65,536 of them
 
 Eta = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Noise = Annotated[int, Field(ge=0, le=1000)]
@@ -75,7 +76,7 @@ class Input(Section):
     """Where the rows come from: a Parquet file, a folder of them or a glob, on any fsspec URL."""
 
     path: str = ""
-    count: Annotated[int, Field(ge=1)] | None = Field(
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
         default=None, description="instead of a path: so many rows that carry nothing"
     )
     columns: Columns = Columns()

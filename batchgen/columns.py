@@ -1,0 +1,131 @@
+"""The columns of an input file as they are read: plain types, and how large their values may be."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_FEATURES = b"huggingface"
+_SMALL = 1 << 16  # a chunk of so many bytes is not looked into
+_VARINTS = 24  # bytes that hold the first two fields of a page's header
+_SHARING = ("PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY")
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type with text and bytes for their views, at any depth: few kernels take views."""
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.string()
+    if types.is_binary_view(kind):
+        return pa.binary()
+    if types.is_list(kind):
+        return pa.list_(_plain_field(kind.value_field))
+    if types.is_large_list(kind):
+        return pa.large_list(_plain_field(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if types.is_map(kind):
+        fields = _plain_field(kind.key_field), _plain_field(kind.item_field)
+        return pa.map_(*fields, keys_sorted=kind.keys_sorted)
+    if types.is_struct(kind):
+        return pa.struct([_plain_field(field) for field in kind])
+    return kind
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(plain_type(field.type))
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """The table in plain types; every column may hold nulls; of its metadata what can be read."""
+    fields = [_plain_field(field).with_nullable(True) for field in table.schema]
+    return table.cast(pa.schema(fields, _plain_metadata(table.schema.metadata)))
+
+
+def _plain_metadata(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
+    """Without what `datasets` is told of the columns, where that is not as it writes it."""
+    if not metadata or _FEATURES not in metadata:
+        return metadata
+    try:
+        features = json.loads(metadata[_FEATURES])["info"]["features"]
+        is_sound = features is None or all(
+            isinstance(one, dict | list) for one in features.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_sound = False
+    if is_sound:
+        return metadata
+    return {name: value for name, value in metadata.items() if name != _FEATURES}
+
+
+def field_twice(kind: pa.DataType) -> str | None:
+    """A field's name that stands twice in a struct, at any depth; None if there is none."""
+    fields = [kind.field(number) for number in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        names: list[str] = [field.name for field in fields]
+        for name in names:
+            if names.count(name) > 1:
+                return name
+    found = (field_twice(field.type) for field in fields)
+    return next((name for name in found if name is not None), None)
+
+
+def largest_row(file: BinaryIO, group: pq.RowGroupMetaData, columns: list[str]) -> int:
+    """Bytes that a row of the group may take once decoded, at the most.
+
+    What is stored once and named many times, as by a dictionary, takes its size in each row that
+    names it. (Of a list's values the mean number is assumed.)
+    """
+    most = 0
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if chunk.path_in_schema.partition(".")[0] not in columns:
+            continue
+        per_row = -(-max(chunk.num_values, 1) // max(group.num_rows, 1))
+        mean = -(-chunk.total_uncompressed_size // max(chunk.num_values, 1))
+        is_shared = chunk.physical_type == "BYTE_ARRAY" and any(
+            one in _SHARING for one in chunk.encodings
+        )
+        most += per_row * (_largest_value(file, chunk) if is_shared else mean)
+    return most
+
+
+def _largest_value(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
+    """No value is larger than the dictionary that it stands in, if it stands in one."""
+    start, whole = chunk.dictionary_page_offset, int(chunk.total_uncompressed_size)
+    if start is None or whole <= _SMALL or "DELTA_BYTE_ARRAY" in chunk.encodings:
+        return whole
+    file.seek(start)
+    size = _unpacked_size(file.read(_VARINTS))
+    return whole if size is None else size
+
+
+def _unpacked_size(header: bytes) -> int | None:
+    """From a page's header, its size once unpacked.
+
+    Format: Parquet's ``PageHeader`` in Thrift's compact protocol. Its first field is the type of
+    page, its second the size; both are i32, so each is 0x15 and a zigzag varint.
+    """
+    source = io.BytesIO(header)
+    value = None
+    for _ in range(2):
+        if source.read(1) != b"\x15":
+            return None
+        value = _varint(source)
+    return None if value is None else (value >> 1) ^ -(value & 1)
+
+
+def _varint(source: io.BytesIO) -> int | None:
+    value = 0
+    for shift in range(0, 35, 7):
+        byte = source.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    return None
