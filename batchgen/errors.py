@@ -144,7 +144,7 @@ class VerifyFailed(StopJob):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -154,7 +154,12 @@ def shown(value: object) -> str:
         return "nothing"
     if isinstance(value, Mapping):
         return "a mapping"
-    text = repr(value)
+    if isinstance(value, list | tuple) and any(isinstance(one, list | Mapping) for one in value):
+        return "a list"
+    try:
+        text = repr(value)
+    except ValueError:  # a number beyond what Python writes in figures
+        text = "a number of too many digits"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)})"
 
 

@@ -12,7 +12,7 @@ from batchgen.documents import Count, Number, Time, Version, read_document
 from batchgen.errors import DamagedRecord, InputError, PlanChanged, SpecError
 from batchgen.plan import Plan
 from batchgen.saved_plan import read_plan
-from batchgen.spec import Spec, build
+from batchgen.spec import Spec, parse_yaml, stored
 from batchgen.storage import Store
 
 PLAN = "_batchgen/plan.json"
@@ -204,15 +204,13 @@ class Ledger:
         Raises:
             InputError: it is not there, or is damaged.
         """
-        import yaml
-
         try:
-            return build(yaml.safe_load(self.store.read(JOB)))
+            return stored(parse_yaml(self.store.read(JOB), JOB))
         except FileNotFoundError as error:
             raise InputError(
                 f"output {self.store.url}: no {JOB} there; nothing was run into it"
             ) from error
-        except (yaml.YAMLError, UnicodeDecodeError, SpecError) as error:
+        except (InputError, SpecError) as error:
             raise InputError(
                 f"{self.store.url}/{JOB}: no spec can be read from it ({error}); `batchgen run` "
                 "with the spec of the first run goes on without it"

@@ -18,7 +18,9 @@ QuantizationOption = bool | int | float | str | tuple[str, ...] | None
 class Section(BaseModel):
     """A frozen part of the spec that knows its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True
+    )
 
     @model_validator(mode="before")
     @classmethod

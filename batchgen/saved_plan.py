@@ -6,8 +6,6 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from batchgen.documents import Count, Version, parse_json, read_document
 from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged, SpecError
 from batchgen.plan import (
@@ -20,7 +18,7 @@ from batchgen.plan import (
     plan_fingerprint,
 )
 from batchgen.replicas import ModelInfo
-from batchgen.spec import Spec, canonical_json, flatten, result_fields
+from batchgen.spec import canonical_json, flatten, result_fields, stored
 
 _REMEDY = "put a whole copy of it there, or write to a new output"
 
@@ -54,8 +52,8 @@ def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
             f"{VERSION}): use that version, or write to a new output"
         )
     try:
-        spec = Spec.model_validate(saved.spec, extra="ignore")
-    except (ValidationError, SpecError) as error:
+        spec = stored(saved.spec, extra="ignore")
+    except SpecError as error:
         raise DamagedRecord(f"{place} is damaged (its spec: {error}); {_REMEDY}") from error
     fingerprints = Fingerprints(
         saved.spec_fingerprint,

@@ -133,12 +133,12 @@ KEEPS_THE_RESULT: dict[str, Any] = {
 
 def base_for(field: str) -> dict[str, Any]:
     """A valid spec in which the field may be changed alone."""
-    if field in ("task", "input.columns.image", "input.columns.strength", "conditioning.resize"):
+    if field in ("task", "input.columns.image", "conditioning.resize") or "strength" in field:
         return IMAGES
     if field == "input.columns.lora":
         return merge(MINIMAL, {"model.loras": CHANGES_THE_RESULT["model.loras"]})
     for task, parts in ONLY_IN.items():
-        if field.removeprefix("input.columns.") in parts:
+        if field.removeprefix("input.columns.").removeprefix("sampling.") in parts:
             needs = {f"input.columns.{part}": part for part in task_named(task).needs}
             return merge(MINIMAL, {"task": task, **needs})
     return MINIMAL
@@ -191,30 +191,30 @@ def test_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
 
 
 WRONG = [
-    ("variants", 0, "greater than or equal to 1"),
-    ("variants", "many", "integer"),
-    ("variants", 1.5, "integer"),
-    ("seed", -1, "greater than or equal to 0"),
-    ("seed", 2**63, "less than"),
+    ("variants", 0, "a whole number from 1 to 1,000,000"),
+    ("variants", "many", "a whole number from 1 to 1,000,000"),
+    ("variants", 1.5, "a whole number from 1 to 1,000,000"),
+    ("seed", -1, "a whole number of 0 or more and below 9,223,372,036,854,775,808"),
+    ("seed", 2**63, "below 9,223,372,036,854,775,808"),
     ("task", "text-to-video", "text-to-image, image-to-image, inpainting"),
-    ("model.dtype", "fp16", "'float32', 'float16' or 'bfloat16'"),
-    ("sampling.num_inference_steps", 0, "greater than or equal to 1"),
-    ("sampling.guidance_scale", -0.5, "greater than or equal to 0"),
-    ("sampling.guidance_scale", float("nan"), "finite"),
-    ("sampling.strength", 0.0, "greater than 0"),
-    ("sampling.strength", 1.01, "less than or equal to 1"),
-    ("sampling.width", 60, "multiple of 8"),
-    ("sampling.height", 8192, "less than or equal to 4096"),
-    ("input.limit", 0, "greater than or equal to 1"),
-    ("input.keep_columns", "prompt", "tuple"),
-    ("output.samples_per_shard", 0, "greater than or equal to 1"),
-    ("output.image_format", "gif", "'png', 'jpeg' or 'webp'"),
-    ("output.image_quality", 101, "less than or equal to 100"),
-    ("resources.layout", "pipelined", "'fused' or 'staged'"),
-    ("resources.batch_size", 0, "greater than or equal to 1"),
-    ("resources.generate.num_cpus", 0, "greater than 0"),
-    ("policy.failed_limit", 1.5, "less than or equal to 1"),
-    ("policy.shard_retries", -1, "greater than or equal to 0"),
+    ("model.dtype", "fp16", "float32, float16 or bfloat16"),
+    ("sampling.num_inference_steps", 0, "a whole number from 1 to 1,000"),
+    ("sampling.guidance_scale", -0.5, "a number from 0 to 100"),
+    ("sampling.guidance_scale", float("nan"), "a number from 0 to 100"),
+    ("sampling.strength", 0.0, "a number above 0 and up to 1"),
+    ("sampling.strength", 1.01, "a number above 0 and up to 1"),
+    ("sampling.width", 60, "a whole number from 8 to 4,096, a multiple of 8"),
+    ("sampling.height", 8192, "a whole number from 8 to 4,096, a multiple of 8"),
+    ("input.limit", 0, "a whole number of 1 or more"),
+    ("input.keep_columns", "prompt", "a list of text"),
+    ("output.samples_per_shard", 0, "a whole number from 1 to 100,000"),
+    ("output.image_format", "gif", "png, jpeg or webp"),
+    ("output.image_quality", 101, "a whole number from 1 to 100"),
+    ("resources.layout", "pipelined", "fused or staged"),
+    ("resources.batch_size", 0, "a whole number from 1 to 1,024"),
+    ("resources.generate.num_cpus", 0, "a number above 0"),
+    ("policy.failed_limit", 1.5, "a number from 0 to 1"),
+    ("policy.shard_retries", -1, "a whole number from 0 to 100"),
 ]
 
 
@@ -263,7 +263,7 @@ def test_an_unknown_key_far_from_all_lists_what_is_allowed() -> None:
     ],
 )
 def test_a_missing_field_names_its_flag(tree: dict[str, Any], field: str, flag: str) -> None:
-    with pytest.raises(SpecError, match="required") as caught:
+    with pytest.raises(SpecError, match="got nothing; needed: ") as caught:
         build(tree)
     assert caught.value.field == field
     assert flag in caught.value.allowed
@@ -355,7 +355,7 @@ def test_yaml_round_trip(field: str, tmp_path: Path) -> None:
     ("content", "word"),
     [
         (None, "No such file"),
-        (b"input: [", "not YAML"),
+        (b"input: [", "line 1"),
         (b"\xff\xfe\x00", "not YAML"),
         (b"- a\n- b\n", "sections"),
         (b"", "sections"),

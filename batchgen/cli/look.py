@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 
 import click
@@ -28,7 +29,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
 
     facts: dict[str, object] = {}
     output = job
-    if address or "/" not in job:
+    if address or ("/" not in job and not os.path.isdir(job)):
         from batchgen.submit import output_of
 
         found = ask(job, address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -13,6 +14,7 @@ from batchgen import __version__
 from batchgen.cli.echo import echo
 from batchgen.errors import BatchgenError, SpecError, StopJob
 from batchgen.plain_text import plain
+from batchgen.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
     from batchgen.ledger import Ledger
@@ -23,15 +25,28 @@ Exit codes: 0 complete; 1 usage or spec; 2 finished with failed samples, or with
 the policy allows; 3 interrupted, resumable; 4 verification failed.
 """
 
+DEMO = "no --model: using the 32 x 32 demo model digits-shapes, which knows digits and shapes"
+DTYPES = ("float32", "float16", "bfloat16")
+IMAGE_FORMATS = ("png", "jpeg", "webp")
+LAYOUTS = ("fused", "staged")
+
+
+class Offered(click.Choice[str]):
+    """Values that the shell completes; what else is given the spec refuses, in its own words."""
+
+    def convert(self, value: Any, param: object, ctx: object) -> str:
+        return str(value)
+
+
 # Flag -> (dotted field of the spec, type, help). Flags win over the spec file.
 FIELDS: dict[str, tuple[str, Any, str]] = {
     "--input": ("input.path", str, "Parquet file, folder or glob; any fsspec URL."),
-    "--count": ("input.count", int, "Instead of --input: so many rows that carry nothing."),
+    "--count": ("input.count", int, "Instead of --input: number of rows to generate without one."),
     "--output": ("output.url", str, "Folder or URL for images, metadata and the run's ledger."),
-    "--task": ("task", str, "See `batchgen tasks`. [default: text-to-image]"),
+    "--task": ("task", Offered(TASK_NAMES), "See `batchgen tasks`. [default: text-to-image]"),
     "--model": ("model.path", str, "Shipped model, folder, hub id, URL. [default: digits-shapes]"),
     "--revision": ("model.revision", str, "Hub revision (branch, tag or commit)."),
-    "--dtype": ("model.dtype", str, "float32 (default), float16 or bfloat16."),
+    "--dtype": ("model.dtype", Offered(DTYPES), "[default: float32]"),
     "--scheduler": ("model.scheduler", str, "A diffusers scheduler class; default: the model's."),
     "--prompt-column": ("input.columns.prompt", str, "[default: prompt]"),
     "--negative-prompt-column": ("input.columns.negative_prompt", str, ""),
@@ -50,8 +65,8 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--seed": ("seed", int, "Run seed; each sample's own is derived from it and its key."),
     "--batch-size": ("resources.batch_size", int, "Fixed micro-batch size. [default: 8]"),
     "--samples-per-shard": ("output.samples_per_shard", int, "[default: 64]"),
-    "--image-format": ("output.image_format", str, "png (default), jpeg or webp."),
-    "--layout": ("resources.layout", str, "fused (default) or staged."),
+    "--image-format": ("output.image_format", Offered(IMAGE_FORMATS), "[default: png]"),
+    "--layout": ("resources.layout", Offered(LAYOUTS), "[default: fused]"),
     "--limit": ("input.limit", int, "Only the first rows of the dataset."),
 }
 
@@ -93,26 +108,36 @@ def _parameter(flag: str) -> str:
 def _spec(
     spec_file: str | None, flags: dict[str, Any], settings: tuple[str, ...], no_key_check: bool
 ) -> Spec:
-    import yaml
-
     from batchgen.spec import build, merge, read_yaml
 
-    dotted: dict[str, Any] = {}
-    for setting in settings:
-        field, mark, value = setting.partition("=")
-        if not mark:
-            raise SpecError("--set", setting, "FIELD=VALUE")
-        try:
-            dotted[field.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SpecError(f"--set {field}", value, "a YAML value") from error
+    dotted = _parsed("--set", settings, "FIELD=VALUE")
     for flag, value in flags.items():
         if value is not None:
             dotted[FIELDS[flag][0]] = value
     if no_key_check:
         dotted["input.check_keys"] = False
-    tree = read_yaml(spec_file) if spec_file else {}
-    return build(merge(tree, dotted))
+    tree = merge(read_yaml(spec_file) if spec_file else {}, dotted)
+    try:
+        spec = build(tree)
+    except SpecError as error:
+        raise error.beside([], _columns_there(error, tree)) from None
+    if "path" not in (tree.get("model") or {}):
+        echo(DEMO, err=True)
+    return spec
+
+
+def _columns_there(error: SpecError, tree: dict[str, Any]) -> str:
+    """Where a column has to be named: those of the input, if it is a file of this machine."""
+    path = str((tree.get("input") or {}).get("path"))
+    if not re.search(r"input\.columns\.\w+: got nothing", str(error)):
+        return ""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return f"the columns of {path}: {', '.join(pq.read_schema(path).names)}"
+    except (pa.ArrowException, OSError, ValueError):
+        return ""
 
 
 class Commands(click.Group):
@@ -165,19 +190,26 @@ def parse_storage_options(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     Raises:
         SpecError: not of the form, or a secret that is written down.
     """
-    import yaml
-
     from batchgen.spec import check_options, merge
 
-    dotted: dict[str, Any] = {}
-    for one in given:
-        field, mark, value = one.partition("=")
-        if not mark or "." not in field:
-            raise SpecError("--storage-option", field, "PROTOCOL.OPTION=VALUE")
-        dotted[field.strip()] = yaml.safe_load(value)
+    dotted = _parsed("--storage-option", given, "PROTOCOL.OPTION=VALUE")
     options: dict[str, dict[str, Any]] = merge({}, dotted)
     check_options(options)
     return options
+
+
+def _parsed(flag: str, given: tuple[str, ...], form: str) -> dict[str, Any]:
+    """Dotted name -> value, of options that are written as NAME=VALUE with a value in YAML."""
+    from batchgen.spec import parse_yaml
+
+    dotted: dict[str, Any] = {}
+    for one in given:
+        name, mark, value = one.partition("=")
+        if not mark:  # what stands there may be a secret
+            raise SpecError(flag, one, form, said="has no =")
+        name = name.strip()[:100]
+        dotted[name] = parse_yaml(value, f"{flag} {name}")
+    return dotted
 
 
 def open_ledger(output: str, storage_options: tuple[str, ...]) -> Ledger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -128,8 +129,8 @@ def find_added(path: str, revision: str | None, field: str, patterns: Sequence[s
     """
     if is_url(path):
         return _from_url(path, revision, field, Wanted(patterns))
-    here = Path(path).expanduser().absolute()
-    if here.exists():
+    here = _here(path).absolute()
+    if os.path.exists(here):
         return _without_revision(here, path, revision, field)
     if HUB_ID.fullmatch(path):
         return _from_hub(path, revision, field, Wanted(patterns)).folder
@@ -169,12 +170,12 @@ def _find(
         shipped = shipped_names()
     if is_url(path):
         return Found(_from_url(path, revision, field, wanted))
-    folder = Path(path).expanduser()
+    folder = _here(path)
     if path in shipped:
         return Found(_without_revision(SHIPPED / path, path, revision, field))
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return Found(_without_revision(folder.resolve(), path, revision, field))
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise ModelError(f"{field} {path} is a file; allowed: a folder in diffusers layout")
     if HUB_ID.fullmatch(path):
         return _from_hub(path, revision, field, wanted)
@@ -189,8 +190,14 @@ def _is_named_as_file(path: str) -> bool:
     """Whether a model's path is that of a file; one that is not there is known by its ending."""
     if is_url(path):
         return _ending(without_secrets(path)) in (SAFE_WEIGHTS, *UNSAFE_WEIGHTS)
-    here = Path(path).expanduser()
-    return here.is_file() or (_ending(path) in (SAFE_WEIGHTS, ".ckpt") and not here.is_dir())
+    here = _here(path)
+    is_named_so = _ending(path) in (SAFE_WEIGHTS, ".ckpt")
+    return os.path.isfile(here) or (is_named_so and not os.path.isdir(here))
+
+
+def _here(path: str) -> Path:
+    """A path of this machine. What Path itself would ask of it fails where a name is too long."""
+    return Path(os.path.expanduser(path))
 
 
 def _ending(name: str) -> str:
@@ -201,12 +208,15 @@ def _single_file(path: str) -> Path:
     shown = without_secrets(path)
     if _ending(shown) != SAFE_WEIGHTS:
         raise ModelError(
-            f"model {shown} cannot be used: of single files, allowed is safetensors alone"
+            f"model {shown} cannot be used: of single files, allowed is safetensors alone; in "
+            "Python, diffusers' StableDiffusionPipeline.from_single_file(FILE)"
+            ".save_pretrained(FOLDER) makes a folder of it, which can be used "
+            "(StableDiffusionXLPipeline for SDXL)"
         )
     if is_url(path):
         return _from_url(path, None, "model", Wanted(()))
-    file = Path(path).expanduser().absolute()
-    if not file.is_file():
+    file = _here(path).absolute()
+    if not os.path.isfile(file):
         raise ModelError(f"model {path}: no such file")
     return file
 

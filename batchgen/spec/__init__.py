@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from functools import cache
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from batchgen.errors import InputError, SpecError, nearest
+from batchgen.errors import SpecError, nearest
 from batchgen.model_spec import Lora, Model, Section
+from batchgen.spec.checks import is_idle, refusals
+from batchgen.spec.faults import Faults, described, faults_of
 from batchgen.spec.sections import (
     MAX_SIZE,
     Columns,
@@ -35,8 +36,18 @@ from batchgen.spec.sections import (
     Steps,
     Strength,
 )
-from batchgen.spec.storage_section import Storage, check_options
-from batchgen.tasks import TASK_NAMES, is_image, parse_lora, task_named
+from batchgen.spec.storage_section import Storage, check_options, option_faults
+from batchgen.spec.tree import (
+    canonical_json,
+    flatten,
+    merge,
+    read_yaml,
+    spread,
+    unreadable,
+    without,
+)
+from batchgen.spec.yaml_text import parse_yaml
+from batchgen.tasks import TASK_NAMES, task_named
 
 __all__ = [
     "MAX_SIZE",
@@ -67,18 +78,15 @@ __all__ = [
     "build",
     "canonical_json",
     "check_options",
+    "described_kind",
     "flatten",
+    "is_idle",
     "merge",
+    "parse_yaml",
     "read_yaml",
     "result_fields",
+    "stored",
 ]
-
-_USERINFO = re.compile(r"^([A-Za-z0-9+.-]+://)[^/@]*@")
-_SIGNED = re.compile(
-    r"[?&](x-(amz|goog)-(signature|credential|security-token)|sig|[a-z_]*(signature|token|key)"
-    r"|awsaccesskeyid)=",
-    re.IGNORECASE,
-)
 
 
 class Spec(Section):
@@ -101,39 +109,30 @@ class Spec(Section):
 
     @field_validator("storage_options", mode="before")
     @classmethod
-    def _secrets_by_name(cls, value: object) -> object:
+    def _secrets_by_name(cls, value: object, info: ValidationInfo) -> object:
         if value is None:
             return {}
-        if not isinstance(value, Mapping):
-            raise SpecError("storage_options", "(hidden)", "options by protocol")
-        check_options(value)
+        faults = [] if info.context == _STORED else list(option_faults(value))
+        if faults:
+            raise Faults(faults)
         return value
-
-    @model_validator(mode="after")
-    def _no_secrets_in_urls(self) -> Spec:
-        urls = [("input.path", self.input.path), ("output.url", self.output.url)]
-        for field, url in (*urls, *self.model.places()):
-            if _USERINFO.match(url):
-                raise SpecError(field, _USERINFO.sub(r"\1...@", url), "a URL without credentials")
-            if "://" in url and _SIGNED.search(url):
-                shown = f"{url.partition('?')[0]}?..."
-                raise SpecError(field, shown, "a URL without credentials, which would be kept")
-        return self
 
     @field_validator("task", mode="before")
     @classmethod
     def _task_name(cls, value: object) -> object:
         name = value.replace("_", "-") if isinstance(value, str) else value
         if name not in TASK_NAMES:
-            hint = nearest(str(name), TASK_NAMES)
-            raise SpecError("task", value, f"{', '.join(TASK_NAMES)}{hint}")
+            raise ValueError(f"{', '.join(TASK_NAMES)}{nearest(str(name), TASK_NAMES)}")
         return name
 
     @model_validator(mode="before")
     @classmethod
-    def _prompt_column(cls, tree: Any) -> Any:
-        """Tasks that need a prompt find it in the column ``prompt``, if none is named."""
-        if not isinstance(tree, dict) or not isinstance(tree.get("input"), dict):
+    def _in_full(cls, tree: Any) -> Any:
+        """Sections written as a text; ``prompt`` is the column of tasks that need a prompt."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = spread(tree)
+        if not isinstance(tree.get("input"), dict):
             return tree
         columns = tree["input"].get("columns") or {}
         name = str(tree.get("task", "text-to-image")).replace("_", "-")
@@ -143,28 +142,10 @@ class Spec(Section):
         return {**tree, "input": {**tree["input"], "columns": columns}}
 
     @model_validator(mode="after")
-    def _columns_fit_the_task(self) -> Spec:
-        task, columns = task_named(self.task), self.input.columns
-        mapped = columns.mapped()
-        for part in self.conditioning.make:
-            allowed = [name for name in mapped if is_image(name) and name != "mask"]
-            if part not in allowed:
-                named = ", ".join(allowed) or "none"
-                raise SpecError("conditioning.make", part, f"mapped image parts: {named}")
-        for part in type(columns).model_fields:
-            column = getattr(columns, part)
-            if column is None and part in task.needs:
-                raise SpecError(f"input.columns.{part}", None, f"a column, for {self.task}")
-            if column is not None and part not in task.parts:
-                raise SpecError(f"input.columns.{part}", column, f"null, for {self.task}")
-        return self
-
-    @model_validator(mode="after")
-    def _loras_are_known(self) -> Spec:
-        try:
-            parse_lora(self.sampling.lora or "", self.model.lora_weights)
-        except ValueError as error:
-            raise SpecError("sampling.lora", self.sampling.lora, str(error)) from error
+    def _goes_together(self, info: ValidationInfo) -> Spec:
+        faults = list(refusals(self, stored=info.context == _STORED))
+        if faults:
+            raise Faults(faults)
         return self
 
     def result_fields(self) -> dict[str, Any]:
@@ -210,102 +191,64 @@ def result_fields(whole: Mapping[str, Any]) -> dict[str, Any]:
     return flatten(kept)
 
 
-def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces, for hashing."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_STORED = "stored"  # context of a spec that stands in an output already, and is taken as it is
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """A spec file as nested dictionaries.
-
-    Raises:
-        InputError: the file is missing, is not YAML, or does not hold a mapping.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file)
-    except OSError as error:
-        raise InputError(f"spec file {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"spec file {path} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"spec file {path}: expected sections such as input: and output:")
-    return tree
-
-
-def merge(base: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``base`` with every dotted path set to its value; the later wins."""
-    merged: dict[str, Any] = json.loads(json.dumps(base, default=str))
-    for path, value in dotted.items():
-        *sections, field = path.split(".")
-        place = merged
-        for depth, section in enumerate(sections, start=1):
-            inner = place.get(section)
-            if inner is None:
-                inner = place[section] = {}
-            if not isinstance(inner, dict):
-                outer = ".".join(sections[:depth])
-                raise SpecError(outer, inner, f"a section that holds {path!r}")
-            place = inner
-        place[field] = value
-    return merged
-
-
-def build(tree: dict[str, Any]) -> Spec:
+def build(tree: Mapping[str, Any]) -> Spec:
     """Validate a nested dictionary into a spec.
 
     Raises:
-        SpecError: for the first field that is wrong: its dotted name, value and what is allowed.
+        SpecError: every field that is wrong, a line each: its dotted name, what was given and what
+            is allowed.
+    """
+    faults = _all_faults(dict(tree))
+    if faults:
+        raise faults[0].beside(faults[1:])
+    return Spec.model_validate(tree)
+
+
+def stored(tree: Mapping[str, Any], **how: Any) -> Spec:
+    """A spec that stands in an output, perhaps of an earlier version that asked for less.
+
+    Raises:
+        SpecError: it is none.
     """
     try:
-        return Spec.model_validate(tree)
+        return Spec.model_validate(tree, context=_STORED, **how)
     except ValidationError as error:
-        raise _first_error(error) from error
+        first, *others = faults_of(error, _schema())
+        raise first.beside(others) from None
 
 
-def _first_error(error: ValidationError) -> SpecError:
-    detail = error.errors()[0]
-    path = [str(part) for part in detail["loc"]]
-    field = ".".join(path) or "spec"
-    if detail["type"] == "extra_forbidden":
-        known = _fields_at(path[:-1])
-        return SpecError(field, detail["input"], f"{', '.join(known)}{nearest(path[-1], known)}")
-    if detail["type"] == "missing":
-        return SpecError(field, None, "a value is required" + _flag_hint(field))
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    context = detail.get("ctx") or {}
-    if detail["type"] == "literal_error":
-        return SpecError(field, detail["input"], str(context["expected"]))
-    return SpecError(field, detail["input"], message)
+def described_kind(kind: Any) -> str:
+    """What a pydantic adapter takes, in words."""
+    schema = kind.json_schema()
+    return described(schema, schema)
 
 
-def _flag_hint(field: str) -> str:
-    section = field.split(".", 1)[0]
-    flag = {"input": "--input", "output": "--output"}.get(section)
-    return f" (flag {flag})" if flag else ""
-
-
-def _fields_at(path: list[str]) -> list[str]:
-    """The fields of the section there; a list's sections stand under their numbers."""
-    model: type[BaseModel] = Spec
-    for part in path:
-        if part.isdecimal():
-            continue
-        annotation = model.model_fields[part].annotation
-        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-        section = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-        if section is None:
+def _all_faults(tree: dict[str, Any]) -> list[SpecError]:
+    """Those of the fields, and those between the fields that are left when they are taken out."""
+    found = {fault.field: fault for fault in unreadable(tree)}
+    kept = spread(tree)
+    fresh = list(found.values())
+    while "task" not in found:  # without the task, nothing is known of what goes with it
+        for fault in fresh:
+            kept = without(kept, fault.field)
+        try:
+            Spec.model_validate(kept)
             break
-        model = section
-    return list(model.model_fields)
+        except ValidationError as error:
+            fresh = [one for one in faults_of(error, _schema()) if not _is_told(one.field, found)]
+        if not fresh:
+            break
+        found.update({fault.field: fault for fault in fresh})
+    return list(found.values())
+
+
+def _is_told(field: str, found: Mapping[str, SpecError]) -> bool:
+    return any(f"{field}.".startswith(f"{one}.") or one.startswith(f"{field}.") for one in found)
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return Spec.model_json_schema()

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
 from batchgen.model_spec import Section
+from batchgen.spec.faults import NEEDED, Faults, missing
 
 MAX_SIZE = 4096
 MAX_COUNT = 10**10  # the plan notes every 65,536 of them
@@ -77,7 +78,7 @@ class Input(Section):
 
     path: str = ""
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
-        default=None, description="instead of a path: so many rows that carry nothing"
+        default=None, description="number of rows to generate without an input dataset"
     )
     columns: Columns = Columns()
     keep_columns: tuple[str, ...] | None = Field(
@@ -101,13 +102,14 @@ class Input(Section):
     @model_validator(mode="after")
     def _one_source(self) -> Input:
         if not self.path and self.count is None:
-            raise SpecError("input.path", None, "a value is required (flag --input)")
+            raise Faults([missing("input.path", NEEDED["input"])])
         if self.path and self.count is not None:
-            raise SpecError("input.count", self.count, "null where input.path is given")
-        mapped = self.columns.mapped()
-        if self.count is not None and mapped:
-            part, column = next(iter(mapped.items()))
-            raise SpecError(f"input.columns.{part}", column, "null: input.count has no columns")
+            raise Faults([SpecError("input.count", self.count, "null where input.path is given")])
+        mapped = self.columns.mapped() if self.count is not None else {}
+        none = "null: input.count has no columns"
+        faults = [SpecError(f"input.columns.{one}", name, none) for one, name in mapped.items()]
+        if faults:
+            raise Faults(faults)
         return self
 
 

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from batchgen.errors import SpecError
 from batchgen.model_spec import Section
-from batchgen.storage import Limits, secret_fields
+from batchgen.secrets import secret_in
+from batchgen.spec.faults import kind_of
+from batchgen.storage import Limits
 from batchgen.storage.connect import REFERENCE
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+
+# Options whose text is no secret, by their last name; all others may only be named.
+HARMLESS = frozenset(
+    (
+        *("endpoint_url", "endpoint", "profile", "region_name", "region", "signature_version"),
+        *("addressing_style", "default_acl", "acl", "mode", "tcp_keepalive", "us_east_1_regional"),
+        *("ACL", "ServerSideEncryption", "SSEKMSKeyId", "StorageClass", "RequestPayer"),
+        *("project", "access", "consistency", "default_location", "requester_pays", "location"),
+        *("account_name", "account_host", "location_mode", "tenant_id"),
+        *("revision", "repo_type", "org", "repo", "ref", "sha", "branch"),
+        *("host", "port", "user", "username", "encoding", "protocol", "kerb_kwargs", "timeout"),
+        *("target_protocol", "remote_protocol", "cache_storage", "compression", "fo", "root"),
+        *("User-Agent", "Accept", "Accept-Encoding", "user_agent", "verify"),
+        *("anon", "use_ssl", "version_aware", "use_listings_cache", "auto_mkdir", "trust_env"),
+    )
+)
+# Options that hold further ones.
+HOLDERS = frozenset(
+    (
+        *("client_kwargs", "config_kwargs", "s3", "s3_additional_kwargs", "retries", "headers"),
+        *("target_options", "remote_options"),
+    )
+)
+_SECRET_NAME = re.compile(
+    r"secret|token|passw|credential|sas|account_key|access_key|api_key|connection_string|auth|^key$",
+    re.IGNORECASE,
+)
+_TOKEN_WORDS = ("anon", "cloud", "google_default", "browser", "cache")  # gcsfs: ways to get one
 
 
 class Storage(Section):
@@ -32,19 +63,61 @@ class Storage(Section):
         return Limits(**self.model_dump())
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse secrets that are written down; they may only be named.
+def check_options(options: object) -> None:
+    """Refuse options that are none, and secrets that are written down; they may only be named.
 
     Raises:
-        SpecError: the field; what was given is not shown.
+        SpecError: each field; what was given is not shown.
     """
+    faults = list(option_faults(options))
+    if faults:
+        raise faults[0].beside(faults[1:])
+
+
+def option_faults(options: object) -> Iterator[SpecError]:
+    """What of ``storage_options`` is refused."""
+    if not isinstance(options, Mapping):
+        yield _is_no_mapping("storage_options", options, "options by protocol")
+        return
     for protocol, given in options.items():
+        field = f"storage_options.{protocol}"
         if not isinstance(given, Mapping):
-            raise SpecError(f"storage_options.{protocol}", "(hidden)", "options by name")
-        for field, value in secret_fields(given, f"storage_options.{protocol}"):
-            if not (isinstance(value, str) and REFERENCE.fullmatch(value)):
-                raise SpecError(
-                    field,
-                    "(hidden)",
-                    "the name of an environment variable that holds it, such as ${MY_SECRET}",
-                )
+            yield _is_no_mapping(field, given, "options by name")
+            continue
+        for name, value in given.items():
+            yield from _literals(value, f"{field}.{name}", is_known=True)
+
+
+def _is_no_mapping(field: str, given: object, allowed: str) -> SpecError:
+    return SpecError(field, given, allowed, said=f"got {kind_of(given)}")
+
+
+def _literals(value: Any, field: str, is_known: bool) -> Iterator[SpecError]:
+    """Texts, and under a telling name numbers, that might be a secret."""
+    name = field.rpartition(".")[2]
+    if isinstance(value, Mapping):
+        is_holder = is_known and name in HOLDERS
+        for inner, one in value.items():
+            yield from _literals(one, f"{field}.{inner}", is_holder)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _literals(one, field, is_known)
+    elif not _is_harmless(value, name, is_known):
+        yield SpecError(
+            field,
+            value,
+            "its name alone: ${VARIABLE} is read from the environment where the store is reached",
+            said="may be a secret, written down",
+        )
+
+
+def _is_harmless(value: Any, name: str, is_known: bool) -> bool:
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, int | float):
+        return not _SECRET_NAME.search(name)
+    if not isinstance(value, str):
+        return False
+    if REFERENCE.fullmatch(value) or (name == "token" and value in _TOKEN_WORDS):
+        return True
+    return is_known and name in HARMLESS and secret_in(value) is None

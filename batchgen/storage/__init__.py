@@ -1,6 +1,6 @@
 """Object stores and folders behind a handful of verbs; the only home of fsspec."""
 
-from batchgen.storage.connect import Limits, configure, secret_fields
+from batchgen.storage.connect import Limits, configure
 from batchgen.storage.faults import storage_errors
 from batchgen.storage.inputs import find_files, open_input, read_limited
 from batchgen.storage.store import (
@@ -29,7 +29,6 @@ __all__ = [
     "open_input",
     "open_store",
     "read_limited",
-    "secret_fields",
     "storage_errors",
     "unfinished_uploads",
 ]

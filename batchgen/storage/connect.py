@@ -10,20 +10,15 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from batchgen.errors import InputError, SpecError
+from batchgen.errors import InputError, SpecError, StorageFailed
 from batchgen.secrets import remember
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET_NAME = re.compile(
-    r"secret|token|passw|credential|sas|account_key|access_key|api_key|connection_string|^key$",
-    re.IGNORECASE,
-)
-_WORDS = ("anon", "cloud", "google_default", "browser", "cache")  # gcsfs: ways to get a token
 _NETWORKED = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 
 
@@ -104,7 +99,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The filesystem of a URL and the path in it.
 
     Raises:
-        InputError: no such protocol, or its package is not installed.
+        InputError: no such protocol, its package is not installed, or the options do not suit it.
+        StorageFailed: nothing answers there.
     """
     from fsspec.core import url_to_fs
 
@@ -112,8 +108,12 @@ def filesystem(url: str) -> tuple[Any, str]:
         configure()
     try:
         fs, root = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: {error}{_extra_for(url)}") from error
+    except OSError as error:  # some connect at once
+        reason = error.strerror or error
+        raise StorageFailed(f"cannot reach {url}: {type(error).__name__}: {reason}") from error
+    except Exception as error:  # of packages by the dozen, from options that are the user's
+        kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
+        raise InputError(f"{url}: {kind}{error}{_extra_for(url)}") from error
     if hasattr(fs, "retries"):
         fs.retries = 1  # `faults.persist` is the one loop
     if "s3" in fs.protocol and fs.session is None:
@@ -149,22 +149,12 @@ def is_networked(url: str) -> bool:
     return url.partition("://")[0] in _NETWORKED and "://" in url
 
 
-def secret_fields(options: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every option that by its name is a secret."""
-    for name, value in options.items():
-        where = f"{path}.{name}"
-        harmless = value is None or isinstance(value, bool) or value in _WORDS
-        if _SECRET_NAME.search(name):
-            if not harmless:
-                yield where, value
-        elif isinstance(value, Mapping):
-            yield from secret_fields(value, where)
-
-
 def _resolved(field: str, value: Any, secrets: set[str]) -> Any:
     """The value with its references followed; what they stood for counts as secret."""
     if isinstance(value, Mapping):
         return {name: _resolved(f"{field}.{name}", one, secrets) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolved(field, one, secrets) for one in value]
     if not isinstance(value, str):
         return value
     match = REFERENCE.fullmatch(value)
