@@ -58,6 +58,21 @@ class Attempt:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the driver is told while it waits for shards; for the display alone.
+
+    Attributes:
+        said: lines for the user.
+        under_way: shard -> samples made of it so far, of shards that are not finished.
+        began_before_s: how long ago the first shard was begun; None while none was.
+    """
+
+    said: Sequence[str] = ()
+    under_way: Mapping[int, int] = field(default_factory=dict)
+    began_before_s: float | None = None
+
+
 class Attempts:
     """Records attempts of every stage, at shards and at its model, across the deaths of actors."""
 
@@ -67,10 +82,14 @@ class Attempts:
         self._past: dict[tuple[str, int], list[Attempt]] = {}
         self._stages: dict[str, Stage] = {}
         self._said: list[str] = []
+        self._under_way: dict[int, int] = {}
+        self._first_at: float | None = None  # when the first shard was begun
 
     def begin_first(self, stage: str, number: int, node: str) -> bool:
         """Record the first attempt; False, and nothing recorded, if there was one before."""
-        self._stage(stage).heard_at = time.monotonic()
+        now = self._stage(stage).heard_at = time.monotonic()
+        if self._first_at is None:
+            self._first_at = now
         if (stage, number) in self._past:
             return False
         self._past[stage, number] = [Attempt(node)]
@@ -121,9 +140,17 @@ class Attempts:
         if words not in self._said:
             self._said.append(words)
 
-    def said(self, heard: int) -> list[str]:
-        """What is to be told to the user, beyond the first ``heard`` of them."""
-        return self._said[heard:]
+    def made(self, number: int, samples: int) -> None:
+        """So many samples of a shard are made, in its present attempt."""
+        self._under_way[number] = samples
+
+    def news(self, heard: int, ended: Sequence[int] = ()) -> News:
+        """What is to be told to the user, beyond the first ``heard`` lines; ``ended`` shards are
+        told of no more."""
+        for number in ended:
+            self._under_way.pop(number, None)
+        since = None if self._first_at is None else time.monotonic() - self._first_at
+        return News(self._said[heard:], dict(self._under_way), since)
 
     def _stage(self, stage: str) -> Stage:
         return self._stages.setdefault(stage, Stage())

@@ -51,12 +51,21 @@ class Counts:
         return self.planned == self.accepted + self.rejected + self.failed
 
 
+@dataclass(frozen=True)
+class Example:
+    """One sample (or shard) of those that were dropped for a reason, and what was said of it."""
+
+    key: str
+    message: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Marker:
     """The object whose existence makes a shard committed; written after everything it names.
 
     ``plan_fingerprint`` is that of the plan it was made for; None in markers from before there was
-    one.
+    one. ``examples`` has the first sample of each reason, ``labels`` counts the accepted samples of
+    the most frequent labels; markers from before have neither.
     """
 
     shard: Count
@@ -72,6 +81,8 @@ class Marker:
     micro_batches: Count = 0
     parameter_counts: dict[str, dict[str, Count]] = field(default_factory=dict)
     attempt: Count = 1
+    examples: dict[str, Example] = field(default_factory=dict)
+    labels: dict[str, Count] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     finished_at: Time = 0.0
     version: Version = MARKER_VERSION

@@ -17,6 +17,14 @@ def plain(text: str) -> str:
     return _ACTIVE.sub(lambda found: _escape(ord(found[0])), text)
 
 
+def short(text: str, letters: int = 300) -> str:
+    """The text on one line, cut where it is longer than so many letters."""
+    words = " ".join(text[: 2 * letters].split())
+    if len(words) <= letters and len(text) <= 2 * letters:
+        return words
+    return f"{words[: letters - 1]}…"
+
+
 def _escape(code: int) -> str:
     if code in _BYTES:
         code -= 0xDC00

@@ -3,89 +3,28 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from batchgen.plain_text import plain
+from batchgen.tally import Tally, duration, figure
+
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
+    from batchgen.attempts import News
+    from batchgen.bars import Bars
+
+__all__ = ["Progress", "Tally", "duration"]
 
 LOG_EVERY_S = 10.0
 MOST_LINES = 2000
-FIRST_WAVE = 0.25  # of the time to the first shard: what ends so soon after it is of its wave
-
-
-@dataclass
-class Tally:
-    """Samples and shards by outcome; ``made`` and ``since`` tell the rate of this run alone."""
-
-    shards: int
-    samples: int
-    committed: int = 0
-    failed_shards: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    failed: int = 0
-    made: int = 0
-    flawed_shards: int = 0  # committed, with failed samples in them
-    failures_now: int = 0  # shards that failed, or were committed with flaws, in this run
-    since: float = field(default_factory=time.monotonic)
-    _first_at: float = 0.0
-    _base: tuple[float, int] = (0.0, 0)  # when the first wave had ended, and what it had made
-
-    @property
-    def finished_samples(self) -> int:
-        return self.accepted + self.rejected + self.failed
-
-    def add_made(self, samples: int) -> None:
-        """Samples that this run finished, at this moment."""
-        now = time.monotonic()
-        if not self.made:
-            self._first_at = now
-        self.made += samples
-        if now - self._first_at <= FIRST_WAVE * (self._first_at - self.since):
-            self._base = (now, self.made)
-
-    @property
-    def overall_rate(self) -> float:
-        """Samples a second since the run began, start-up included."""
-        return self.made / max(1e-9, time.monotonic() - self.since)
-
-    @property
-    def rate(self) -> float:
-        """Samples a second since the first wave of shards, so that start-up does not count.
-
-        Replicas that began together end together: counted from its first shard, the first wave
-        would have been made in no time.
-        """
-        since, made = self._base
-        if self.made == made:
-            return self.overall_rate
-        recent = (self.made - made) / max(1e-9, time.monotonic() - since)
-        return max(recent, self.overall_rate)
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds to go at the rate so far; None until there is a rate without the start-up."""
-        if self.finished_samples >= self.samples:
-            return 0.0
-        if self.made == self._base[1]:
-            return None
-        return (self.samples - self.finished_samples) / self.rate
-
-
-def duration(seconds: float | None) -> str:
-    """``1h02m``, ``3m05s``, ``12s``; ``-`` for None."""
-    if seconds is None:
-        return "-"
-    minutes, left = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60:02d}m"
-    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
 
 
 class Progress:
-    """Shows a tally. ``quiet`` shows nothing; warnings and results are not its business."""
+    """Shows a tally. ``quiet`` shows nothing; warnings and results are not its business.
+
+    Any thread may call it.
+    """
 
     def __init__(self, tally: Tally, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.tally = tally
@@ -93,11 +32,18 @@ class Progress:
         self._quiet = quiet
         self._bars: Bars | None = None
         self._last_line = 0.0
+        self._complete = False  # the last line was shown
+        self._phase = "starting"
+        self._turn = threading.RLock()
         self.said: list[str] = []
 
     def __enter__(self) -> Progress:
         if not self._quiet and self._stream.isatty():
-            self._start_bars()
+            from batchgen.bars import Bars
+
+            self._bars = Bars(self._stream, self.tally.shards, self.tally.samples)
+            self._update_bars(self._bars)
+            self._bars.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -106,57 +52,78 @@ class Progress:
 
     def show(self) -> None:
         """Bring the display up to the tally."""
-        if self._bars is not None:
-            self._update_bars(self._bars)
-        elif not self._quiet and self._is_due():
-            self._last_line = time.monotonic()
-            print(self.line(), file=self._stream, flush=True)
+        with self._turn:
+            if self._bars is not None:
+                self._update_bars(self._bars)
+            elif not self._quiet and self._is_due():
+                self._last_line = time.monotonic()
+                print(self.line(), file=self._stream, flush=True)
 
     def say(self, text: str) -> None:
         """One line that stays, above the bars; ``said`` keeps the first MOST_LINES of them."""
-        if len(self.said) < MOST_LINES:
-            self.said.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
-        if self._quiet:
-            return
-        if self._bars is not None:
-            self._bars.console.print(text, highlight=False, markup=False)
-        else:
-            print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+        text = plain(text)
+        with self._turn:
+            self._keep(text)
+            if self._quiet:
+                return
+            if self._bars is not None:
+                self._bars.console.print(text, highlight=False, markup=False)
+            else:
+                print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
+
+    def enter_phase(self, text: str) -> None:
+        """What the run does from now on: a line of its own, or the note beside the bars."""
+        with self._turn:
+            self._phase = plain(text)
+            if self._bars is None:
+                self.say(text)
+            else:
+                self._keep(self._phase)
+                self._update_bars(self._bars)
+
+    def hear(self, news: News) -> None:
+        """What the workers tell: lines for the user, and how far the shards under way are."""
+        for words in news.said:
+            self.say(words)
+        starting = self.tally.began is None
+        self.tally.hear(news.under_way, news.began_before_s)
+        if starting and self.tally.start_up_s is not None:
+            self.enter_phase(f"generating, after {duration(self.tally.start_up_s)} of start-up")
+        self.show()
 
     def line(self) -> str:
         tally = self.tally
-        done = tally.committed + tally.failed_shards
         return (
-            f"{time.strftime('%H:%M:%S')} shards {done}/{tally.shards} · "
-            f"images {tally.finished_samples}/{tally.samples} · {tally.rate:.1f} images/s · "
-            f"ETA {duration(tally.eta_s)} · rejected {tally.rejected} · failed {tally.failed}"
+            f"{time.strftime('%H:%M:%S')} shards {self._done:,}/{tally.shards:,} · "
+            f"images {tally.made_so_far:,}/{tally.samples:,} · {self._pace(' images/s')} · "
+            f"rejected {tally.rejected:,} · failed {tally.failed:,}"
         )
+
+    @property
+    def _done(self) -> int:
+        return self.tally.committed + self.tally.failed_shards
+
+    def _pace(self, unit: str) -> str:
+        """How fast it goes and how long still; what it does, while nothing is made."""
+        tally = self.tally
+        if tally.ended is not None or self._done >= tally.shards:
+            return f"{figure(tally.overall_rate)}{unit} · {duration(tally.seconds)} in all"
+        if tally.eta_s is None:
+            return self._phase
+        return f"{figure(tally.rate)}{unit} · ETA {duration(tally.eta_s)}"
+
+    def _keep(self, text: str) -> None:
+        if len(self.said) < MOST_LINES:
+            self.said.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def _is_due(self) -> bool:
-        done = self.tally.committed + self.tally.failed_shards >= self.tally.shards
-        return done or time.monotonic() - self._last_line >= LOG_EVERY_S
-
-    def _start_bars(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        self._bars = Bars(
-            TextColumn("{task.description:<7}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=Console(file=self._stream),
-        )
-        self._bars.start()
-        self._shards = self._bars.add_task("shards", total=self.tally.shards, note="")
-        self._images = self._bars.add_task("images", total=self.tally.samples, note="starting")
-        self._update_bars(self._bars)
+        if self._done >= self.tally.shards:
+            first, self._complete = not self._complete, True
+            return first
+        return time.monotonic() - self._last_line >= LOG_EVERY_S
 
     def _update_bars(self, bars: Bars) -> None:
         tally = self.tally
-        dropped = f"rejected {tally.rejected} · failed {tally.failed}"
-        bars.update(self._shards, completed=tally.committed + tally.failed_shards, note=dropped)
-        note = f"{tally.rate:.1f}/s · ETA {duration(tally.eta_s)}" if tally.made else "starting"
-        bars.update(self._images, completed=tally.finished_samples, note=note)
+        dropped = f"rejected {tally.rejected:,} · failed {tally.failed:,}"
+        bars.show_shards(self._done, dropped, tally.above_limits)
+        bars.show_images(tally.made_so_far, self._pace("/s"), tally.above_limits)

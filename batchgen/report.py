@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batchgen import __version__
-from batchgen.errors import BatchgenError
+from batchgen.errors import BatchgenError, LimitExceeded, VerifyFailed
 from batchgen.images import contact_sheet, thumbnail
 from batchgen.ledger import DATA, Ledger
 from batchgen.plan import Plan
@@ -84,7 +84,7 @@ def write(
         "digest": digest,
         "failures": failures,
         "shown": shown,
-        "exit_code": exit_code,
+        "state": _state(tally, exit_code),
         "message": message,
         "version": __version__,
         "settings": sorted(plan.spec.result_fields().items()),
@@ -95,6 +95,18 @@ def write(
         sheet = contact_sheet([one.data for one in shown], [one.prompt for one in shown])
         ledger.store.put(SHEET, sheet)
     return exit_code, message
+
+
+def _state(tally: Tally, exit_code: int) -> str:
+    """How the page begins; its message follows."""
+    if exit_code == 0:
+        return "Complete."
+    if exit_code == VerifyFailed.exit_code:
+        return "Damaged."
+    if tally.committed == tally.shards:
+        return "Complete, but"
+    pending = tally.shards - tally.committed - tally.failed_shards
+    return "Stopped." if exit_code == LimitExceeded.exit_code and pending else "Not complete."
 
 
 def digest_of(ledger: Ledger, committed: frozenset[int]) -> Digest:

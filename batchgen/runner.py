@@ -6,15 +6,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from batchgen import report
-from batchgen.errors import BatchgenError, Interrupted, SpecError
+from batchgen.errors import BatchgenError, Interrupted, LimitExceeded, SpecError, VerifyFailed
 from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
-from batchgen.ledger import PLAN, FailedMarker, Ledger, States
-from batchgen.outcome import Outcome, count, stop_when_hopeless, take_stock, tally_of, verdict_of
+from batchgen.ledger import PLAN, FailedMarker, Ledger, Marker, States
+from batchgen.outcome import Outcome, count, hopeless, outcome_of, take_stock, tally_of, verdict_of
+from batchgen.plain_text import short
 from batchgen.plan import Plan, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
@@ -42,7 +44,7 @@ def run(
     them at the same time.
 
     Raises:
-        StopJob: usage errors (exit 1), the failure limit (2), an interruption (3).
+        StopJob: usage errors (exit 1), an interruption (3).
     """
     reach_stores(spec)
     ledger = Ledger(open_store(spec.output.url))
@@ -58,15 +60,16 @@ def run(
         states = ledger.states(plan)
         if part is not None:
             states = states.within(range(*part))
-        listed = states
-        tally, states = take_stock(plan, ledger, states)
+        listed, stopped = states, ""
+        tally, states = take_stock(plan, ledger, replace(listed, failed=frozenset()))
+        states = replace(states, failed=listed.failed)  # they are tried again
         with Progress(tally, quiet) as progress, _kept(ledger, lease, progress):
             progress.say(_opening(plan, states, tally.samples))
             for shard in sorted(listed.committed - states.committed):
                 progress.say(f"shard {shard} is made again: its marker cannot be read")
             if states.pending:
-                _stream(plan, ledger, states, progress, address, lease, interrupt)
-        return finalize(plan, ledger, tally, part)
+                stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
+        return finalize(plan, ledger, tally, part, stopped)
 
 
 def part_of(plan: Plan, shards: str | None) -> Part | None:
@@ -176,31 +179,43 @@ def _stream(
     address: str | None,
     lease: Lease,
     interrupt: Callable[[str], None],
-) -> None:
+) -> str:
+    """Make the pending shards; says why, if that is stopped before the end as hopeless."""
     from batchgen import engine
 
-    tally = progress.tally
-    tally.failed -= sum(plan.samples_of(shard) for shard in states.failed)
-    tally.failed_shards = 0
+    tally, stopped = progress.tally, ""
+    progress.enter_phase(f"joining Ray at {address}" if address else "starting Ray")
     with engine.cluster(address) as joined:
         pools = engine.pools_of(plan, len(states.pending))
         engine.await_room(pools, joined, progress.say)
         pools = engine.pools_of(plan, len(states.pending))  # with what has come meanwhile
         engine.refuse_unshared(_local_paths(plan, ledger))
-        progress.show()
+        model = plan.model.model_id
+        progress.enter_phase(f"loading {model} on {engine.described(pools)}")
         metrics = engine.Metrics(ledger.store.url)
-        with engine.guarded(interrupt), engine.watched(pools, interrupt):
-            for event in engine.generate(plan, ledger, states.pending, pools, progress.say):
+        stream = engine.generate(plan, ledger, states.pending, pools, progress.hear)
+        with engine.guarded(interrupt), engine.watched(pools, interrupt), closing(stream) as events:
+            for event in events:
                 count(tally, event, made=True)
                 metrics.count(event)
-                if isinstance(event, FailedMarker):
-                    progress.say(f"shard {event.shard} failed: {event.error}: {event.message}")
-                elif event.attempt > 1:
-                    progress.say(f"shard {event.shard} committed at attempt {event.attempt}")
+                _say_of(event, progress)
                 progress.show()
                 if lease.lost.is_set():
                     raise Interrupted("another run has taken over this output's lease")
-                stop_when_hopeless(plan, tally)
+                if stopped := hopeless(plan, tally):
+                    progress.say(f"stopped: {stopped}")
+                    break
+        tally.end()
+        progress.say(tally.summary)
+        progress.show()
+    return stopped
+
+
+def _say_of(event: Marker | FailedMarker, progress: Progress) -> None:
+    if isinstance(event, FailedMarker):
+        progress.say(f"shard {event.shard} failed: {event.error}: {short(redact(event.message))}")
+    elif event.attempt > 1:
+        progress.say(f"shard {event.shard} committed at attempt {event.attempt}")
 
 
 def _local_paths(plan: Plan, ledger: Ledger) -> list[str]:
@@ -209,15 +224,20 @@ def _local_paths(plan: Plan, ledger: Ledger) -> list[str]:
     return output + [file.path for file in plan.files[:1] if os.path.isabs(file.path)]
 
 
-def finalize(plan: Plan, ledger: Ledger, tally: Tally, part: Part | None = None) -> Outcome:
+def finalize(
+    plan: Plan, ledger: Ledger, tally: Tally, part: Part | None = None, stopped: str = ""
+) -> Outcome:
     """Count from storage once more, write the card and the report, and say how it ended.
 
     Of the runs that each make a part, the one that ends last writes them, for the whole.
+    ``stopped`` says why this run was stopped early, if it was.
     """
     states = ledger.states(plan)
     own = states if part is None else states.within(range(*part))
     counted = tally_of(plan, ledger, own)
     exit_code, message = verdict_of(plan, ledger, own, counted)
+    if stopped and exit_code != VerifyFailed.exit_code:
+        exit_code, message = LimitExceeded.exit_code, stopped
     if part is None:
         exit_code, message = report.write(plan, ledger, counted, exit_code, message)
     elif len(states.committed) + len(states.failed) < plan.shards:
@@ -227,28 +247,15 @@ def finalize(plan: Plan, ledger: Ledger, tally: Tally, part: Part | None = None)
         whole = tally_of(plan, ledger, states)
         report.write(plan, ledger, whole, *verdict_of(plan, ledger, states, whole))
         message = f"shards {part_text(part)}: {message}; none is pending elsewhere"
-    return Outcome(
-        output=ledger.store.url,
-        shards=counted.shards,
-        planned=counted.samples,
-        committed=counted.committed,
-        failed_shards=counted.failed_shards,
-        pending=counted.shards - counted.committed - counted.failed_shards,
-        accepted=counted.accepted,
-        rejected=counted.rejected,
-        failed=counted.failed,
-        images_per_second=round(tally.overall_rate, 3),
-        exit_code=exit_code,
-        message=message,
-    )
+    return outcome_of(counted, tally, ledger.store.url, exit_code, message)
 
 
 def _opening(plan: Plan, states: States, samples: int) -> str:
-    made = f", {len(states.committed)} of them committed already" if states.committed else ""
-    again = f", {len(states.failed)} failed ones tried again" if states.failed else ""
+    made = f", {len(states.committed):,} of them committed already" if states.committed else ""
+    again = f", {len(states.failed):,} failed ones tried again" if states.failed else ""
     spec = plan.spec
     return (
-        f"{samples} samples in {len(states.numbers)} shards{made}{again}: {spec.task} with "
+        f"{samples:,} samples in {len(states.numbers):,} shards{made}{again}: {spec.task} with "
         f"{plan.model.model_id}, {plan.model.scheduler}, "
         f"{spec.sampling.num_inference_steps} steps, batch {spec.resources.batch_size}, "
         f"{spec.resources.layout}"

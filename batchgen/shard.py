@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from batchgen.images import encode_image
-from batchgen.ledger import Counts, Ledger, Marker
+from batchgen.ledger import Counts, Example, Ledger, Marker
+from batchgen.plain_text import short
 from batchgen.plan import Plan
 from batchgen.prepare import Prepared, left_out, prepare
 from batchgen.records import (
@@ -26,7 +28,8 @@ from batchgen.records import (
 )
 from batchgen.replicas import packages_used, parameter_counts
 from batchgen.score import score
-from batchgen.writer import Finished, write_shard
+from batchgen.secrets import redact
+from batchgen.writer import Finished, label_counts, write_shard
 
 if TYPE_CHECKING:
     from batchgen.decode import Decoder
@@ -74,11 +77,13 @@ class Trial:
         alone: keys of samples that are worked on each in a micro-batch of its own.
         without: key -> why, for samples that are not worked on, but noted as failed.
         working_on: is told the keys of the samples that are worked on next.
+        made: is told how many samples a micro-batch has brought past the denoiser.
     """
 
     alone: Collection[str] = ()
     without: Mapping[str, str] = field(default_factory=dict)
     working_on: Callable[[Iterable[str]], None] = lambda keys: None
+    made: Callable[[int], None] = lambda samples: None
 
     def on(self, samples: Iterable[Sample]) -> None:
         self.working_on(sample.key for sample in samples)
@@ -190,6 +195,7 @@ class FusedStages:
                     latents = run_stage(self.denoiser, encoded, "denoise", work.notes)
                     decoded = run_stage(self.decoder, latents, "decode", work.notes)
                     images.add(batch.samples, decoded)
+                    trial.made(len(batch.samples))
             trial.on(())
             return commit(work, images, plan, ledger, attempt)
 
@@ -218,6 +224,7 @@ def denoise_shard(
     for group, batch in zip(work.groups, encoded, strict=True):
         trial.on(group)
         latents.append(run_stage(denoiser, batch, "denoise", work.notes))
+        trial.made(len(group))
     trial.on(())
     return work, latents
 
@@ -327,15 +334,12 @@ def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attem
         raise AssertionError(f"shard {work.rows.shard} does not add up: {counts}")
     with work.notes.timed("write"):
         files = write_shard(ledger.store, plan, work.rows, finished, dropped)
-    reasons: dict[str, int] = {}
-    for one in dropped:
-        reasons[one.reason] = reasons.get(one.reason, 0) + 1
     return ledger.commit(
         Marker(
             shard=work.rows.shard,
             counts=counts,
             files=files,
-            reasons=reasons,
+            reasons=dict(Counter(one.reason for one in dropped)),
             truncated_prompts=sum(one.truncated for one in finished),
             timings_s=dict(work.notes.timings_s),
             read_bytes=work.rows.read_bytes,
@@ -347,8 +351,16 @@ def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attem
             spec_fingerprint=plan.fingerprints.spec,
             plan_fingerprint=plan.fingerprint,
             finished_at=time.time(),
+            examples=examples_of(dropped),
+            labels=label_counts(plan, work.rows, finished),
         )
     )
+
+
+def examples_of(dropped: Iterable[Dropped]) -> dict[str, Example]:
+    """Reason -> its first sample by key, so that nobody need read the rejects to be told why."""
+    ordered = sorted(dropped, key=lambda one: one.key, reverse=True)
+    return {one.reason: Example(one.key, short(redact(one.message))) for one in ordered}
 
 
 def environment(device: str, also: Sequence[str] = ()) -> dict[str, str]:

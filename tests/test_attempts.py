@@ -125,5 +125,5 @@ def test_the_same_words_are_told_once() -> None:
     attempts = Attempts()
     for words in ("a cannot start", "a cannot start", "b cannot start"):
         attempts.say(words)
-    assert attempts.said(0) == ["a cannot start", "b cannot start"]
-    assert attempts.said(1) == ["b cannot start"]
+    assert attempts.news(0).said == ["a cannot start", "b cannot start"]
+    assert attempts.news(1).said == ["b cannot start"]

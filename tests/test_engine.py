@@ -17,11 +17,12 @@ from ray.data._internal.usage.collector import usage_collection_disabled
 from safetensors.torch import load_file, save_file
 
 from batchgen import engine, frames, runner
+from batchgen.attempts import News
 from batchgen.engine import loading
 from batchgen.engine.cluster import this_actor
+from batchgen.engine.listen import HEAR_EVERY_S
 from batchgen.errors import (
     InputError,
-    LimitExceeded,
     ModelError,
     RetryShard,
     StorageFailed,
@@ -127,10 +128,10 @@ def stream(
     ledger: Ledger,
     actor: type[engine.StageActor] = Faulty,
     share: engine.Share = POOLS_SHARE,
-    say: Callable[[str], None] | None = None,
+    hear: Callable[[News], None] | None = None,
 ) -> Events:
     pending = ledger.states(plan).pending
-    events = list(engine.generate(plan, ledger, pending, [(actor, share)], say))
+    events = list(engine.generate(plan, ledger, pending, [(actor, share)], hear))
     assert sorted(event.shard for event in events) == pending  # one event out per shard in
     return {event.shard: event for event in events}
 
@@ -194,7 +195,7 @@ def test_a_replica_that_its_node_lets_not_start_costs_no_more_than_itself(
 ) -> None:
     plan, ledger = job(prompts(["fine"] * 40), tmp_path / "out", seed=refusals)
     said: list[str] = []
-    events = stream(plan, ledger, actor, TWO, said.append)
+    events = stream(plan, ledger, actor, TWO, lambda news: said.extend(news.said))
     assert all(isinstance(event, Marker) for event in events.values())
     assert verify(ledger).ok
     (words,) = said
@@ -258,11 +259,58 @@ def test_a_hopeless_job_stops_early(
 ) -> None:
     output = tmp_path / "out"
     spec = spec_for(prompts(["fine"] * 40), output, model__path=str(broken_model))
-    with pytest.raises(LimitExceeded, match=r"policy\.failed_limit"):
-        runner.run(spec, quiet=True)
+    outcome = runner.run(spec, quiet=True)
+    assert outcome.exit_code == 2 and "policy.failed_limit" in outcome.message
+    assert outcome.pending > 0
+    (reason,) = outcome.reasons
+    assert reason.reason == "non-finite" and reason.count == outcome.failed
     ledger = Ledger(open_store(str(output)))
     marker = next(ledger.markers(ledger.states(ledger.require_plan()).committed))
     assert marker.counts.failed == 4 and marker.reasons == {"non-finite": 4}
+
+
+class Drawing(Faulty):
+    """A shard that takes a while after its only micro-batch."""
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        trial.made(1)
+        time.sleep(2 * HEAR_EVERY_S)
+        return super().work(frame, trial)
+
+
+def test_the_driver_hears_of_what_is_not_committed_yet(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan, ledger = job(prompts(["fine"] * 4), tmp_path / "out")
+    heard: list[News] = []
+    stream(plan, ledger, Drawing, hear=heard.append)
+    assert heard[0].under_way == {} and heard[-1].began_before_s is not None
+    told = [news.under_way for news in heard if news.under_way]
+    assert told and all(number in range(4) for one in told for number in one)
+    assert {made for one in told for made in one.values()} <= {1, 2}
+
+
+def test_a_run_that_rejects_everything_stops_early_and_says_why(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = prompts([""] * 1000)
+    spec = spec_for(source, tmp_path / "out", output__samples_per_shard=50)
+    outcome = runner.run(spec, quiet=True)
+    assert outcome.exit_code == 2 and "policy.rejected_limit (0.1)" in outcome.message
+    assert 0 < outcome.rejected < 1000 and outcome.pending > 0
+    assert (outcome.images_made, outcome.images_per_second) == (0, 0.0)
+    (reason,) = outcome.reasons
+    assert reason.reason == "empty-prompt" and reason.count == outcome.rejected
+    assert reason.example is not None and "a prompt is needed" in reason.example.message
+    page = (tmp_path / "out" / "_batchgen" / "report.html").read_text()
+    assert "Stopped." in page and "far above policy.rejected_limit" in page
+    said = Ledger(open_store(str(tmp_path / "out"))).logs()
+    assert "starting Ray" in said and "loading digits-shapes on 1 replica (CPU)" in said
+    assert "stopped: " in said and "0 images in " in said
+
+    asked = spec.model_copy(update={"policy": spec.policy.model_copy(update={"rejected_limit": 1})})
+    finished = runner.run(asked, quiet=True)
+    assert (finished.exit_code, finished.rejected, finished.pending) == (0, 1000, 0)
 
 
 def test_an_attempt_counts_though_an_earlier_ones_marker_stands() -> None:

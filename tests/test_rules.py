@@ -32,6 +32,7 @@ FLOORS = {
         "ledger",
         "lease",
         "outcome",
+        "rejects",
         "report",
         "verify",
         "prepare",
@@ -39,7 +40,9 @@ FLOORS = {
         "settings",
         "shard",
         "frames",
+        "tally",
         "progress",
+        "bars",
     ),
     2: (
         "columns",
@@ -80,7 +83,7 @@ HOMES = {
     "pydantic": ("documents", "saved_plan", "spec", "model_spec", "prepare", "settings"),
     "pyparsing": ("replicas",),
     "ray": ("engine", "submit", "spot"),
-    "rich": ("progress",),
+    "rich": ("bars",),
     "safetensors": ("wire", "replicas"),
     "tokenizers": ("replicas",),
     "torch": (

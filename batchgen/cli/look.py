@@ -10,6 +10,7 @@ import click
 from batchgen.cli.cluster import address_option, ask, last_run
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, storage_option
+from batchgen.plain_text import short
 
 
 @main.command()
@@ -25,7 +26,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending,
     4 when a committed file is missing or has another size.
     """
-    from batchgen.outcome import tally_of, verdict_of
+    from batchgen.outcome import reason_lines, reasons_of, tally_of, verdict_of
 
     facts: dict[str, object] = {}
     output = job
@@ -59,19 +60,21 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         "failed": tally.failed,
         "exit_code": exit_code,
         "message": message,
+        "truncated_prompts": tally.truncated,
+        "reasons": [asdict(reason) for reason in reasons_of(tally)],
     }
     if as_json:
         echo_json(facts)
     else:
         echo(
-            f"shards   {tally.committed} of {frozen.shards} committed, "
-            f"{tally.failed_shards} failed, {pending} pending\n"
-            f"samples  {frozen.samples} planned, {tally.accepted} accepted, "
-            f"{tally.rejected} rejected, {tally.failed} failed\n"
+            f"shards   {tally.committed:,} of {frozen.shards:,} committed, "
+            f"{tally.failed_shards:,} failed, {pending:,} pending\n"
+            f"samples  {frozen.samples:,} planned, {tally.accepted:,} accepted, "
+            f"{tally.rejected:,} rejected, {tally.failed:,} failed\n"
             f"run      {last_run(ledger)}\n{message}"
         )
-        for failure in ledger.failures(sorted(states.failed)[:10]):
-            echo(f"failed   shard {failure.shard}: {failure.error}: {failure.message}")
+        for line in reason_lines(reasons_of(tally), output):
+            echo(line)
     return exit_code
 
 
@@ -99,3 +102,35 @@ def verify(output: str, storage_options: tuple[str, ...], quick: bool, as_json: 
             f"committed, {findings.bytes:,} bytes"
         )
     return 0 if findings.ok else 4
+
+
+@main.command()
+@click.argument("output")
+@click.option("--reason", help="Only samples that were dropped for this reason.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Samples of each reason; 0: all.",
+)
+@storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def rejects(
+    output: str, reason: str | None, limit: int, storage_options: tuple[str, ...], as_json: bool
+) -> int:
+    """List the rejected and failed samples of OUTPUT by reason."""
+    from batchgen.rejects import by_reason
+
+    groups = by_reason(open_ledger(output, storage_options), reason, limit or None)
+    if as_json:
+        echo_json([asdict(group) for group in groups])
+        return 0
+    for group in groups:
+        echo(f"{group.count:,} {group.reason}")
+        for one in group.samples:
+            source = f" ({one.source_id})" if one.source_id else ""
+            echo(f"  {one.key}{source}: {short(one.message)}")
+    if not groups:
+        echo(f"no sample was rejected or failed{f' for {reason}' if reason else ''}")
+    return 0

@@ -98,6 +98,7 @@ def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
 
 def _finish(job: Callable[[], Outcome], url: str, as_json: bool) -> int:
     from batchgen.errors import Interrupted
+    from batchgen.outcome import reason_lines
 
     try:
         outcome = job()
@@ -108,7 +109,9 @@ def _finish(job: Callable[[], Outcome], url: str, as_json: bool) -> int:
     if as_json:
         echo_json(asdict(outcome))
     else:
-        echo(f"{outcome.message}\nreport: {outcome.output}/_batchgen/report.html")
+        lines = reason_lines(outcome.reasons, outcome.output)
+        report = f"report: {outcome.output}/_batchgen/report.html"
+        echo("\n".join([outcome.message, *lines, report]))
     return outcome.exit_code
 
 

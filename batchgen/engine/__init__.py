@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 # Ray reads this when it is imported. Our own lines tell of shards begun again and of a lost raylet;
@@ -19,12 +19,14 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from batchgen import frames
+from batchgen.attempts import News
 from batchgen.engine.actors import Generate, Job, StageActor
 from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.daemons import guarded
 from batchgen.engine.demand import await_room, watched
+from batchgen.engine.listen import listening
 from batchgen.engine.metrics import Metrics
-from batchgen.engine.pools import Pools, Share, pools_of
+from batchgen.engine.pools import Pools, Share, described, pools_of
 from batchgen.engine.read import Read
 from batchgen.engine.shared import SharedAttempts
 from batchgen.errors import Interrupted, StopJob, StorageFailed, from_facts
@@ -41,6 +43,7 @@ __all__ = [
     "StageActor",
     "await_room",
     "cluster",
+    "described",
     "generate",
     "guarded",
     "pools_of",
@@ -58,8 +61,8 @@ def generate(
     ledger: Ledger,
     pending: Sequence[int],
     pools: Pools,
-    say: Callable[[str], None] | None = None,
-) -> Iterator[Marker | FailedMarker]:
+    hear: Callable[[News], None] | None = None,
+) -> Generator[Marker | FailedMarker, None, None]:
     """Make the pending shards; yields each one's marker, or failed marker, as it ends.
 
     Args:
@@ -67,7 +70,7 @@ def generate(
         ledger: of its output.
         pending: numbers of the shards to make.
         pools: the actors to stream through and what each reserves (``pools_of``).
-        say: is told what a user ought to know meanwhile.
+        hear: is told, in a thread of its own, what a user ought to know meanwhile.
 
     Raises:
         StopJob: what a stage found that no other shard can escape.
@@ -96,11 +99,11 @@ def generate(
             fn_constructor_args=(job, attempts),
         )
     try:
-        for row in stream.iter_rows():
-            if say is not None:
-                for words in attempts.news():
-                    say(words)
-            yield _event(Frame(**row))
+        with listening(attempts, hear) as end:
+            for row in stream.iter_rows():
+                event = _event(Frame(**row))
+                end(event.shard)
+                yield event
     except ray.exceptions.RayError as error:
         raise Interrupted(f"Ray ended the stream: {type(error).__name__}: {error}") from error
 

@@ -31,6 +31,7 @@ from batchgen.storage import configure, open_store
 
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+TELL_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class StageActor(ABC):
         self.turns = Turns()
         self.watch = Watch(self.pool.stuck_after_s)
         self.lock = threading.Lock()  # a stage works on one shard at a time
+        self._told_at = 0.0
         self.url = job.url
         self.broken = load_model(self._load, attempts, self.name, this_actor())
 
@@ -173,8 +175,15 @@ class StageActor(ABC):
             if tell:
                 self.attempts.tell(self.name, frame.shard, on)
 
+        done = 0
+
+        def made(samples: int) -> None:
+            nonlocal done
+            done += samples
+            self._tell_made(frame.shard, done)
+
         number = max(frame.attempt, judged.begun + 1)
-        trial = Trial(judged.alone, judged.without, working_on)
+        trial = Trial(judged.alone, judged.without, working_on, made)
         try:
             with self.watch:
                 return self.work(replace(frame, attempt=number), trial)
@@ -189,6 +198,13 @@ class StageActor(ABC):
             self.attempts.tell(self.name, frame.shard, on, redact(f"{kind}: {error}"))
             judged = self._judged(frame.shard)
             return self._fail(frame, error, judged.tries) if judged.hopeless is not None else None
+
+    def _tell_made(self, number: int, samples: int) -> None:
+        """For the display: not each micro-batch, where they are quick."""
+        now = time.monotonic()
+        if now - self._told_at >= TELL_EVERY_S:
+            self._told_at = now
+            self.attempts.made(number, samples)
 
     def _judged(self, number: int) -> Judgement:
         limit = self.plan.spec.policy.shard_retries + 1

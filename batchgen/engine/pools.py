@@ -94,6 +94,20 @@ def _started(share: Share, room: Room) -> Share:
     return replace(share, start_replicas=start)
 
 
+def described(pools: Pools) -> str:
+    """``2 replicas (CPU)``, ``1 encode, 3 denoise, 1 decode replicas (H100)``: as they start."""
+    counts = [(actor.__name__.lower(), share.start_replicas) for actor, share in pools]
+    if len(counts) == 1:
+        many = counts[0][1]
+        said = f"{many} replica{'' if many == 1 else 's'}"
+    else:
+        said = ", ".join(f"{many} {name}" for name, many in counts) + " replicas"
+    prefix = "accelerator_type:"
+    names = {name for node in nodes_that_stay() for name in node if name.startswith(prefix)}
+    gpus = ", ".join(sorted(name.removeprefix(prefix) for name in names)) or "GPU"
+    return f"{said} ({gpus if any(share.num_gpus for _, share in pools) else 'CPU'})"
+
+
 class Room:
     """What the nodes of a cluster have, by node, less what was taken of it."""
 

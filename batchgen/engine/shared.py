@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from batchgen.attempts import Attempt, Attempts
+from batchgen.attempts import Attempt, Attempts, News
 from batchgen.engine.cluster import this_node
 
-HEAR_EVERY_S = 2.0
+HEAR_WITHIN_S = 10.0
 
 
 class SharedAttempts:
@@ -24,7 +24,7 @@ class SharedAttempts:
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         kind = ray.remote(Attempts).options(**lasting, scheduling_strategy=here)
         self._holder = kind.remote(asked)
-        self._heard, self._heard_at = 0, 0.0
+        self._heard = 0
 
     def begin_first(self, stage: str, number: int, node: str) -> bool:
         return bool(self._ask("begin_first", stage, number, node))
@@ -51,13 +51,21 @@ class SharedAttempts:
     def say(self, words: str) -> None:
         self._ask("say", words)
 
-    def news(self) -> list[str]:
-        """What replicas have to say since it was last asked; empty if that was just now."""
-        if time.monotonic() - self._heard_at < HEAR_EVERY_S:
-            return []
-        said: list[str] = self._ask("said", self._heard)
-        self._heard, self._heard_at = self._heard + len(said), time.monotonic()
-        return said
+    def made(self, number: int, samples: int) -> None:
+        """Told without waiting for an answer: it may be lost, and nothing hangs on it."""
+        with suppress(ray.exceptions.RayError):
+            self._holder.made.remote(number, samples)
+
+    def news(self, ended: Sequence[int] = ()) -> News:
+        """What replicas have to say since it was last asked.
+
+        Raises:
+            RayError: there is no answer within HEAR_WITHIN_S.
+        """
+        asked = self._holder.news.remote(self._heard, ended)
+        news: News = ray.get(asked, timeout=HEAR_WITHIN_S)
+        self._heard += len(news.said)
+        return news
 
     def _ask(self, method: str, *words: Any) -> Any:
         return ray.get(getattr(self._holder, method).remote(*words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.conditions import describe
+from batchgen.plain_text import short
 from batchgen.plan import Plan
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec import Spec
 from batchgen.tasks import is_image
 
+MOST_LABELS = 100
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 COLUMNS = pa.schema(
@@ -242,6 +245,17 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
 def _taken(column: pa.ChunkedArray, positions: pa.Array) -> pa.ChunkedArray:
     kind = stored_type(column.type)
     return (column if kind == column.type else column.cast(kind)).take(positions)
+
+
+def label_counts(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> dict[str, int]:
+    """Accepted samples by label, of the MOST_LABELS most frequent labels of a shard."""
+    column = plan.spec.input.columns.label
+    if column is None:
+        return {}
+    positions = pa.array([one.sample.row for one in finished], pa.int64())
+    values = _taken(rows.table.column(column), positions)
+    counts = Counter(short(str(value.as_py())) for value in values if value.is_valid)
+    return dict(counts.most_common(MOST_LABELS))
 
 
 def image_extension(spec: Spec) -> str:
