@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -24,8 +25,10 @@ from ray._private.authentication.authentication_token_setup import (
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import batchgen
-from batchgen.errors import Interrupted, UsageError
+from batchgen.addresses import REACH, check_job_server, no_job_server
+from batchgen.errors import Interrupted, SpecError, UsageError
 from batchgen.fetch import cache_folder
+from batchgen.ray_token import close_token
 from batchgen.secrets import redact
 from batchgen.spec import Spec
 from batchgen.storage import absolute
@@ -39,6 +42,8 @@ STOP_WAIT_S = 60  # for the driver to give back its lease
 READY_WITHIN_S = 60.0
 POLL_S = 1.0
 RECONNECTS = 10
+SUBMISSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+ID_ALLOWED = "allowed are letters, digits, '.', '_' and '-', up to 200 of them"
 CLUSTERS = ("ray",)  # comes with the cluster, at the cluster's version
 QUIET = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -74,8 +79,10 @@ class Cluster:
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         for name in ("ray", *QUIET):  # they tell of connections, uploads and tokens
             logging.getLogger(name).setLevel(logging.ERROR)
-        # As `ray start` does, and as every local run leaves a token behind.
+        close_token()
+        # As `ray start` does.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        check_job_server(self.address)
         with self._answering():
             self._client = JobSubmissionClient(self.address)
 
@@ -111,6 +118,8 @@ class Cluster:
         packages: bool,
     ) -> str:
         name = submission_id or f"batchgen-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        if not SUBMISSION_ID.fullmatch(name):
+            raise SpecError("--submission-id", name, ID_ALLOWED)
         environment: dict[str, Any] = {
             "py_modules": [str(PACKAGE)],
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
@@ -131,6 +140,8 @@ class Cluster:
                     runtime_env=environment,
                     metadata={OUTPUT: output, "batchgen_version": batchgen.__version__, **facts},
                 )
+        if not SUBMISSION_ID.fullmatch(accepted):  # it names a file here
+            raise UsageError(f"{self.address} gave the job the id {accepted!r}; {ID_ALLOWED}")
         _remember(accepted, output)
         return accepted
 
@@ -200,11 +211,7 @@ class Cluster:
             if "Authentication" in kind or "token" in said.lower():
                 raise UsageError(f"{self.address}: {TOKEN_REMEDY}") from error
             if isinstance(error, ConnectionError) or "Connection" in kind:
-                raise UsageError(
-                    f"no Ray job server answers at {self.address}; is it the address of the "
-                    "head's dashboard (port 8265), and can it be reached from here? "
-                    "`ray dashboard CLUSTER.yaml` or `kubectl port-forward` opens a way"
-                ) from error
+                raise UsageError(f"{no_job_server(self.address)}; {REACH}") from error
             if isinstance(error, RuntimeError | ValueError):
                 raise UsageError(f"{self.address}: {said}") from error
             raise
@@ -216,7 +223,7 @@ def output_of(job: str) -> str:
     Raises:
         UsageError: a submission id that is not known here.
     """
-    if "/" in job:
+    if not SUBMISSION_ID.fullmatch(job):
         return job
     try:
         return _record(job).read_text()

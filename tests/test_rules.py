@@ -60,7 +60,10 @@ FLOORS = {
         "images",
         "wire",
     ),
-    1: ("records", "errors", "secrets", "tasks", "attempts", "plain_text"),
+    1: (
+        *("records", "errors", "secrets", "tasks", "attempts"),
+        *("plain_text", "ray_token", "addresses"),
+    ),
     0: ("batchgen",),  # the package itself: its version
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}

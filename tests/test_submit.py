@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchgen.errors import SpecError, UsageError
 from batchgen.ledger import Ledger
 from batchgen.storage import open_store
+from batchgen.submit import Cluster as Client
 from batchgen.verify import verify
 from tests.object_store.server import free_port
 
@@ -179,5 +182,27 @@ def test_without_its_cluster_the_output_answers(cluster: Cluster) -> None:
         cancelled = cluster.batchgen("cancel", job, *gone)
         assert cancelled.returncode == 1
         assert "at work" in cancelled.stderr
+        silent = cluster.batchgen("logs", output, RAY_API_SERVER_ADDRESS="")
+        assert silent.stderr == "" and silent.stdout == logs.stdout
+    nothere = cluster.batchgen("logs", "out/nothere", RAY_API_SERVER_ADDRESS="")
+    assert nothere.returncode == 1
+    assert "out/nothere is no output of batchgen: nothing was run into it" in nothere.stderr
     unknown = cluster.batchgen("logs", "never-submitted", *gone)
     assert unknown.returncode == 1 and "give the output instead" in unknown.stderr
+
+
+@pytest.mark.parametrize("given", ["../../../escaped", "a/b", ".hidden", "x\x1b[31m", ""])
+def test_a_submission_id_that_is_a_path_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a hostile job server gives one, or a slip of the pen."""
+    monkeypatch.setenv("BATCHGEN_CACHE", str(tmp_path / "cache"))
+    client = SimpleNamespace(submit_job=lambda **job: given)
+    hostile = Client.__new__(Client)
+    hostile.address, hostile._client = "http://hostile:8265", client
+    with pytest.raises(UsageError, match=r"gave the job the id .* allowed are letters"):
+        hostile.resume("out/images", packages=False)
+    assert list(tmp_path.rglob("*.output")) == []
+    if given:
+        with pytest.raises(SpecError, match="--submission-id"):
+            hostile._start(["run"], "out/images", {}, {}, given, packages=False)

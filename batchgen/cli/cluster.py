@@ -87,8 +87,10 @@ def logs(job: str, address: str | None, storage_options: tuple[str, ...], follow
     """Print what JOB (submission id or output) has said, from its cluster or else its output."""
     found = ask(job, address)
     if found.cluster is None:
-        echo(f"{found.status}; from its output:", err=True)
-        echo(_ledger(job, storage_options).logs(), nl=False)
+        ledger = _ledger(job, storage_options, found)
+        if address:
+            echo(f"{found.status}; from its output:", err=True)
+        echo(ledger.logs(), nl=False)
         return 0
     if follow:
         return _watch(found.cluster, found.name)
@@ -104,7 +106,8 @@ def cancel(job: str, address: str | None, storage_options: tuple[str, ...]) -> i
     """Stop JOB (submission id or output); what is committed stays, `resume` goes on."""
     found = ask(job, address)
     if found.cluster is None:
-        echo(f"{found.status}\n{last_run(_ledger(job, storage_options))}", err=True)
+        state = last_run(_ledger(job, storage_options, found))
+        echo(f"{found.status}\n{state}" if address else f"no job of a cluster; {state}", err=True)
         return 1
     if found.cluster.stop(found.name):
         echo(f"stopping {found.name}; `batchgen resume` goes on with what is missing")
@@ -173,10 +176,19 @@ def last_run(ledger: Ledger) -> str:
     return f"none at work; the last one was heard of {ago[last]} ago"
 
 
-def _ledger(job: str, storage_options: tuple[str, ...]) -> Ledger:
+def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:
+    """Of a job that no cluster knows; that may be one which ran on this machine.
+
+    Raises:
+        UsageError: there is no such output either.
+    """
+    from batchgen.errors import UsageError
     from batchgen.submit import output_of
 
-    return open_ledger(output_of(job), storage_options)
+    ledger = open_ledger(output_of(job), storage_options)
+    if not ledger.store.list("_batchgen"):
+        raise UsageError(f"{job} is no output of batchgen: nothing was run into it; {found.status}")
+    return ledger
 
 
 def _watch(cluster: Cluster, name: str) -> int:

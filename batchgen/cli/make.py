@@ -45,6 +45,7 @@ def run(spec: Spec, address: str | None, shards: str | None, dry_run: bool, as_j
         return 0
     from batchgen import runner
 
+    _check_address(address)
     return _finish(
         lambda: runner.run(spec, address, quiet=as_json, shards=shards), spec.output.url, as_json
     )
@@ -73,6 +74,7 @@ def resume(
         return resume_on(address, output, storage_options, shards, not no_requirements)
     from batchgen import runner
 
+    _check_address(address)
     options = parse_storage_options(storage_options)
     return _finish(
         lambda: runner.resume(output, address, as_json, options, shards),
@@ -94,6 +96,14 @@ def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
     else:
         _show_plan(spec, as_json)
     return 0
+
+
+def _check_address(address: str | None) -> None:
+    """Before anything is planned."""
+    from batchgen.addresses import check_head, joined
+
+    if wanted := joined(address):
+        check_head(wanted, "--address" if address else "RAY_ADDRESS")
 
 
 def _finish(job: Callable[[], Outcome], url: str, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Callable
@@ -13,7 +14,6 @@ import click
 from batchgen import __version__
 from batchgen.cli.echo import echo
 from batchgen.errors import BatchgenError, SpecError, StopJob
-from batchgen.plain_text import plain
 from batchgen.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ class Commands(click.Group):
         except click.exceptions.Abort:
             _fail("interrupted", 3)
         except click.ClickException as error:
-            vars(error)["message"] = plain(error.message)
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            echo(shown.getvalue(), err=True, nl=False)
             sys.exit(1)
         except StopJob as error:
             _fail(str(error), error.exit_code)

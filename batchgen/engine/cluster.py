@@ -14,9 +14,12 @@ import ray
 from ray.data import DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from batchgen.addresses import check_head, joined
+from batchgen.engine.session import private_session
 from batchgen.errors import UsageError
+from batchgen.ray_token import close_token
 
-LOCAL_OBJECT_STORE_BYTES = 2 << 30
+LOCAL = {"include_dashboard": False, "object_store_memory": 2 << 30}
 LOOK_WITHIN_S = 60.0  # a node that joins in this moment may take long to start its first worker
 
 
@@ -27,17 +30,27 @@ def cluster(address: str | None) -> Iterator[bool]:
     Yields whether it was joined, so that it may grow.
     """
     _quiet_ray()
+    close_token()
     if ray.is_initialized():
         yield False
-        return
+    elif wanted := joined(address):
+        check_head(wanted, "--address" if address else "RAY_ADDRESS")
+        with _connected(wanted, {}):
+            yield True
+    else:
+        with private_session() as folder, _connected("local", {**LOCAL, "_temp_dir": folder}):
+            yield False
+
+
+@contextmanager
+def _connected(address: str, options: dict[str, Any]) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        address = address or os.environ.get("RAY_ADDRESS")
-        _init(address)
+        _init(address, options)
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():  # ray.init puts its own in their place
                 signal.signal(number, handler)
-        yield bool(address)
+        yield
     finally:
         ray.shutdown()
 
@@ -98,19 +111,14 @@ def _staying() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
-def _init(address: str | None) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if not address:
-        options |= {
-            "include_dashboard": False,
-            "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
-        }
+def _init(address: str, options: dict[str, Any]) -> None:
     try:
         with _silenced_native_stderr():
-            ray.init(address=address or "local", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        raise UsageError(f"cannot reach {where}: {error}") from error
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        if address == "local":
+            raise UsageError(f"Ray cannot be started on this machine: {error}") from error
+        raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from error
 
 
 @contextmanager
