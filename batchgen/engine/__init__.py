@@ -24,6 +24,7 @@ from batchgen.engine.actors import Generate, Job, StageActor
 from batchgen.engine.cluster import cluster, refuse_unshared
 from batchgen.engine.daemons import guarded
 from batchgen.engine.demand import await_room, watched
+from batchgen.engine.devices import refuse_hidden_gpu
 from batchgen.engine.listen import listening
 from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import Pools, Share, described, pools_of
@@ -47,6 +48,7 @@ __all__ = [
     "generate",
     "guarded",
     "pools_of",
+    "refuse_hidden_gpu",
     "refuse_unshared",
     "watched",
 ]

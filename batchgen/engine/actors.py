@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import ray
 
 from batchgen import frames, replicas, shard
 from batchgen.attempts import Attempts, Judgement, judge
 from batchgen.engine.cluster import living_nodes, this_actor, this_node
+from batchgen.engine.devices import devices
 from batchgen.engine.loading import load_model
 from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.watch import Watch
@@ -110,7 +110,7 @@ class StageActor(ABC):
     def _load(self) -> None:
         configure(self.plan.spec.storage_options, self.plan.spec.storage.limits())
         self.ledger = Ledger(open_store(self.url).in_place())
-        self.devices = _devices()
+        self.devices = devices()
         with self.watch:
             self.load()
 
@@ -325,12 +325,3 @@ class Decode(StageActor):
             trial,
         )
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
-
-
-def _devices() -> list[str]:
-    """The GPUs that this actor was given, or its share of one; the CPU if there is none."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return ["cpu"]
-    return [f"cuda:{number}" for number in range(len(ray.get_gpu_ids()))] or ["cpu"]
