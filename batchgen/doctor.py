@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 
 from batchgen.errors import BatchgenError
-from batchgen.plan import make_plan
+from batchgen.machine import Check, gib, gpus
+from batchgen.plan import Plan, make_plan
+from batchgen.prepare import prepare
+from batchgen.reader import make_spans, read_columns, read_span
+from batchgen.records import Dropped
 from batchgen.replicas import inspect
 from batchgen.spec import Spec
 from batchgen.storage import Store, open_store
 from batchgen.storage.store import PROBES
 
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was tried. ``grade`` is ``ok``, ``warning`` or ``failed``."""
-
-    name: str
-    grade: str
-    message: str
+FIRST_ROWS = 8
+RESERVE_BYTES = 16 << 20  # for markers, logs, card, report and its picture
+PIXEL_BYTES = {"png": 3.0, "jpeg": 1.0, "webp": 1.0}  # at most, but for noise
 
 
 def examine(spec: Spec) -> Iterator[Check]:
@@ -28,12 +31,19 @@ def examine(spec: Spec) -> Iterator[Check]:
 
     In the output it writes one small object, reads, lists and removes it.
     """
-    yield _tried("input and model", lambda: _planned(spec))
+    plans: list[Plan] = []
+    yield _tried("input and model", lambda: _planned(spec, plans))
+    for plan in plans:
+        yield _tried("first rows", partial(_first_rows, plan))
+    yield gpus()
     store = open_store(spec.output.url)
     written = _tried("output: write, read, list, delete", lambda: _used(store))
     yield written
     if written.grade == "ok":
         yield _tried("output: create-only writes", lambda: _exclusive(store))
+    if store.local:
+        for plan in plans:
+            yield _tried("output: free space", partial(_room, plan, store))
 
 
 def _tried(name: str, check: Callable[[], tuple[str, str]]) -> Check:
@@ -43,9 +53,47 @@ def _tried(name: str, check: Callable[[], tuple[str, str]]) -> Check:
         return Check(name, "failed", str(error))
 
 
-def _planned(spec: Spec) -> tuple[str, str]:
+def _planned(spec: Spec, plans: list[Plan]) -> tuple[str, str]:
     plan = make_plan(spec, inspect(spec.model, spec.task))
+    plans.append(plan)
     return "ok", f"{plan.rows} rows, {plan.samples} samples, {plan.model.model_id}"
+
+
+def _first_rows(plan: Plan) -> tuple[str, str]:
+    """Read and prepare them as a run does: with their images, settings and columns."""
+    rows = min(plan.rows, FIRST_ROWS)
+    output = plan.spec.output.model_copy(update={"samples_per_shard": rows * plan.spec.variants})
+    few = replace(plan, spec=plan.spec.model_copy(update={"output": output}))
+    (span,) = make_spans(few, [0])
+    columns = read_columns(few.spec, [name for name, _ in few.columns])
+    (shard,) = read_span(span, few.spec, columns)
+    dropped = {one.source_id: one for one in prepare(shard, few).dropped}
+    if not dropped:
+        return "ok", f"{rows} of {rows} can be made"
+    said = f"{len(dropped)} of {rows} would be rejected: {_reasons(list(dropped.values()))}"
+    return "failed" if len(dropped) == rows else "warning", said
+
+
+def _reasons(dropped: list[Dropped]) -> str:
+    """Each reason with its count and one example."""
+    counts = Counter(one.reason for one in dropped)
+    example = {one.reason: f"{one.source_id}: {one.message}" for one in reversed(dropped)}
+    return "; ".join(f"{count} {name} ({example[name]})" for name, count in counts.most_common())
+
+
+def _room(plan: Plan, store: Store) -> tuple[str, str]:
+    """Of a local output: what is free, against what the images may take at most."""
+    folder = store.path("")
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    sampling, kind = plan.spec.sampling, plan.spec.output.image_format
+    pixels = (sampling.width or 0) * (sampling.height or 0) * plan.samples
+    most = RESERVE_BYTES + int(pixels * PIXEL_BYTES[kind])
+    said = f"{gib(free)} free in {folder}; {plan.samples} images as {kind} take up to {gib(most)}"
+    if free < RESERVE_BYTES:
+        return "failed", f"{said}, and markers, card and report alone need {gib(RESERVE_BYTES)}"
+    return "warning" if free < most else "ok", said
 
 
 def _used(store: Store) -> tuple[str, str]:

@@ -19,7 +19,7 @@ import batchgen
 PACKAGE = Path(batchgen.__file__).parent
 FLOORS = {
     5: ("__main__", "cli", "submit", "spot"),
-    4: ("runner", "explain", "doctor", "clean"),
+    4: ("runner", "explain", "doctor", "machine", "clean"),
     3: (
         "plan",
         "saved_plan",

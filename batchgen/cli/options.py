@@ -71,14 +71,19 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
 }
 
 
-def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that make a spec; the command receives it as ``spec``."""
+def spec_options(command: Callable[..., Any], required: bool = True) -> Callable[..., Any]:
+    """The options that make a spec; the command receives it as ``spec``.
+
+    Where it is not ``required`` and nothing of it is given, that is None.
+    """
 
     @wraps(command)
     def with_spec(
         spec_file: str | None, settings: tuple[str, ...], no_key_check: bool, **given: Any
     ) -> Any:
         flags = {flag: given.pop(_parameter(flag)) for flag in FIELDS}
+        if not required and not any([spec_file, settings, no_key_check, *flags.values()]):
+            return command(spec=None, **given)
         return command(spec=_spec(spec_file, flags, settings, no_key_check), **given)
 
     wrapped: Callable[..., Any] = with_spec

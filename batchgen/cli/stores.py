@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -11,33 +13,44 @@ from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, spec_options, storage_option
 
 if TYPE_CHECKING:
+    from batchgen.machine import Check
     from batchgen.spec import Spec
 
 
 @main.command()
-@spec_options
+@partial(spec_options, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def doctor(spec: Spec, as_json: bool) -> int:
-    """Try what a job will need: its input, its model, and writing to its output.
+def doctor(spec: Spec | None, as_json: bool) -> int:
+    """Look at this machine, or try what a job will need.
 
-    In the output it writes, reads, lists and removes one small object. Exits 0 when the job can
-    run, warnings included, and 1 when something failed.
+    Without a job: versions, GPUs, free space, Ray's token, ports and folders that others may use.
+    With one: its input, its first rows, its model, and writing to its output, where it writes,
+    reads, lists and removes one small object. Exits 1 when something failed; warnings do not count.
 
     \b
+    batchgen doctor
     batchgen doctor --input prompts.parquet --output s3://bucket/images
     """
-    from batchgen import doctor as tries
-    from batchgen.runner import reach_stores
-
-    reach_stores(spec)
     checks = []
-    for check in tries.examine(spec):
+    for check in _checks(spec):
         checks.append(check)
         if not as_json:
             echo(f"{check.grade:<8} {check.name}: {check.message}")
     if as_json:
         echo_json([asdict(check) for check in checks])
     return 1 if any(check.grade == "failed" for check in checks) else 0
+
+
+def _checks(spec: Spec | None) -> Iterator[Check]:
+    if spec is None:
+        from batchgen.machine import look_round
+
+        return look_round()
+    from batchgen import doctor as tries
+    from batchgen.runner import anywhere, reach_stores
+
+    reach_stores(spec)
+    return tries.examine(anywhere(spec))
 
 
 @main.command()

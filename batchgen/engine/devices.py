@@ -28,16 +28,31 @@ def devices() -> list[str]:
     given = len(ray.get_gpu_ids())
     if not given:
         return ["cpu"]
-    import torch
-
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    seen = len(seen_by_torch())
     if seen < given:
         raise ModelError(
             f"this replica has {given} GPU of {os.uname().nodename} reserved, and torch can use "
-            f"{seen} of them: {why_unusable(torch.__version__, torch.version.cuda, driver())}; or "
-            "run on CPUs with num_gpus: 0 under each pool of resources"
+            f"{seen} of them: {why_none()}; or run on CPUs with num_gpus: 0 under each pool of "
+            "resources"
         )
     return [f"cuda:{number}" for number in range(given)]
+
+
+def seen_by_torch() -> list[str]:
+    """The names of the GPUs that torch can use in this process, with their memory."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    properties = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    return [f"{one.name} ({one.total_memory >> 30} GiB)" for one in properties]
+
+
+def why_none() -> str:
+    """Why torch sees no GPU here."""
+    import torch
+
+    return why_unusable(torch.__version__, torch.version.cuda, driver())
 
 
 @dataclass(frozen=True)
