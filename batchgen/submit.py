@@ -228,6 +228,8 @@ def output_of(job: str) -> str:
     try:
         return _record(job).read_text()
     except FileNotFoundError:
+        if os.path.isdir(job):
+            return job
         raise UsageError(
             f"{job} was not submitted from this machine, so its output is not known here: "
             "give the output instead"

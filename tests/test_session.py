@@ -16,10 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from ray._private import ray_constants
 
 from batchgen.engine import session, sweeper
-from batchgen.engine.session import private_session
 from batchgen.ray_token import close_token
 
 GONE_WITHIN_S = 10.0
@@ -136,19 +134,27 @@ def test_two_runs_at_once_have_nothing_in_common(job: Job) -> None:
     assert job.left() == []
 
 
-def test_surroundings_are_given_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "the users own")
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    with private_session() as folder:
-        assert "RAY_AUTH_TOKEN" not in os.environ
-        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
-        assert token.parent == Path(folder).parent and len(token.read_text()) == 64
-        assert not ray_constants.ENABLE_RAY_CLUSTER
-    assert os.environ["RAY_AUTH_TOKEN"] == "the users own"
-    assert "RAY_AUTH_MODE" not in os.environ and ray_constants.ENABLE_RAY_CLUSTER
-    assert not token.parent.exists()
+SURROUNDINGS = """
+import os
+from pathlib import Path
+from ray._private import ray_constants
+from batchgen.engine.session import private_session
+
+with private_session() as folder:
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.parent == Path(folder).parent and len(token.read_text()) == 64
+    assert not ray_constants.ENABLE_RAY_CLUSTER
+assert os.environ["RAY_AUTH_TOKEN"] == "of-mine"
+assert "RAY_AUTH_MODE" not in os.environ and ray_constants.ENABLE_RAY_CLUSTER
+assert not token.parent.exists()
+"""
+
+
+def test_surroundings_are_given_back(job: Job) -> None:
+    environment = {**job.environment, "RAY_AUTH_TOKEN": "of-mine"}
+    subprocess.run([sys.executable, "-c", SURROUNDINGS], env=environment, check=True)
+    assert job.left() == []
 
 
 @pytest.mark.parametrize(
