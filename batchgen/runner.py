@@ -186,7 +186,7 @@ def _stream(
     tally, stopped = progress.tally, ""
     progress.enter_phase(f"joining Ray at {address}" if address else "starting Ray")
     with engine.cluster(address) as joined:
-        engine.refuse_hidden_gpu(plan.spec, joined)
+        engine.refuse_hidden_gpu(plan.spec)
         pools = engine.pools_of(plan, len(states.pending))
         engine.await_room(pools, joined, progress.say)
         pools = engine.pools_of(plan, len(states.pending))  # with what has come meanwhile

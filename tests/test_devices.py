@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -63,11 +64,15 @@ def test_why_torch_sees_none(wheel: str, cuda: str | None, found: Driver, said: 
 def test_a_replica_with_gpus_that_torch_cannot_use_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "get_gpu_ids", list)
     assert devices.devices() == ["cpu"]
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0, 1])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    card = SimpleNamespace(name="L40S", total_memory=48 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    assert devices.seen_by_torch() == ["L40S (48 GiB)"] * 2
     assert devices.devices() == ["cuda:0", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ModelError, match=r"has 2 GPU of .* reserved, and torch can use 1 of them"):
@@ -78,16 +83,16 @@ def test_a_gpu_that_ray_does_not_find_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(devices, "is_private", lambda: True)
     fake_smi(tmp_path, ANSWERS, monkeypatch)
     with pytest.raises(UsageError, match=r"NVIDIA L40S; driver 535.54.03 for CUDA up to 12.2"):
-        engine.refuse_hidden_gpu(spec_of(), joined=False)
-    engine.refuse_hidden_gpu(spec_of(), joined=True)
-    engine.refuse_hidden_gpu(spec_of(num_gpus=0), joined=False)
+        engine.refuse_hidden_gpu(spec_of())
+    engine.refuse_hidden_gpu(spec_of(num_gpus=0))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    engine.refuse_hidden_gpu(spec_of(), joined=False)
+    engine.refuse_hidden_gpu(spec_of())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
-    engine.refuse_hidden_gpu(spec_of(), joined=False)
+    engine.refuse_hidden_gpu(spec_of())
 
 
 def test_a_machine_without_a_gpu_may_have_the_program(
@@ -127,3 +132,26 @@ def test_a_run_on_a_gpu_that_torch_cannot_use_ends_at_once(tmp_path: Path) -> No
     assert code == "1" and torch.__version__ in words and "GPU of" in words, done.stderr
     assert int(seconds) < 60
     assert not list((tmp_path / "out").glob("data/*"))
+
+
+LOCAL_RUN = """
+import sys
+from batchgen import runner
+from batchgen.errors import UsageError
+from batchgen.spec import build
+try:
+    runner.run(build({"input": {"path": sys.argv[1]}, "output": {"url": sys.argv[2]}}), quiet=True)
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here Ray finds the GPU")
+def test_a_local_run_beside_a_gpu_that_ray_does_not_find_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_smi(tmp_path, ANSWERS, monkeypatch)
+    source = write_prompts(tmp_path / "in.parquet", 4)
+    words = [sys.executable, "-c", LOCAL_RUN, str(source), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
+    assert "a GPU that Ray does not find (NVIDIA L40S; driver 535.54.03" in done.stdout, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 
+from batchgen.engine.session import is_private
 from batchgen.errors import ModelError, UsageError
 from batchgen.spec import Spec
 
@@ -25,7 +26,7 @@ def devices() -> list[str]:
     Raises:
         ModelError: torch cannot use them; on the CPU the job would take a hundred times as long.
     """
-    given = len(ray.get_gpu_ids())
+    given = len(ray.get_gpu_ids()) if ray.is_initialized() else 0
     if not given:
         return ["cpu"]
     seen = len(seen_by_torch())
@@ -124,7 +125,7 @@ def hidden_gpu() -> str:
     return f"{', '.join(found.gpus) or files[0]}; {found}"
 
 
-def refuse_hidden_gpu(spec: Spec, joined: bool) -> None:
+def refuse_hidden_gpu(spec: Spec) -> None:
     """Of a run that starts Ray here: a GPU that Ray does not find is not passed over in silence.
 
     Raises:
@@ -133,7 +134,9 @@ def refuse_hidden_gpu(spec: Spec, joined: bool) -> None:
     resources = spec.resources
     staged = (resources.encode, resources.denoise, resources.decode)
     pools = [resources.generate] if resources.layout == "fused" else staged
-    if joined or ray.cluster_resources().get("GPU") or all(p.num_gpus == 0 for p in pools):
+    if not is_private() or all(pool.num_gpus == 0 for pool in pools):
+        return
+    if ray.cluster_resources().get("GPU"):
         return
     if what := hidden_gpu():
         names = "generate" if resources.layout == "fused" else "encode, denoise and decode"

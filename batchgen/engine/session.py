@@ -36,6 +36,11 @@ def private_session() -> Iterator[str]:
         yield f"{folder}/r"
 
 
+def is_private() -> bool:
+    """Ray was started by this run, for itself."""
+    return not ray_constants.ENABLE_RAY_CLUSTER
+
+
 def kept_logs() -> Path:
     """Where the last of Ray's logs are, of runs that did not end in order."""
     return cache_folder() / "ray-logs"
