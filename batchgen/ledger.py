@@ -189,11 +189,16 @@ class Ledger:
     store: Store
 
     def plan(self) -> Plan | None:
-        """The frozen plan, or None when no run has started here."""
+        """The frozen plan, or None when no run has started here.
+
+        Its output is the place where it lies, which may be another than it was made for.
+        """
         try:
-            return read_plan(self.store.read(PLAN), f"{self.store.url}/{PLAN}")
+            plan = read_plan(self.store.read(PLAN), f"{self.store.url}/{PLAN}")
         except FileNotFoundError:
             return None
+        here = plan.spec.output.model_copy(update={"url": self.store.url})
+        return replace(plan, spec=plan.spec.model_copy(update={"output": here}))
 
     def require_plan(self) -> Plan:
         plan = self.plan()
@@ -210,7 +215,7 @@ class Ledger:
         return new
 
     def job(self) -> Spec:
-        """The spec as the user gave it to the first run.
+        """The spec as the user gave it to the last run.
 
         Raises:
             InputError: it is not there, or is damaged.
@@ -226,6 +231,20 @@ class Ledger:
                 f"{self.store.url}/{JOB}: no spec can be read from it ({error}); `batchgen run` "
                 "with the spec of the first run goes on without it"
             ) from error
+
+    def keep_job(self, asked: Spec) -> None:
+        """What was asked last, which may differ from the first in what is free on resume."""
+        text = asked.to_yaml().encode()
+        if self.store.read(JOB) != text:
+            self.store.put(JOB, text)
+
+    def in_force(self, plan: Plan) -> Plan:
+        """The plan with the policy of the last run, which may have been another."""
+        try:
+            policy = self.job().policy
+        except InputError:
+            return plan
+        return replace(plan, spec=plan.spec.model_copy(update={"policy": policy}))
 
     def states(self, plan: Plan) -> States:
         planned = range(plan.shards)

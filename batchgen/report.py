@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batchgen import __version__
 from batchgen.errors import BatchgenError, LimitExceeded, VerifyFailed
+from batchgen.holdings import CARD, CARD_MARK, card_is_ours
 from batchgen.images import contact_sheet, thumbnail
 from batchgen.ledger import DATA, Ledger
 from batchgen.plan import Plan
@@ -22,7 +23,7 @@ from batchgen.progress import Tally
 from batchgen.verify import damaged
 from batchgen.writer import format_of
 
-CARD = "README.md"
+OTHER_CARD = "_batchgen/README.md"  # where the output has a README.md of its own
 PAGE = "_batchgen/report.html"
 SHEET = "_batchgen/contact-sheet.png"
 SHOWN_IMAGES = 64
@@ -89,7 +90,12 @@ def write(
         "version": __version__,
         "settings": sorted(plan.spec.result_fields().items()),
     }
-    ledger.store.put(CARD, _card(plan, tally, digest).encode())
+    card = _card(plan, tally, digest) + CARD_MARK
+    if card_is_ours(ledger.store):
+        ledger.store.put(CARD, card.encode())
+    else:
+        ledger.store.put(OTHER_CARD, card.encode())
+        message += f"; {CARD} there is not batchgen's and stays: the card is {OTHER_CARD}"
     ledger.store.put(PAGE, pages.get_template("report.html").render(facts).encode())
     if shown:
         sheet = contact_sheet([one.data for one in shown], [one.prompt for one in shown])

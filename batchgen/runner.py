@@ -12,15 +12,16 @@ from types import FrameType
 from typing import Any
 
 from batchgen import report
+from batchgen.claim import claim, plan_to_keep
 from batchgen.errors import BatchgenError, Interrupted, LimitExceeded, SpecError, VerifyFailed
+from batchgen.holdings import refuse_to_remove, refuse_unless_free, remove_output
 from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
-from batchgen.ledger import PLAN, FailedMarker, Ledger, Marker, States
+from batchgen.ledger import PLAN, RECORDS, FailedMarker, Ledger, Marker, States
 from batchgen.outcome import Outcome, count, hopeless, outcome_of, take_stock, tally_of, verdict_of
 from batchgen.plain_text import short
 from batchgen.plan import Plan, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
-from batchgen.saved_plan import compare
 from batchgen.secrets import redact
 from batchgen.spec import Spec
 from batchgen.storage import absolute, configure, open_store
@@ -35,41 +36,83 @@ def plan_job(spec: Spec) -> Plan:
 
 
 def run(
-    spec: Spec, address: str | None = None, quiet: bool = False, shards: str | None = None
+    spec: Spec,
+    address: str | None = None,
+    quiet: bool = False,
+    shards: str | None = None,
+    overwrite: bool = False,
 ) -> Outcome:
     """Make what is planned and not yet committed, on local Ray or the cluster at ``address``.
 
     An output that holds a plan already is continued if the plan is still the same. ``shards``
     ("A:B": from A, up to but not with B) leaves the others to other runs, which may be at work on
-    them at the same time.
+    them at the same time. With ``overwrite`` what batchgen has made there is removed first.
 
     Raises:
         StopJob: usage errors (exit 1), an interruption (3).
     """
+    return _run(spec, spec, address, quiet, shards, overwrite)
+
+
+def _run(
+    spec: Spec,
+    asked: Spec,
+    address: str | None,
+    quiet: bool,
+    shards: str | None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Run ``spec``; ``asked`` is what a later resume goes on with."""
     reach_stores(spec)
     ledger = Ledger(open_store(spec.output.url))
-    spec = anywhere(spec)
-    saved = ledger.plan()
-    plan = make_plan(spec, _inspect(spec, saved), check_keys=saved is None)
-    part = part_of(plan, shards)
-    with interruptible() as interrupt, hold_lease(ledger.store, interrupt, part) as lease:
-        if not ledger.freeze(plan, spec):
-            plan = compare(ledger.require_plan(), plan)
-        if part is None:
-            ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
-        states = ledger.states(plan)
-        if part is not None:
-            states = states.within(range(*part))
-        listed, stopped = states, ""
-        tally, states = take_stock(plan, ledger, replace(listed, failed=frozenset()))
-        states = replace(states, failed=listed.failed)  # they are tried again
-        with Progress(tally, quiet) as progress, _kept(ledger, lease, progress):
-            progress.say(_opening(plan, states, tally.samples))
-            for shard in sorted(listed.committed - states.committed):
-                progress.say(f"shard {shard} is made again: its marker cannot be read")
-            if states.pending:
-                stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
-        return finalize(plan, ledger, tally, part, stopped)
+    spec, asked = anywhere(spec), anywhere(asked)
+    planned = False
+    try:
+        refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
+        saved = None if overwrite else plan_to_keep(ledger)
+        plan = make_plan(spec, _inspect(spec, saved), check_keys=saved is None)
+        part = part_of(plan, shards)
+        with interruptible() as interrupt, hold_lease(ledger.store, interrupt, part) as lease:
+            ledger = Ledger(ledger.store.in_place())
+            if overwrite:
+                remove_output(ledger)
+            told: list[str] = []
+            plan = claim(ledger, plan, asked, told.append, whole=part is None)
+            planned = True
+            if part is None:
+                ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
+            states = ledger.states(plan)
+            listed = states if part is None else states.within(range(*part))
+            stopped = ""
+            tally, states = take_stock(plan, ledger, replace(listed, failed=frozenset()))
+            states = replace(states, failed=listed.failed)  # they are tried again
+            with Progress(tally, quiet) as progress, _kept(ledger, lease, progress):
+                for shard in sorted(listed.committed - states.committed):
+                    told.append(f"shard {shard} is made again: its marker cannot be read")
+                for line in (*told, _opening(plan, states, tally.samples)):
+                    progress.say(line)
+                if states.pending:
+                    stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
+            outcome = finalize(plan, ledger, tally, part, stopped)
+            return outcome if states.pending or outcome.exit_code else _unchanged(outcome)
+    except Interrupted as error:
+        raise _advised(error, ledger, planned) from error
+
+
+def _unchanged(outcome: Outcome) -> Outcome:
+    """Of a run that found nothing to do."""
+    proof = f"`batchgen verify {outcome.output}` reads every file"
+    return replace(outcome, message=f"nothing was pending: {outcome.message}; {proof}")
+
+
+def _advised(error: Interrupted, ledger: Ledger, planned: bool) -> Interrupted:
+    """The error with the way to go on, where there is something to go on with."""
+    with suppress(BatchgenError, OSError):
+        planned = PLAN.rpartition("/")[2] in ledger.store.impatient().list(RECORDS)
+    if not planned:
+        return error
+    url = ledger.store.url
+    return type(error)(f"{error}; what is committed stays, go on with `batchgen resume {url}`")
 
 
 def part_of(plan: Plan, shards: str | None) -> Part | None:
@@ -109,11 +152,14 @@ def resume(
     """
     given = {protocol: dict(options) for protocol, options in (storage_options or {}).items()}
     configure(given)
-    spec = Ledger(open_store(url)).job()
+    ledger = Ledger(open_store(url))
+    ledger.require_plan()
+    spec = ledger.job()
     here = spec.output.model_copy(update={"url": url})  # wherever it was when it was planned
+    asked = spec.model_copy(update={"output": here})
     options = {**spec.storage_options, **given}
-    spec = spec.model_copy(update={"output": here, "storage_options": options})
-    return run(spec, address, quiet, shards)
+    spec = asked.model_copy(update={"storage_options": options})
+    return _run(spec, asked, address, quiet, shards)
 
 
 def reach_stores(spec: Spec) -> None:

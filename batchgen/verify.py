@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchgen.errors import BatchgenError, VerifyFailed
+from batchgen.holdings import is_litter
 from batchgen.ledger import DATA, REJECTS, SHARDS, Ledger, Marker, States, Written, rejects_name
 from batchgen.plan import Plan
 from batchgen.writer import SCHEMAS, format_of, read_parquet
@@ -160,7 +161,8 @@ def _check_strays(
     """
     form = format_of(plan)
     for folder in (DATA, REJECTS):
-        there = {f"{folder}/{name}" for name in ledger.store.find(folder)}
+        found = ledger.store.find(folder)
+        there = {f"{folder}/{name}" for name in found if not is_litter(name)}
         for name in sorted(there - named):
             if not any(
                 name == rejects_name(shard) or form.owns(name, shard, plan.shards)

@@ -221,7 +221,8 @@ def test_markers_come_in_order_of_shard(ledger: Ledger) -> None:
 
 def test_an_output_holds_its_plan_and_its_job(ledger: Ledger) -> None:
     assert ledger.plan() is None
-    plan, job = paper_plan([[5]]), spec_for("/in", seed=4)
+    plan = paper_plan([[5]], output__url=ledger.store.url)
+    job = spec_for("/in", seed=4)
     ledger.freeze(plan, job)
     assert (ledger.require_plan(), ledger.job()) == (plan, job)
 

@@ -23,6 +23,8 @@ FLOORS = {
     3: (
         "plan",
         "saved_plan",
+        "holdings",
+        "claim",
         "reader",
         "engine",
         "replicas",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from batchgen.cli.options import (
     spec_options,
     storage_option,
 )
+from batchgen.plain_text import plain
 
 if TYPE_CHECKING:
     from batchgen.outcome import Outcome
@@ -30,8 +30,18 @@ if TYPE_CHECKING:
 @click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
 @shards_option
 @click.option("--dry-run", is_flag=True, help="Plan and show, make nothing.")
+@click.option("--overwrite", is_flag=True, help="Remove what a run has made there, and begin anew.")
+@click.option("--yes", is_flag=True, help="With --overwrite: do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
-def run(spec: Spec, address: str | None, shards: str | None, dry_run: bool, as_json: bool) -> int:
+def run(
+    spec: Spec,
+    address: str | None,
+    shards: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
     """Plan and make everything that is not yet committed.
 
     Settings come from SPEC.yaml, from flags, or from both (flags win). Run again on the same
@@ -46,9 +56,35 @@ def run(spec: Spec, address: str | None, shards: str | None, dry_run: bool, as_j
     from batchgen import runner
 
     _check_address(address)
-    return _finish(
-        lambda: runner.run(spec, address, quiet=as_json, shards=shards), spec.output.url, as_json
-    )
+    if overwrite and not yes:
+        _ask_to_remove(spec)
+    return _finish(runner.run(spec, address, as_json, shards, overwrite), as_json)
+
+
+def _ask_to_remove(spec: Spec) -> None:
+    """Say what of an output would be removed, and ask.
+
+    Raises:
+        UsageError: the answer was no, or nobody was there to answer.
+    """
+    from batchgen.errors import UsageError
+    from batchgen.holdings import holdings_of
+    from batchgen.ledger import Ledger
+    from batchgen.runner import reach_stores
+    from batchgen.storage import open_store
+
+    reach_stores(spec)
+    own = holdings_of(Ledger(open_store(spec.output.url))).own
+    if not own:
+        return
+    size = f"{len(own):,} files, {sum(own.values()):,} bytes"
+    question = f"Remove all that batchgen has made in {spec.output.url} ({size})?"
+    try:
+        agreed = click.confirm(plain(question), err=True)
+    except click.Abort:
+        agreed = False
+    if not agreed:
+        raise UsageError("nothing was removed and nothing made; `--yes` removes without asking")
 
 
 @main.command()
@@ -76,11 +112,7 @@ def resume(
 
     _check_address(address)
     options = parse_storage_options(storage_options)
-    return _finish(
-        lambda: runner.resume(output, address, as_json, options, shards),
-        output,
-        as_json,
-    )
+    return _finish(runner.resume(output, address, as_json, options, shards), as_json)
 
 
 @main.command()
@@ -106,16 +138,9 @@ def _check_address(address: str | None) -> None:
         check_head(wanted, "--address" if address else "RAY_ADDRESS")
 
 
-def _finish(job: Callable[[], Outcome], url: str, as_json: bool) -> int:
-    from batchgen.errors import Interrupted
+def _finish(outcome: Outcome, as_json: bool) -> int:
     from batchgen.outcome import reason_lines
 
-    try:
-        outcome = job()
-    except Interrupted as error:
-        raise Interrupted(
-            f"{error}; what is committed stays, go on with `batchgen resume {url}`"
-        ) from error
     if as_json:
         echo_json(asdict(outcome))
     else:

@@ -2,6 +2,7 @@
 
 from batchgen.storage.connect import Limits, configure
 from batchgen.storage.faults import storage_errors
+from batchgen.storage.folders import delete_all, subfolders
 from batchgen.storage.inputs import find_files, open_input, read_limited
 from batchgen.storage.store import (
     TEMPORARY,
@@ -24,11 +25,13 @@ __all__ = [
     "abort",
     "absolute",
     "configure",
+    "delete_all",
     "find_files",
     "is_within",
     "open_input",
     "open_store",
     "read_limited",
     "storage_errors",
+    "subfolders",
     "unfinished_uploads",
 ]
