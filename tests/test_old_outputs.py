@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -14,7 +15,7 @@ from batchgen import runner
 from batchgen.export import export
 from batchgen.ledger import Ledger
 from batchgen.saved_plan import read_plan
-from batchgen.spec import Spec
+from batchgen.spec import stored
 from batchgen.storage import open_store
 from batchgen.verify import verify
 from batchgen.writer import FORMATS
@@ -38,7 +39,7 @@ def old(tmp_path: Path) -> Path:
         plan = read_plan((records / "plan.json").read_text())
         moved = replace(
             plan,
-            spec=Spec.model_validate_json(_moved(plan.spec.model_dump_json(), folder)),
+            spec=stored(json.loads(_moved(plan.spec.model_dump_json(), folder))),
             files=tuple(replace(file, path=_moved(file.path, folder)) for file in plan.files),
             frozen=None,
         )
