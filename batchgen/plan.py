@@ -16,7 +16,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -115,6 +115,10 @@ class Plan:
         """First row that the shard needs, and one past its last."""
         first, stop = self.sample_range(shard)
         return first // self.spec.variants, -(-stop // self.spec.variants)
+
+    def without_files(self) -> Plan:
+        """The same plan for actors, who read no file; its fingerprints stay what they are."""
+        return replace(self, files=(), frozen=self.frozen or Frozen(self.fingerprints))
 
     def locate(self, row: int) -> tuple[SourceFile, int]:
         """The file of a row, and the row's number in it."""

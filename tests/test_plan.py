@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,13 @@ def test_a_new_file_in_the_folder_is_refused(tmp_path: Path) -> None:
     added = write_prompts(tmp_path / "b.parquet", 1)
     with pytest.raises(PlanChanged, match=re.escape(f"input file {added} has changed")):
         compare(first, plan_for(tmp_path))
+
+
+def test_the_plan_that_actors_get_has_the_same_fingerprint(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Else a run's own markers would be those of another plan, as soon as they are read."""
+    plan = plan_for(prompts(4), tmp_path / "out")
+    light = plan.without_files()
+    assert not light.files and light.fingerprints == plan.fingerprints
+    assert light.without_files() == light

@@ -77,7 +77,7 @@ def generate(
     Raises:
         StopJob: what a stage found that no other shard can escape.
     """
-    job = Job(replace(plan, files=()), ledger.store.url, time.time())
+    job = Job(plan.without_files(), ledger.store.url, time.time())
     attempts = SharedAttempts({actor.__name__: share.start_replicas for actor, share in pools})
     spans = make_spans(plan, pending)
     readers = max(2, *(share.start_replicas for _, share in pools))
