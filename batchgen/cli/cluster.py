@@ -185,7 +185,11 @@ def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:
     from batchgen.errors import UsageError
     from batchgen.submit import output_of
 
-    ledger = open_ledger(output_of(job), storage_options)
+    try:
+        output = output_of(job)
+    except UsageError as error:
+        raise UsageError(f"{found.status}; {error}") from None
+    ledger = open_ledger(output, storage_options)
     if not ledger.store.list("_batchgen"):
         raise UsageError(f"{job} is no output of batchgen: nothing was run into it; {found.status}")
     return ledger
