@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchgen import addresses
 from batchgen.addresses import check_head, check_job_server, joined
@@ -19,6 +21,7 @@ from batchgen.cli import main
 from batchgen.errors import UsageError
 from batchgen.submit import Cluster
 from tests.datasets_on_disk import write_prompts
+from tests.fuzzing import fuzz
 from tests.object_store.server import free_port
 
 
@@ -67,6 +70,23 @@ def test_what_is_no_heads_address_is_refused(address: str, said: str) -> None:
     with pytest.raises(UsageError, match=r"^--address ") as refused:
         check_head(address)
     assert said in str(refused.value)
+
+
+@fuzz()
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from(":/[]@%.0123456789"), max_size=30))
+def test_any_text_is_an_address_or_is_refused(text: str) -> None:
+    """Nothing is connected to: each host is one that does not exist."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(addresses, "_opened", lambda host, port, *words: refuse(host, port))
+        for check in (check_head, check_job_server):
+            if text != "auto":
+                with pytest.raises(UsageError):
+                    check(text)
+
+
+def refuse(host: str, port: int) -> None:
+    assert host and 0 < port < 1 << 16
+    raise UsageError("nobody listens")
 
 
 def test_a_closed_port_is_refused_at_once() -> None:

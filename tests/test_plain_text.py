@@ -18,6 +18,7 @@ from batchgen.ledger import Ledger
 from batchgen.plain_text import plain
 from batchgen.storage import open_store
 from tests.datasets_on_disk import plan_for, write_prompts
+from tests.fuzzing import fuzz
 
 TITLE = "\x1b]0;mine\x07"
 
@@ -38,6 +39,7 @@ def test_what_a_terminal_would_act_on_is_shown(given: str, shown: str) -> None:
     assert plain(given) == shown
 
 
+@fuzz()
 @given(st.text(st.characters(), max_size=40))
 def test_any_text_becomes_printable_and_stays_so(text: str) -> None:
     shown = plain(text)
