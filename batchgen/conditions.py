@@ -1,13 +1,10 @@
-"""Conditioning images: opened from a row's bytes, made from one another, fitted to their size."""
+"""Conditioning images: made from one another, matched to each other, fitted to their size."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -19,42 +16,7 @@ from batchgen.errors import RejectRow, nearest
 Array = np.ndarray[Any, Any]
 Resize = Literal["fill", "fit", "stretch", "multiple-of"]
 
-MAX_PIXELS = 64 * 1024 * 1024  # 8192 x 8192; 192 MB once decoded
-SIXTEEN_BIT = 65535
 WHITE = 128  # from this level on a mask's pixel is repainted
-# Raster formats only: Pillow would hand EPS to Ghostscript. (JPEG includes cameras' MPO.)
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-
-
-def open_image(data: object) -> Image.Image:
-    """A conditioning image, upright, as RGB in its own size.
-
-    Of an animation the first frame is taken. The EXIF orientation is applied, transparency is laid
-    over white, 16-bit grey is scaled to 8 bit.
-
-    Args:
-        data: the file's bytes, or the ``{"bytes", "path"}`` struct of Hugging Face datasets.
-
-    Raises:
-        RejectRow: ``null-image``, ``undecodable-image``, ``unsupported-image`` or
-            ``image-too-large``.
-    """
-    return _to_rgb(_open(_file_bytes(data, "image"), "image"), "white", "image")
-
-
-def open_mask(data: object) -> Image.Image:
-    """A mask, upright, as grey levels (mode ``L``) in its own size; white is repainted.
-
-    Read like an image, but colours count by their luminance, and transparency is laid over black:
-    what is transparent is kept.
-
-    Args:
-        data: as for `open_image`.
-
-    Raises:
-        RejectRow: ``null-mask``, ``undecodable-mask``, ``unsupported-mask`` or ``mask-too-large``.
-    """
-    return _to_rgb(_open(_file_bytes(data, "mask"), "mask"), "black", "mask").convert("L")
 
 
 def match_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
@@ -174,92 +136,6 @@ def _too_small(image: Image.Image, width: int, height: int, what: str) -> Reject
         f"{what}-too-small",
         f"{what} of {image.width} x {image.height} pixels; allowed: at least {width} x {height}",
     )
-
-
-def _file_bytes(data: object, what: str) -> bytes:
-    if isinstance(data, Mapping):
-        path, data = data.get("path"), data.get("bytes")
-        if data is None and path:
-            raise RejectRow(
-                f"null-{what}", f"{what} has the path {path!r} but no bytes; allowed: image bytes"
-            )
-    if data is None:
-        raise RejectRow(f"null-{what}", f"{what} is null; allowed: image bytes")
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise RejectRow(
-            f"undecodable-{what}", f"{what} is of type {type(data).__name__}; allowed: image bytes"
-        )
-    if len(data) == 0:
-        raise RejectRow(f"null-{what}", f"{what} has zero bytes; allowed: a whole image file")
-    return bytes(data)
-
-
-def _open(data: bytes, what: str) -> Image.Image:
-    """The first frame, decoded and upright; its size is checked before it is decoded."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=_readable())
-        pixels = image.width * image.height
-        if pixels <= MAX_PIXELS:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RejectRow(f"{what}-too-large", f"{error}; allowed: {MAX_PIXELS} pixels") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise _undecodable(error, what) from error
-    raise RejectRow(
-        f"{what}-too-large",
-        f"{what} of {image.width} x {image.height} pixels; allowed: {MAX_PIXELS} pixels",
-    )
-
-
-@cache
-def _readable() -> tuple[str, ...]:
-    """``FORMATS`` as far as this build of Pillow has them; it fails on a name it does not know."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _undecodable(error: Exception, what: str) -> RejectRow:
-    known = ", ".join(_readable())
-    reason = re.sub(r" <_io\.BytesIO [^>]*>", "", str(error))  # an address: new in every run
-    return RejectRow(
-        f"undecodable-{what}",
-        f"{what} cannot be decoded ({type(error).__name__}: {reason}); "
-        f"allowed: a whole {known} file",
-    )
-
-
-def _to_rgb(image: Image.Image, ground: str, what: str) -> Image.Image:
-    """The image as RGB, its transparency laid over a ground of the named colour."""
-    if image.mode.startswith("I"):
-        return _sixteen_bit_grey(image, what)
-    if image.mode == "F":
-        raise RejectRow(
-            f"unsupported-{what}", f"{what} of floats; allowed: 1, 8 or 16 bit a channel"
-        )
-    try:
-        if not image.has_transparency_data:
-            return image.convert("RGB")
-        over = image.convert("RGBA")
-    except ValueError as error:
-        raise RejectRow(
-            f"unsupported-{what}",
-            f"{what} of mode {image.mode}; allowed: grey, palette, RGB, YCbCr, CMYK, with alpha",
-        ) from error
-    return Image.alpha_composite(Image.new("RGBA", over.size, ground), over).convert("RGB")
-
-
-def _sixteen_bit_grey(image: Image.Image, what: str) -> Image.Image:
-    levels = np.asarray(image).astype(np.int64)  # (H, W)
-    if levels.min() < 0 or levels.max() > SIXTEEN_BIT:
-        raise RejectRow(
-            f"unsupported-{what}",
-            f"grey levels {levels.min()} to {levels.max()}; allowed: 0 to {SIXTEEN_BIT}",
-        )
-    scaled = (levels + 128) // 257  # 65535 / 257 = 255, to the nearest
-    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
 @dataclass(frozen=True)

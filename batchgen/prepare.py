@@ -19,8 +19,6 @@ from batchgen.conditions import (
     fit_mask,
     make_condition,
     match_mask,
-    open_image,
-    open_mask,
     size_for,
     to_array,
 )
@@ -29,11 +27,13 @@ from batchgen.plan import Plan, null_key, python_values, safe_key
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
 from batchgen.replicas import check_prompt
 from batchgen.settings import Settings, read_setting
-from batchgen.spec import MAX_SIZE, Conditioning, Seed, Spec
+from batchgen.source_images import Turn, open_image, open_mask
+from batchgen.spec import MAX_SIZE, MAX_TEXT, Conditioning, Seed, Spec
 from batchgen.tasks import is_image, task_named
 from batchgen.uris import uris_of
 
 Array = np.ndarray[Any, Any]
+_LONGEST_SHOWN = 200
 LEFT_OUT = "fails-its-shard"
 SHRINKING = "downscale"  # of all makers the one that changes the size, so it comes first
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
@@ -87,9 +87,11 @@ def prepare(
             continue
         try:
             _require_text(values, spec)
-            opened = _opened(values, parts, spec, fetched)
-            call = _call(values, plan, opened)
-            arrays = _fitted(opened, plan, call)
+            with Turn() as turn:
+                opened = _opened(values, parts, spec, fetched, turn)
+                call = _call(values, plan, opened)
+                arrays = _fitted(opened, plan, call)
+                del opened
             shared = _Row(key, source_id, row, call, values)
             samples += [_sample(shared, plan, variant) for variant in variants]
             for part, array in arrays.items():
@@ -177,10 +179,22 @@ def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
     if "key" in values and values["key"] is None:
         raise RejectRow("null-key", f"column {mapped['key']!r} is null; a key is needed")
     for part in _TEXT:
-        if isinstance(values.get(part), bytes):
+        value = values.get(part)
+        if isinstance(value, bytes):
             raise RejectRow(
-                "not-utf8", f"column {mapped[part]!r} holds {values[part]!r}; allowed: UTF-8"
+                "not-utf8", f"column {mapped[part]!r} holds {_shown(value)}; allowed: UTF-8"
             )
+        if isinstance(value, str) and len(value) > MAX_TEXT and part != "key":
+            raise RejectRow(
+                f"long-{part}",
+                f"column {mapped[part]!r} holds {len(value)} characters; allowed: {MAX_TEXT}",
+            )
+
+
+def _shown(value: object) -> str:
+    """A value for a message, shortened: a row may hold megabytes."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _opened(
@@ -188,6 +202,7 @@ def _opened(
     parts: list[str],
     spec: Spec,
     fetched: Mapping[str, bytes | RejectRow],
+    turn: Turn,
 ) -> dict[str, Any]:
     """The row's images, upright, and shrunk where that is what is made of them."""
     opened = {}
@@ -197,7 +212,8 @@ def _opened(
             data = fetched[data]
             if isinstance(data, RejectRow):
                 raise data
-        image = open_mask(data) if part == "mask" else open_image(data)
+        opens = open_mask if part == "mask" else open_image
+        image = opens(data, spec.input.image_limit_pixels, turn.before)
         made = spec.conditioning.make.get(part)
         if made is not None and made.name == SHRINKING:
             image = make_condition(SHRINKING, made.options, image)
@@ -213,13 +229,15 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
         value = values.get(name)
         if isinstance(value, float) and not math.isfinite(value):
             raise RejectRow(
-                f"bad-{name}", f"column {mapped[name]!r} holds {value!r}; a number is needed"
+                f"bad-{name}", f"column {mapped[name]!r} holds {_shown(value)}; a number is needed"
             )
         try:
             return read_setting(settings, name, value)
         except ValueError as error:
+            allowed = str(error).replace(str(value), _shown(value)) if value else str(error)
             raise RejectRow(
-                f"bad-{name}", f"column {mapped.get(name)!r} holds {value!r}; allowed: {error}"
+                f"bad-{name}",
+                f"column {mapped.get(name)!r} holds {_shown(value)}; allowed: {allowed}",
             ) from error
 
     width, height = setting("width"), setting("height")
@@ -295,7 +313,9 @@ def _prompt(values: Mapping[str, Any], spec: Spec) -> str:
     if prompt is None and needed:
         raise RejectRow("null-prompt", f"column {column!r} is null; a prompt is needed")
     if needed and not str(prompt).strip():
-        raise RejectRow("empty-prompt", f"column {column!r} is {prompt!r}; a prompt is needed")
+        raise RejectRow(
+            "empty-prompt", f"column {column!r} is {_shown(prompt)}; a prompt is needed"
+        )
     return str(prompt or "")
 
 
@@ -306,7 +326,7 @@ def _readable(part: str, text: str, spec: Spec) -> str:
     try:
         check_prompt(text)
     except ValueError as error:
-        raise RejectRow(f"bad-{part}", f"{part} is {text!r}; allowed: {error}") from error
+        raise RejectRow(f"bad-{part}", f"{part} is {_shown(text)}; allowed: {error}") from error
     return text
 
 
@@ -326,7 +346,7 @@ def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:
     named = f" or one of its names ({known}, ...)" if known else ""
     raise RejectRow(
         "unknown-class",
-        f"column {column!r} holds {value!r}; allowed: 0 to {len(names) - 1}{named}",
+        f"column {column!r} holds {_shown(value)}; allowed: 0 to {len(names) - 1}{named}",
     )
 
 
@@ -349,11 +369,13 @@ def _seed(values: Mapping[str, Any], spec: Spec, key: str, variant: int) -> int:
     column = spec.input.columns.seed
     try:
         if isinstance(value, float) and not math.isfinite(value):
-            raise RejectRow("bad-seed", f"column {column!r} holds {value!r}; a number is needed")
+            raise RejectRow(
+                "bad-seed", f"column {column!r} holds {_shown(value)}; a number is needed"
+            )
         seed = _SEED.validate_python(value)
     except ValidationError as error:
         allowed = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise RejectRow(
-            "bad-seed", f"column {column!r} holds {value!r}; allowed: {allowed}"
+            "bad-seed", f"column {column!r} holds {_shown(value)}; allowed: {allowed}"
         ) from error
     return seed if variant == 0 else derive_seed(seed, key)

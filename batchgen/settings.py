@@ -9,7 +9,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from batchgen.errors import ModelError
 from batchgen.replicas import ModelInfo, chosen_scheduler
-from batchgen.spec import Eta, Guidance, Model, Noise, Part, Sampling, Scale, Size, Steps, Strength
+from batchgen.spec import (
+    MAX_TEXT,
+    Eta,
+    Guidance,
+    Model,
+    Noise,
+    Part,
+    Sampling,
+    Scale,
+    Size,
+    Steps,
+    Strength,
+)
 from batchgen.tasks import parse_lora
 
 _KINDS: dict[str, TypeAdapter[Any]] = {
@@ -129,6 +141,8 @@ def _regions(value: Any) -> tuple[tuple[str, tuple[float, ...]], ...]:
         phrase, box = region.get("phrase"), region.get("box")
         if not isinstance(phrase, str) or not phrase.strip():
             raise ValueError("a phrase for every box")
+        if len(phrase) > MAX_TEXT:
+            raise ValueError(f"phrases of up to {MAX_TEXT} characters")
         if not isinstance(box, list) or [type(one) in (int, float) for one in box] != [True] * 4:
             raise ValueError("boxes of four numbers, (x0, y0, x1, y1)")
         x0, y0, x1, y1 = (float(one) for one in box)

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from batchgen.errors import InputError, RejectRow, RetryShard, StorageFailed
+from batchgen.secrets import redact
 from batchgen.spec import Spec
 from batchgen.storage import Denied, read_limited
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _INLINE = re.compile(r"^data:", re.IGNORECASE)
 _USERINFO = re.compile(r"://[^/]*@")
-_PASSWORD = re.compile(r"://[^/\s'\"]*@|://[^@:\s'\"]*:[^@\s'\"]*@")  # one may hold a slash
-_QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _GLOB = re.compile(r"[*?\[]")
 _LONGEST_SHOWN = 200
@@ -260,7 +259,7 @@ def _reject(reason: str, uri: str, allowed: str) -> RejectRow:
 
 def _shown(uri: str) -> str:
     """The URI without its secrets, and shortened: a ``data:`` URI may hold megabytes."""
-    text = _PASSWORD.sub("://...@", _QUERY.sub(r"\1", uri[: 10 * _LONGEST_SHOWN]))
+    text = redact(uri[: 10 * _LONGEST_SHOWN])
     if len(text) <= _LONGEST_SHOWN and len(uri) <= 10 * _LONGEST_SHOWN:
         return text
     return f"{text[:_LONGEST_SHOWN]}... ({len(uri)} characters)"
@@ -269,4 +268,4 @@ def _shown(uri: str) -> str:
 def _said(error: Exception, place: str) -> str:
     """An error's words, without the address that they are about, and without secrets."""
     text = str(error).replace(place, "it").partition("\n")[0]
-    return _PASSWORD.sub("://...@", _QUERY.sub(r"\1", text))[: 2 * _LONGEST_SHOWN]
+    return redact(text)[: 2 * _LONGEST_SHOWN]

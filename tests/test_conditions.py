@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 
-from batchgen import conditions
 from batchgen.conditions import (
     MAKERS,
     Resize,
@@ -23,12 +22,11 @@ from batchgen.conditions import (
     fit_mask,
     make_condition,
     match_mask,
-    open_image,
-    open_mask,
     size_for,
     to_array,
 )
 from batchgen.errors import RejectRow
+from batchgen.source_images import MAX_PIXELS, open_image, open_mask
 from tests.test_images import Array, file_of, noise, photo
 
 POLICIES: tuple[Resize, ...] = ("fill", "fit", "stretch", "multiple-of")
@@ -136,7 +134,7 @@ def test_bombs_are_rejected_before_they_are_decoded(width: int, height: int) -> 
     start = time.process_time()
     error = rejected(png_of_size(width, height))
     assert error.reason == "image-too-large"
-    assert str(conditions.MAX_PIXELS) in error.message
+    assert str(MAX_PIXELS) in error.message
     assert time.process_time() - start < 1
 
 

@@ -382,3 +382,20 @@ def test_an_image_that_would_become_too_large_costs_its_row_alone() -> None:
     result = prepared(columns, plan)
     assert [one.reason for one in result.dropped] == ["image-too-large"]
     assert [(one.call.width, one.call.height) for one in result.samples] == [(40, 16)]
+
+
+@pytest.mark.parametrize("part", ["prompt", "negative_prompt"])
+def test_a_text_of_megabytes_costs_its_row_and_is_not_shown(part: str) -> None:
+    columns = {"prompt": ["a cat"] * 2, part: ["a" * 10_000, "a" * 3_000_000]}
+    result = prepared(columns, settled(tuple(columns)))
+    assert len(result.samples) == 1
+    assert [one.reason for one in result.dropped] == [f"long-{part}"]
+    assert result.dropped[0].message == (
+        f"column {part!r} holds 3000000 characters; allowed: 10000"
+    )
+
+
+def test_a_long_value_is_shortened_in_its_message() -> None:
+    columns = {"prompt": ["a cat"], "scheduler": ["x" * 9000]}
+    (one,) = prepared(columns, settled(tuple(columns))).dropped
+    assert one.reason == "bad-scheduler" and len(one.message) < 1000

@@ -60,6 +60,7 @@ FLOORS = {
         "decode",
         "score",
         "images",
+        "source_images",
         "wire",
     ),
     1: (
@@ -83,7 +84,7 @@ HOMES = {
     "huggingface_hub": ("replicas",),
     "isal": ("images",),
     "jinja2": ("report",),
-    "PIL": ("images", "conditions", "families"),
+    "PIL": ("images", "source_images", "conditions", "families"),
     "packaging": ("submit",),
     "pydantic": ("documents", "saved_plan", "spec", "model_spec", "prepare", "settings"),
     "pyparsing": ("replicas",),

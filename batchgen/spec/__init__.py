@@ -16,6 +16,7 @@ from batchgen.spec.checks import is_idle, refusals
 from batchgen.spec.faults import Faults, described, faults_of
 from batchgen.spec.sections import (
     MAX_SIZE,
+    MAX_TEXT,
     Columns,
     Conditioning,
     Eta,
@@ -51,6 +52,7 @@ from batchgen.tasks import TASK_NAMES, task_named
 
 __all__ = [
     "MAX_SIZE",
+    "MAX_TEXT",
     "Columns",
     "Conditioning",
     "Eta",

@@ -11,6 +11,7 @@ from batchgen.model_spec import Section
 from batchgen.spec.faults import NEEDED, Faults, missing
 
 MAX_SIZE = 4096
+MAX_TEXT = 10_000  # characters of a prompt: above twice what the longest text encoder here reads
 MAX_COUNT = 10**10  # the plan notes every 65,536 of them
 
 Eta = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -97,6 +98,9 @@ class Input(Section):
         "(https://); null: the input's own folder or bucket",
     )
     uri_limit_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
+    image_limit_pixels: Annotated[int, Field(ge=1, le=128 << 20)] = Field(
+        default=64 << 20, description="images of more pixels are rejected; 64 Mi is 8192 x 8192"
+    )
     uri_timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 60.0
 
     @model_validator(mode="after")
@@ -124,7 +128,7 @@ class Sampling(Section):
     strength: Strength | None = None
     width: Size | None = None
     height: Size | None = None
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, Field(max_length=MAX_TEXT)] = ""
     eta: Eta = Field(default=0.0, description="share of fresh noise in DDIM")
     image_guidance_scale: Guidance = Field(default=1.5, description="image-edit: towards the image")
     noise_level: Noise | None = Field(

@@ -1,0 +1,208 @@
+"""Images that rows bring: opened upright as RGB, within bounds of pixels and of memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from batchgen.errors import RejectRow
+
+Array = np.ndarray[Any, Any]
+
+MAX_PIXELS = 64 << 20  # 8192 x 8192; 201 MB once decoded
+LARGE_PIXELS = 16 << 20  # from here on images are held by one row at a time
+STRIP_PIXELS = 4 << 20  # converted at a time
+SIXTEEN_BIT = 65535
+# Raster formats only: Pillow would hand EPS to Ghostscript. (JPEG includes cameras' MPO.)
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+_LARGE = threading.Lock()
+
+
+class Turn:
+    """While one row's images are in hand. Large ones are in hand of one row at a time.
+
+    As many rows are prepared at once as an actor has threads, and a large image takes hundreds of
+    megabytes: so the sum stays near one row's.
+    """
+
+    def __init__(self) -> None:
+        self._holds = False
+
+    def before(self, pixels: int) -> None:
+        """Wait before an image of so many pixels is decoded, until no other row has a large one."""
+        if pixels > LARGE_PIXELS and not self._holds:
+            _LARGE.acquire()
+            self._holds = True
+
+    def __enter__(self) -> Turn:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._holds:
+            self._holds = False
+            _LARGE.release()
+
+
+def open_image(
+    data: object,
+    limit_pixels: int = MAX_PIXELS,
+    before: Callable[[int], None] = lambda pixels: None,
+) -> Image.Image:
+    """A conditioning image, upright, as RGB in its own size.
+
+    Of an animation the first frame is taken. The EXIF orientation is applied, transparency is laid
+    over white, 16-bit grey is scaled to 8 bit.
+
+    Args:
+        data: the file's bytes, or the ``{"bytes", "path"}`` struct of Hugging Face datasets.
+        limit_pixels: more are not decoded.
+        before: is told the image's pixels before it is decoded.
+
+    Raises:
+        RejectRow: ``null-image``, ``undecodable-image``, ``unsupported-image`` or
+            ``image-too-large``.
+    """
+    image = _open(_file_bytes(data, "image"), "image", limit_pixels, before)
+    return _to_rgb(image, "white", "image")
+
+
+def open_mask(
+    data: object,
+    limit_pixels: int = MAX_PIXELS,
+    before: Callable[[int], None] = lambda pixels: None,
+) -> Image.Image:
+    """A mask, upright, as grey levels (mode ``L``) in its own size; white is repainted.
+
+    Read like an image, but colours count by their luminance, and transparency is laid over black:
+    what is transparent is kept.
+
+    Args:
+        data, limit_pixels, before: as for `open_image`.
+
+    Raises:
+        RejectRow: ``null-mask``, ``undecodable-mask``, ``unsupported-mask`` or ``mask-too-large``.
+    """
+    mask = _open(_file_bytes(data, "mask"), "mask", limit_pixels, before)
+    return _to_rgb(mask, "black", "mask").convert("L")
+
+
+def _file_bytes(data: object, what: str) -> bytes:
+    if isinstance(data, Mapping):
+        path, data = data.get("path"), data.get("bytes")
+        if data is None and path:
+            raise RejectRow(
+                f"null-{what}", f"{what} has the path {path!r} but no bytes; allowed: image bytes"
+            )
+    if data is None:
+        raise RejectRow(f"null-{what}", f"{what} is null; allowed: image bytes")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise RejectRow(
+            f"undecodable-{what}", f"{what} is of type {type(data).__name__}; allowed: image bytes"
+        )
+    if len(data) == 0:
+        raise RejectRow(f"null-{what}", f"{what} has zero bytes; allowed: a whole image file")
+    return bytes(data)
+
+
+def _open(data: bytes, what: str, limit: int, before: Callable[[int], None]) -> Image.Image:
+    """The first frame, decoded and upright; its size is checked before it is decoded."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_readable())
+        pixels = image.width * image.height
+        if pixels <= limit:
+            before(pixels)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RejectRow(f"{what}-too-large", f"{error}; allowed: {limit} pixels") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise _undecodable(error, what) from error
+    raise RejectRow(
+        f"{what}-too-large",
+        f"{what} of {image.width} x {image.height} pixels; allowed: {limit} pixels "
+        "(input.image_limit_pixels)",
+    )
+
+
+@cache
+def _readable() -> tuple[str, ...]:
+    """``FORMATS`` as far as this build of Pillow has them; it fails on a name it does not know."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _undecodable(error: Exception, what: str) -> RejectRow:
+    known = ", ".join(_readable())
+    reason = re.sub(r" <_io\.BytesIO [^>]*>", "", str(error))  # an address: new in every run
+    return RejectRow(
+        f"undecodable-{what}",
+        f"{what} cannot be decoded ({type(error).__name__}: {reason}); "
+        f"allowed: a whole {known} file",
+    )
+
+
+def _to_rgb(image: Image.Image, ground: str, what: str) -> Image.Image:
+    """The image as RGB, its transparency laid over a ground of the named colour."""
+    if image.mode.startswith("I"):
+        return _sixteen_bit_grey(image, what)
+    if image.mode == "F":
+        raise RejectRow(
+            f"unsupported-{what}", f"{what} of floats; allowed: 1, 8 or 16 bit a channel"
+        )
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    try:
+        return _in_strips(image, lambda strip: _flat(strip, ground))
+    except ValueError as error:
+        raise RejectRow(
+            f"unsupported-{what}",
+            f"{what} of mode {image.mode}; allowed: grey, palette, RGB, YCbCr, CMYK, with alpha",
+        ) from error
+
+
+def _flat(image: Image.Image, ground: str) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    over = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", over.size, ground), over).convert("RGB")
+
+
+def _in_strips(image: Image.Image, make: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What is made of each pixel, a strip at a time, so that no second large copy is held."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return make(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        whole.paste(make(image.crop((0, top, image.width, bottom))), (0, top))
+    return whole
+
+
+def _sixteen_bit_grey(image: Image.Image, what: str) -> Image.Image:
+    levels = np.asarray(image)
+    lowest, highest = int(levels.min()), int(levels.max())
+    del levels
+    if lowest < 0 or highest > SIXTEEN_BIT:
+        raise RejectRow(
+            f"unsupported-{what}",
+            f"grey levels {lowest} to {highest}; allowed: 0 to {SIXTEEN_BIT}",
+        )
+    return _in_strips(image, _eight_bit)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image).astype(np.uint32)  # (H, W)
+    scaled = (levels + 128) // 257  # 65535 / 257 = 255, to the nearest
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
