@@ -29,11 +29,12 @@ def clean(ledger: Ledger, dry_run: bool = False) -> Cleaned:
     ledger.require_plan()
     if dry_run:
         return _left(ledger)
-    with hold_lease(ledger.store, lambda reason: None):
+    with hold_lease(ledger.store, lambda reason: None) as lease:
         left = _left(ledger)
         for upload in unfinished_uploads(ledger.store):
             abort(ledger.store, upload)
         ledger.store.clear_temporary(older_than_s=0)
+        lease.ending = "what dead runs had left was removed"
     return left
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import threading
 import time
@@ -13,9 +12,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from batchgen.errors import BatchgenError, OutputBusy
+from batchgen.documents import Count, Time, Version, read_document
+from batchgen.errors import BatchgenError, DamagedRecord, OutputBusy
+from batchgen.plain_text import short
+from batchgen.secrets import redact
 from batchgen.storage import Store
 
 LEASES = "_batchgen/lease"
@@ -24,10 +26,26 @@ HEARTBEAT_SECONDS = 10.0
 SETTLE_SECONDS = 5.0  # where a store cannot create a name only once
 _THREADS = 8
 _TRIES = 20
-_NUMBERED = re.compile(r"^(\d+)\.json$")
+LEASE_VERSION = 1
+WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
+TAKEN = "another run has taken over this output's lease"
+_GONE = "output {} was deleted or moved while the run was at work; where it is now, `resume` it"
 
 
 Part = tuple[int, int]  # shards from, and up to but not with
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A lease as it lies in storage."""
+
+    owner: str
+    renewed_at: Time
+    released: bool = False
+    shards: tuple[Count, Count] | None = None
+    started_at: Time | None = None
+    ending: str = ""
+    version: Version = LEASE_VERSION
 
 
 @dataclass(frozen=True)
@@ -36,15 +54,29 @@ class Holder:
 
     Attributes:
         part: the shards that it holds; None for all of them.
-        renewed_at: seconds since the epoch.
-        at_work: it has neither given the lease back nor let it expire, nor is it known to be dead.
+        renewed_at: seconds since the epoch, by its machine's clock.
+        released: it has given the lease back.
+        started_at: None in leases of older versions.
+        ending: how it ended, in words; empty while it is at work, or if nobody could write it.
     """
 
     lease: int
     owner: str
     part: Part | None
     renewed_at: float
-    at_work: bool
+    released: bool
+    started_at: float | None = None
+    ending: str = ""
+
+    @property
+    def may_live(self) -> bool:
+        """It has not given the lease back, nor is it known to be dead."""
+        return not self.released and not _is_dead_neighbour(self.owner)
+
+    @property
+    def at_work(self) -> bool:
+        """It may live, and by this machine's clock it has renewed the lease of late."""
+        return self.may_live and abs(time.time() - self.renewed_at) < LEASE_SECONDS
 
     def meets(self, part: Part | None) -> bool:
         """The two have shards in common."""
@@ -52,8 +84,24 @@ class Holder:
             return True
         return self.part[0] < part[1] and part[0] < self.part[1]
 
+    def covers(self, part: Part | None) -> bool:
+        """It holds all of these shards."""
+        if self.part is None or part is None:
+            return self.part is None
+        return self.part[0] <= part[0] and part[1] <= self.part[1]
+
     def __str__(self) -> str:
-        return self.owner if self.part is None else f"{self.owner}, shards {part_text(self.part)}"
+        host, pid, *_ = [*self.owner.split(" "), "?"]
+        since = f", since {clock(self.started_at)}" if self.started_at else ""
+        shards = "" if self.part is None else f", shards {part_text(self.part)}"
+        return f"host {host}, pid {pid}{since}{shards}"
+
+
+def clock(at: float) -> str:
+    """A time of today as ``05:31``, of another day with its date."""
+    there, now = time.localtime(at), time.localtime()
+    form = "%H:%M" if there[:3] == now[:3] else "%Y-%m-%d %H:%M"
+    return time.strftime(form, there)
 
 
 def part_text(part: Part) -> str:
@@ -72,14 +120,18 @@ def _holders(store: Store, numbers: list[int]) -> list[Holder]:
 
 
 def _holder(store: Store, number: int) -> Holder | None:
+    """None for a lease that cannot be read, as a cut one; its holder will write it anew.
+
+    Raises:
+        NewerFormat: it was written by a later version.
+    """
+    name = _lease_name(number)
     try:
-        tree = json.loads(store.read(_lease_name(number)))
-    except (FileNotFoundError, ValueError):
+        saved = read_document(_Saved, store.read(name), f"{store.url}/{name}", LEASE_VERSION, "")
+    except (FileNotFoundError, DamagedRecord):
         return None
-    left = tree["renewed_at"] + LEASE_SECONDS - time.time()
-    at_work = not tree["released"] and left > 0 and not _is_dead_neighbour(tree["owner"])
-    part = tuple(tree["shards"]) if tree.get("shards") else None
-    return Holder(number, tree["owner"], part, tree["renewed_at"], at_work)
+    facts = (saved.renewed_at, saved.released, saved.started_at, saved.ending)
+    return Holder(number, saved.owner, saved.shards, *facts)
 
 
 @dataclass
@@ -97,16 +149,34 @@ class Lease:
     owner: str
     part: Part | None = None
     lost: threading.Event = field(default_factory=threading.Event)
+    why_lost: str = TAKEN
+    ending: str = ""
+    gone: bool = False
+    witness: str = ""
+    started_at: float = field(default_factory=time.time)
     _end: threading.Event = field(default_factory=threading.Event)
     _strangers: set[int] = field(default_factory=set)  # later leases, of other parts
 
     def text(self, released: bool = False) -> bytes:
-        facts = {"owner": self.owner, "renewed_at": time.time(), "released": released}
-        return json.dumps(facts | ({"shards": self.part} if self.part else {})).encode()
+        saved = _Saved(
+            owner=self.owner,
+            renewed_at=time.time(),
+            released=released,
+            shards=self.part,
+            started_at=self.started_at,
+            ending=self.ending,
+        )
+        return json.dumps(asdict(saved)).encode()
 
     def beat(self, released: bool = False) -> None:
         """Renew it once: the heartbeat is its own next try."""
         self.store.impatient().put(_lease_name(self.number), self.text(released))
+
+    def is_gone(self) -> bool:
+        """The output was deleted or moved: its lease, or its witness, is there no more."""
+        store = self.store.impatient()
+        wanted = [_lease_name(self.number), *filter(None, [self.witness])]
+        return not all(_is_there(store, name) for name in wanted)
 
     def still_held(self) -> bool:
         """No run has taken a later lease with shards of this one."""
@@ -121,21 +191,27 @@ class Lease:
         return True
 
     def keep(self, on_lost: Callable[[str], None]) -> None:
-        """Renew until released; call ``on_lost`` once if another run has taken over."""
-        failures_since = time.time()
+        """Renew until released; call ``on_lost`` once if the run has no right to go on."""
+        renewed = time.monotonic()
         while not self._end.wait(HEARTBEAT_SECONDS):
+            why = ""
             try:
-                if not self.still_held():
-                    self.lost.set()
-                    on_lost("another run has taken over this output's lease")
-                    return
-                self.beat()
-                failures_since = time.time()
+                if self.is_gone():
+                    self.gone = True
+                    why = _GONE.format(self.store.url)
+                elif not self.still_held():
+                    why = TAKEN
+                else:
+                    self.beat()
+                    renewed = time.monotonic()
             except Exception as error:  # whatever it is, the lease is not renewed
-                if time.time() - failures_since > LEASE_SECONDS:
-                    self.lost.set()
-                    on_lost(f"the lease could not be renewed for {LEASE_SECONDS:.0f} s: {error}")
-                    return
+                if time.monotonic() - renewed > LEASE_SECONDS:
+                    why = f"the lease could not be renewed for {LEASE_SECONDS:.0f} s: {error}"
+            if why:
+                self.why_lost = why
+                self.lost.set()
+                on_lost(why)
+                return
 
     def release(self, heartbeat: threading.Thread | None = None) -> None:
         """Give the lease back; the heartbeat ends first, so that it cannot take it again."""
@@ -149,30 +225,41 @@ class Lease:
 
 @contextmanager
 def hold_lease(
-    store: Store, on_lost: Callable[[str], None], part: Part | None = None
+    store: Store,
+    on_lost: Callable[[str], None],
+    part: Part | None = None,
+    say: Callable[[str], None] = lambda words: None,
 ) -> Iterator[Lease]:
     """Hold the output's lease, or that of a part of its shards, while the block runs.
 
     Raises:
-        OutputBusy: another run holds it; names the holder and how long to wait.
+        OutputBusy: another run holds it; names the holder.
     """
-    lease = acquire_lease(store, part)
+    lease = acquire_lease(store, part, say)
     thread = threading.Thread(target=lease.keep, args=(on_lost,), name="lease", daemon=True)
     thread.start()
     try:
         yield lease
+    except KeyboardInterrupt:
+        lease.ending = "interrupted"
+        raise
+    except BaseException as error:
+        lease.ending = short(f"{type(error).__name__}: {redact(str(error))}")
+        raise
     finally:
         lease.release(thread)
 
 
-def acquire_lease(store: Store, part: Part | None = None) -> Lease:
+def acquire_lease(
+    store: Store, part: Part | None = None, say: Callable[[str], None] = lambda words: None
+) -> Lease:
     """Take the next lease, if no run at work has shards in common with it."""
     owner = f"{_process_identity()} {uuid.uuid4().hex[:8]}"
+    dead: set[int] = set()
     for _ in range(_TRIES):
         numbers = _leases(store)
-        for holder in _holders(store, numbers):
-            if holder.at_work and holder.meets(part):
-                raise OutputBusy(_busy(store, holder))
+        if _wait_for_doubtful(store, _holders(store, numbers), part, dead, say):
+            continue
         lease = Lease(store, max(numbers, default=0) + 1, owner, part)
         alone = store.creates_alone()
         created = store.put_new(_lease_name(lease.number), lease.text())
@@ -181,21 +268,72 @@ def acquire_lease(store: Store, part: Part | None = None) -> Lease:
             taker = _holder(store, lease.number)
             created = created and taker is not None and taker.owner == owner
         if created:
+            lease.store = store.in_place()
             return lease
     raise OutputBusy(f"output {store.url}: other runs take its leases at the same moment")
 
 
+def _wait_for_doubtful(
+    store: Store,
+    holders: list[Holder],
+    part: Part | None,
+    dead: set[int],
+    say: Callable[[str], None],
+) -> bool:
+    """Watch leases that by this clock were not renewed of late: clocks differ, a living run renews.
+
+    Returns:
+        Whether there were any; those that stayed as they were are ``dead`` from then on.
+
+    Raises:
+        OutputBusy: a run is at work.
+    """
+    known = [
+        one
+        for place, one in enumerate(holders)
+        if one.meets(part)
+        and one.may_live
+        and one.lease not in dead
+        # who took a later lease of the same shards has seen that this one was over
+        and not any(later.covers(one.part) for later in holders[place + 1 :])
+    ]
+    for one in known:
+        if one.at_work:
+            raise OutputBusy(_busy(store, one))
+    if not known:
+        return False
+    say(
+        f"a run ({known[-1]}) has not given back its lease, last renewed at "
+        f"{clock(known[-1].renewed_at)}: waiting {WATCH_SECONDS:.0f} s to see whether it lives"
+    )
+    time.sleep(WATCH_SECONDS)
+    for one in known:
+        now = _holder(store, one.lease)
+        if now is not None and now.may_live and now.renewed_at != one.renewed_at:
+            raise OutputBusy(_busy(store, now))
+        dead.add(one.lease)
+    return True
+
+
 def _busy(store: Store, holder: Holder) -> str:
-    left = holder.renewed_at + LEASE_SECONDS - time.time()
     return (
-        f"output {store.url} is held by another run ({holder}); wait for it to end, or if that run "
-        f"is dead try again in {left:.0f} s"
+        f"output {store.url} is held by another run ({holder}); wait for it to end, or stop it. If "
+        f"its machine is gone, try again in {LEASE_SECONDS:.0f} s"
     )
 
 
+def _is_there(store: Store, name: str) -> bool:
+    try:
+        store.read(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _leases(store: Store) -> list[int]:
-    matches = (_NUMBERED.match(name) for name in store.list(LEASES))
-    return sorted(int(match.group(1)) for match in matches if match)
+    stems = (name.removesuffix(".json") for name in store.list(LEASES))
+    numbers = (int(stem) for stem in stems if stem.isascii() and stem.isdecimal())
+    return sorted(numbers)
 
 
 def _lease_name(number: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -18,7 +19,7 @@ from batchgen.holdings import refuse_to_remove, refuse_unless_free, remove_outpu
 from batchgen.lease import LEASE_SECONDS, Lease, Part, hold_lease, part_text
 from batchgen.ledger import PLAN, RECORDS, FailedMarker, Ledger, Marker, States
 from batchgen.outcome import Outcome, count, hopeless, outcome_of, take_stock, tally_of, verdict_of
-from batchgen.plain_text import short
+from batchgen.plain_text import plain, short
 from batchgen.plan import Plan, make_plan
 from batchgen.progress import Progress, Tally
 from batchgen.replicas import ModelInfo, inspect
@@ -72,13 +73,17 @@ def _run(
         saved = None if overwrite else plan_to_keep(ledger)
         plan = make_plan(spec, _inspect(spec, saved), check_keys=saved is None)
         part = part_of(plan, shards)
-        with interruptible() as interrupt, hold_lease(ledger.store, interrupt, part) as lease:
+        say = _teller(quiet)
+        with (
+            interruptible() as interrupt,
+            hold_lease(ledger.store, interrupt, part, say) as lease,
+        ):
             ledger = Ledger(ledger.store.in_place())
             if overwrite:
                 remove_output(ledger)
             told: list[str] = []
             plan = claim(ledger, plan, asked, told.append, whole=part is None)
-            planned = True
+            planned, lease.witness = True, PLAN
             if part is None:
                 ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
             states = ledger.states(plan)
@@ -94,9 +99,15 @@ def _run(
                 if states.pending:
                     stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
             outcome = finalize(plan, ledger, tally, part, stopped)
+            lease.ending = outcome.message
             return outcome if states.pending or outcome.exit_code else _unchanged(outcome)
     except Interrupted as error:
         raise _advised(error, ledger, planned) from error
+
+
+def _teller(quiet: bool) -> Callable[[str], None]:
+    """Prints what is to be said before there is a progress display."""
+    return (lambda words: None) if quiet else (lambda words: print(plain(words), file=sys.stderr))
 
 
 def _unchanged(outcome: Outcome) -> Outcome:
@@ -193,6 +204,8 @@ def _kept(ledger: Ledger, lease: Lease, progress: Progress) -> Iterator[None]:
     over = threading.Event()
 
     def write(ending: str = "") -> None:
+        if lease.gone:
+            return
         with suppress(BatchgenError, OSError):  # the shards' own faults tell of the store
             ledger.log(lease.number, [*progress.said, progress.line(), *filter(None, [ending])])
 
@@ -248,7 +261,7 @@ def _stream(
                 _say_of(event, progress)
                 progress.show()
                 if lease.lost.is_set():
-                    raise Interrupted("another run has taken over this output's lease")
+                    raise Interrupted(lease.why_lost)
                 if stopped := hopeless(plan, tally):
                     progress.say(f"stopped: {stopped}")
                     break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -73,6 +74,11 @@ FAILURE = FailedMarker(3, 4, "ValueError", "it broke", "Traceback ...", 2, "h", 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "out"))
+
+
+@pytest.fixture(autouse=True)
+def short_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "WATCH_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -238,9 +244,10 @@ def test_the_second_run_is_refused_with_the_holders_name(store: Store) -> None:
     lease = acquire_lease(store)
     with pytest.raises(OutputBusy) as caught:
         acquire_lease(store)
-    assert lease.owner in str(caught.value)
+    host, pid, *_ = lease.owner.split(" ")
+    assert f"(host {host}, pid {pid}, since {time.strftime('%H:')}" in str(caught.value)
     assert store.url in str(caught.value)
-    assert f"{LEASE_SECONDS:.0f} s" in str(caught.value) or "59 s" in str(caught.value)
+    assert f"try again in {LEASE_SECONDS:.0f} s" in str(caught.value)
 
 
 def test_one_of_twelve_racing_threads_gets_the_lease(store: Store) -> None:
@@ -296,14 +303,99 @@ def test_a_released_lease_can_be_taken_next(store: Store) -> None:
 def test_an_expired_lease_can_be_taken(store: Store) -> None:
     acquire_lease(store)
     expire(store)
+    said: list[str] = []
+    assert acquire_lease(store, say=said.append).number == 2
+    assert "(host elsewhere, pid 1)" in said[0] and "to see whether it lives" in said[0]
+
+
+def put_lease(store: Store, number: int, **facts: Any) -> None:
+    tree = {"owner": "elsewhere 1 x", "renewed_at": time.time(), "released": False, **facts}
+    store.put(f"{LEASES}/{number:05d}.json", json.dumps(tree).encode())
+
+
+@pytest.mark.parametrize("off_s", [-600.0, 600.0, 10 * 365 * 86400.0])
+def test_a_lease_by_another_clock_is_watched(store: Store, off_s: float) -> None:
+    """Whichever clock is wrong: a living run's lease is not taken, a dead one's bars nobody."""
+    put_lease(store, 1, renewed_at=time.time() + off_s)
+
+    def beat(words: str) -> None:
+        put_lease(store, 1, renewed_at=time.time() + off_s + 10)
+
+    with pytest.raises(OutputBusy, match="held by another run"):
+        acquire_lease(store, say=beat)
     assert acquire_lease(store).number == 2
+
+
+def test_a_lease_that_was_taken_over_is_not_watched_again(store: Store) -> None:
+    put_lease(store, 1, renewed_at=1.0)
+    put_lease(store, 2, renewed_at=1.0, shards=[0, 4])
+    put_lease(store, 3, released=True)
+    said: list[str] = []
+    assert acquire_lease(store, say=said.append).number == 4
+    assert said == []
+
+
+def test_a_run_of_a_part_leaves_others_to_be_watched(store: Store) -> None:
+    put_lease(store, 1, renewed_at=1.0)
+    put_lease(store, 2, shards=[0, 4], released=True)
+    said: list[str] = []
+    assert acquire_lease(store, (0, 4), said.append).number == 3
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "data", [b"{}", b"[]", b"null", b"{", b"[" * 100_000, b'{"owner": 3, "renewed_at": "x"}']
+)
+def test_a_lease_that_cannot_be_read_holds_nothing(store: Store, data: bytes) -> None:
+    store.put(f"{LEASES}/00001.json", data)
+    assert holders_of(store) == []
+    assert acquire_lease(store).number == 2
+
+
+def test_a_lease_of_a_later_version_is_refused_by_name(store: Store) -> None:
+    put_lease(store, 1, version=9)
+    with pytest.raises(NewerFormat, match=r"lease/00001\.json was made by a newer batchgen"):
+        acquire_lease(store)
+
+
+def test_a_lease_tells_how_its_run_ended(store: Store) -> None:
+    with pytest.raises(ZeroDivisionError), hold_lease(store, print):
+        raise ZeroDivisionError("by\nzero")
+    with hold_lease(store, print) as lease:
+        lease.ending = "8 images"
+    first, second = holders_of(store)
+    assert (first.ending, first.at_work) == ("ZeroDivisionError: by zero", False)
+    assert (second.ending, second.released) == ("8 images", True)
+
+
+@pytest.mark.parametrize("what", ["moved", "deleted", "plan"])
+def test_an_output_that_is_gone_ends_its_run(
+    store: Store, fast_heart: None, tmp_path: Path, what: str
+) -> None:
+    lease = acquire_lease(store)
+    store.put("_batchgen/plan.json", b"{}")
+    lease.witness = "_batchgen/plan.json"
+    if what == "moved":
+        (tmp_path / "out").rename(tmp_path / "elsewhere")
+    elif what == "deleted":
+        shutil.rmtree(tmp_path / "out")
+    else:
+        (tmp_path / "out/_batchgen/plan.json").unlink()
+    told: list[str] = []
+    lease.keep(told.append)
+    assert told == [
+        f"output {store.url} was deleted or moved while the run was at work; "
+        "where it is now, `resume` it"
+    ]
+    lease.release()
+    assert (tmp_path / "out").exists() == (what == "plan")
 
 
 def test_another_machines_lease_is_waited_for(store: Store) -> None:
     """Whether its process lives cannot be seen from here."""
     tree = {"owner": "elsewhere 999999 x", "renewed_at": time.time(), "released": False}
     store.put(f"{LEASES}/00001.json", json.dumps(tree).encode())
-    with pytest.raises(OutputBusy, match="elsewhere 999999"):
+    with pytest.raises(OutputBusy, match="host elsewhere, pid 999999"):
         acquire_lease(store)
 
 
@@ -363,12 +455,12 @@ def test_a_lease_that_cannot_be_renewed_is_lost(
     store: Store, fast_heart: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = acquire_lease(store)
-    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", -1.0)
     monkeypatch.setattr(Store, "put", _refuse)
     told: list[str] = []
     lease.keep(told.append)
     assert len(told) == 1
-    assert "could not be renewed for 0 s: the disk is full" in told[0]
+    assert "could not be renewed for -1 s: the disk is full" in told[0]
 
 
 def _refuse(*_: object) -> None:

@@ -172,8 +172,19 @@ def last_run(ledger: Ledger) -> str:
     working = [f"{one}, last heard of {ago[one]} ago" for one in holders if one.at_work]
     if working:
         return f"at work: {'; '.join(working)}"
-    last = max(holders, key=lambda holder: holder.renewed_at)
-    return f"none at work; the last one was heard of {ago[last]} ago"
+    last = holders[-1]
+    if not last.released:
+        how = f"was last heard of {ago[last]} ago: it was killed, or its machine is gone"
+    else:
+        how = f"ended {ago[last]} ago" + (f": {last.ending}" if last.ending else "")
+    return f"none at work; the last one ({last}) {how}"
+
+
+def at_work(ledger: Ledger) -> list[str]:
+    """The runs that are at work on an output, in words."""
+    from batchgen.lease import holders_of
+
+    return [str(one) for one in holders_of(ledger.store) if one.at_work]
 
 
 def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import click
 
-from batchgen.cli.cluster import address_option, ask, last_run
+from batchgen.cli.cluster import address_option, ask, at_work, last_run
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, storage_option
+from batchgen.errors import Interrupted
 from batchgen.plain_text import short
 
 
@@ -43,11 +44,14 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     if frozen is None and facts.get("submission_id"):
         echo(f"nothing stands in {output} yet")
         return 3
-    frozen = ledger.require_plan()
+    frozen = ledger.in_force(ledger.require_plan())
+    working = at_work(ledger)
     states = ledger.states(frozen)
     tally = tally_of(frozen, ledger, states)
     exit_code, message = verdict_of(frozen, ledger, states, tally)
     pending = frozen.shards - tally.committed - tally.failed_shards
+    if working and exit_code == Interrupted.exit_code:
+        message = f"{pending:,} of {frozen.shards:,} shards are pending; a run is at work on them"
     facts |= {
         "output": output,
         "shards": frozen.shards,
@@ -58,6 +62,8 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         "accepted": tally.accepted,
         "rejected": tally.rejected,
         "failed": tally.failed,
+        "at_work": working,
+        "last_run": last_run(ledger),
         "exit_code": exit_code,
         "message": message,
         "truncated_prompts": tally.truncated,
@@ -71,7 +77,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
             f"{tally.failed_shards:,} failed, {pending:,} pending\n"
             f"samples  {frozen.samples:,} planned, {tally.accepted:,} accepted, "
             f"{tally.rejected:,} rejected, {tally.failed:,} failed\n"
-            f"run      {last_run(ledger)}\n{message}"
+            f"run      {facts['last_run']}\n{message}"
         )
         for line in reason_lines(reasons_of(tally), output):
             echo(line)

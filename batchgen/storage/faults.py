@@ -13,7 +13,7 @@ from typing import TypeVar
 from batchgen.errors import BatchgenError, InputError, RetryShard, StorageFailed
 
 T = TypeVar("T")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _CLIENT_LIBRARIES = {
     *("botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "fsspec"),
     *("requests", "httpx", "huggingface_hub", "urllib3"),
@@ -77,6 +77,11 @@ def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
             f"cannot {doing}: permission denied; check the credentials and rights ({error})"
         )
     if isinstance(error, OSError):
+        if error.errno == errno.EROFS:
+            return StorageFailed(
+                f"cannot {doing}: {os.strerror(errno.EROFS)}; mount it for writing, or name "
+                "another output"
+            )
         if error.errno in _NO_SPACE:
             return StorageFailed(
                 f"cannot {doing}: {os.strerror(error.errno or 0)}; free some space, then resume"
