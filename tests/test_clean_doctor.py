@@ -218,5 +218,5 @@ def test_where_names_are_taken_twice_the_last_writer_holds_the_lease(
         json.dumps({"owner": "x", "renewed_at": 0, "released": True}).encode(),
     )
     monkeypatch.setattr("batchgen.lease.time.sleep", other_takes_it_too)
-    with pytest.raises(OutputBusy, match=r"another run \(other\)"):
+    with pytest.raises(OutputBusy, match=r"another run \(host other, pid"):
         acquire_lease(careless)

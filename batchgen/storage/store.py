@@ -276,7 +276,13 @@ class Store:
 
 
 def open_store(url: str) -> Store:
-    """The store at ``url``: a local folder or any fsspec URL. Nothing is created yet."""
+    """The store at ``url``: a local folder or any fsspec URL. Nothing is created yet.
+
+    Raises:
+        InputError: the URL is chained by ``::``; two names would be one place.
+    """
+    if "::" in url:
+        raise InputError(f"{url}: allowed: a folder or a URL without '::'")
     fs, root = filesystem(url)
     root = root.rstrip("/") or "/"
     local = _is_local(fs)
