@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from batchgen.errors import InputError, Interrupted, SpecError
 from batchgen.lease import LEASES, hold_lease
-from batchgen.ledger import JOB, Ledger, Marker, Written, rejects_name
+from batchgen.ledger import JOB, Ledger, Marker, rejects_name
 from batchgen.plan import Plan
+from batchgen.proof import Prover
 from batchgen.saved_plan import compare
 from batchgen.spec import Spec
 from batchgen.storage import TEMPORARY, Store, is_within
-from batchgen.writer import FORMATS, DataFile, format_of, put_data, put_file
+from batchgen.verify import prover_of
+from batchgen.writer import FORMATS, DataFile, put_data, put_file
 
 _THREADS = 4  # each holds one shard
 _NAMED = 5
@@ -31,8 +32,8 @@ def export(source: Ledger, target: Store, format: str) -> int:
 
     Raises:
         SpecError: no such format.
-        InputError: the source is not finished or damaged, the target holds something else or
-            lies in the source.
+        InputError: the source is not finished, is damaged or not what its plan makes; the target
+            holds something else or lies in the source.
         PlanChanged: the target is an output of another plan.
         OutputBusy, Interrupted: another process writes to the target.
     """
@@ -93,30 +94,30 @@ def _each(
     source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shards: list[int]
 ) -> Iterator[Marker]:
     """Export the shards some at a time; the first error ends it."""
+    prover = prover_of(source, plan)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="export")
     try:
-        yield from pool.map(lambda shard: _shard(source, plan, ledger, exported, shard), shards)
+        yield from pool.map(lambda shard: _shard(prover, ledger, exported, shard), shards)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _shard(source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shard: int) -> Marker:
+def _shard(prover: Prover, ledger: Ledger, exported: Plan, shard: int) -> Marker:
     """One shard: its data files in the new format, its rejects as they are, its marker last."""
+    source = prover.ledger
     marker = source.marker(shard)
     if marker is None:
         raise InputError(f"source {source.store.url}: the marker of shard {shard} vanished")
-    contents = {file.name: _whole(source, file) for file in marker.files}
-    rejects = contents.pop(rejects_name(shard), None)
-    table = format_of(plan).read(contents)
-    if table.num_rows != marker.counts.accepted:
+    proof = prover.read(marker)
+    if proof.table is None or proof.problems:
         raise InputError(
-            f"source {source.store.url}: shard {shard} holds {table.num_rows} samples, its marker "
-            f"says {marker.counts.accepted}; see `batchgen verify`"
+            f"source {source.store.url}: {proof.problems[0]}; see `batchgen verify "
+            f"{source.store.url}`"
         )
-    files = put_data(ledger.store, exported, shard, table)
-    if rejects is not None:
+    files = put_data(ledger.store, exported, shard, proof.table)
+    if proof.rejects is not None:
         rows = marker.counts.rejected + marker.counts.failed
-        files.append(put_file(ledger.store, DataFile(rejects_name(shard), rejects, rows)))
+        files.append(put_file(ledger.store, DataFile(rejects_name(shard), proof.rejects, rows)))
     return ledger.commit(
         replace(
             marker,
@@ -125,17 +126,3 @@ def _shard(source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shard: in
             plan_fingerprint=exported.fingerprint,
         )
     )
-
-
-def _whole(source: Ledger, file: Written) -> bytes:
-    try:
-        data = source.store.read(file.name)
-    except FileNotFoundError as error:
-        raise InputError(f"{source.store.url}/{file.name} is missing; see `batchgen verify`") from (
-            error
-        )
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise InputError(
-            f"{source.store.url}/{file.name} is not what its marker names; see `batchgen verify`"
-        )
-    return data

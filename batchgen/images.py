@@ -73,6 +73,20 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
+def size_of(data: bytes | memoryview, wanted: tuple[int, int]) -> tuple[int, int] | None:
+    """Width and height of an image file, which is decoded if they are those wanted.
+
+    None if it cannot be: it is damaged, of no format that is written here, or far too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            if image.size == wanted:
+                image.load()
+            return image.size
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        return None
+
+
 def thumbnail(data: bytes, size: int) -> bytes:
     """An image file as a PNG of at most ``size`` pixels a side; small images stay as they are."""
     with Image.open(io.BytesIO(data)) as image:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
-import pyarrow as pa
 
-from batchgen.errors import BatchgenError, VerifyFailed
+from batchgen.errors import BatchgenError, DamagedRecord, SpecError, VerifyFailed
 from batchgen.holdings import is_litter
-from batchgen.ledger import DATA, REJECTS, SHARDS, Ledger, Marker, States, Written, rejects_name
-from batchgen.plan import Plan
-from batchgen.writer import SCHEMAS, format_of, read_parquet
+from batchgen.ledger import DATA, REJECTS, SHARDS, Ledger, Marker, States, rejects_name
+from batchgen.plan import Plan, row_key
+from batchgen.proof import SKIPPABLE, Proof, Prover
+from batchgen.writer import SCHEMAS, format_of
 
 MAX_PROBLEMS = 100
 _THREADS = 4
-_REMEDY = "remove that marker from _batchgen/shards, and `batchgen resume` makes it again"
+_NAMED = 8
 
 
 @dataclass
 class Findings:
-    """What verification saw. ``problems`` is empty exactly when everything adds up."""
+    """What verification saw. ``problems`` is empty exactly when everything adds up.
+
+    Attributes:
+        damaged: shards that storage has lost or changed since they were committed.
+        lost: of them, the files.
+        other: shards that are whole, and not what was planned.
+        strays: files in ``data/`` and among the records that belong to no shard.
+        skipped: checks that were left out.
+    """
 
     shards: int
     planned: int
@@ -35,6 +41,11 @@ class Findings:
     rejected: int = 0
     failed: int = 0
     bytes: int = 0
+    damaged: list[int] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    other: list[int] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     more_problems: int = 0
 
@@ -48,54 +59,94 @@ class Findings:
         else:
             self.more_problems += 1
 
+    def sentence(self, url: str) -> str:
+        """The whole in a line, with what to do."""
+        skipped = f"; left out: {', '.join(self.skipped)}" if self.skipped else ""
+        if self.ok:
+            return (
+                f"verified: planned {self.planned} = accepted {self.accepted} + rejected "
+                f"{self.rejected} + failed {self.failed}; {self.committed} of {self.shards} shards "
+                f"committed, {self.bytes:,} bytes{skipped}"
+            )
+        return f"NOT VERIFIED: {'; '.join(self._wrong(url)) or self.problems[0]}{skipped}"
 
-@dataclass(frozen=True)
-class ShardFacts:
-    """One committed shard as read back: what is wrong with it, and its samples' key digests."""
+    def _wrong(self, url: str) -> Iterator[str]:
+        remade = f"`batchgen resume {url}` makes them"
+        if self.damaged:
+            yield (
+                f"{len(self.damaged)} of {self.shards} shards are damaged "
+                f"({numbers(self.damaged)}): `batchgen verify {url} --repair` withdraws them, "
+                f"then {remade} again"
+            )
+        if self.strays:
+            yield (
+                f"{len(self.strays)} files are no shard's: `batchgen verify {url} --repair` sets "
+                "them aside"
+            )
+        if self.other:
+            yield (
+                f"{len(self.other)} of {self.shards} shards are not what was planned "
+                f"({numbers(self.other)}): remove their markers ({SHARDS}/{self.other[0]:05d}.json"
+                f"{', ...' if self.other[1:] else ''}), and {remade}"
+            )
+        undone = self.pending + self.failed_shards
+        if undone:
+            yield f"{undone} of {self.shards} shards are pending or failed: {remade}"
 
-    problems: tuple[str, ...]
-    digests: bytes
+
+def numbers(shards: Sequence[int]) -> str:
+    """The first of them."""
+    return ", ".join(map(str, shards[:_NAMED])) + (", ..." if shards[_NAMED:] else "")
 
 
-def verify(ledger: Ledger, quick: bool = False) -> Findings:
+def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> Findings:
     """Check an output against its plan.
 
-    Every shard has a marker; each file it names is there with its size and SHA-256; counts add up
-    to the plan; the shard's samples are exactly the planned ones; every image has the bytes that
-    its ``sha256`` column says; no key stands twice in the whole output; nothing else lies in
-    ``data/``. ``quick`` compares only listings and markers.
+    Every shard has a marker, made for this plan; each file it names is there with its size and
+    SHA-256; counts add up to the plan; the shard's samples are exactly the planned ones; keys,
+    seeds, settings and columns are what follows from the plan; every image has the bytes that its
+    ``sha256`` column says, and can be decoded at its size; no key stands twice in the whole output;
+    nothing else lies in ``data/``. ``quick`` compares only listings and markers.
+
+    Args:
+        ledger: of the output.
+        quick: read markers and listings alone.
+        skip: checks to leave out: ``decode``.
+
+    Raises:
+        SpecError: there is no such check.
+        InputError, DamagedRecord, NewerFormat: there is no plan, or it cannot be read.
     """
+    for name in skip:
+        if name not in SKIPPABLE:
+            raise SpecError("--skip", name, ", ".join(SKIPPABLE))
     plan = ledger.require_plan()
     states = ledger.states(plan)
     findings = Findings(plan.shards, plan.samples)
-    _check_states(ledger, plan, states, findings)
+    findings.skipped = ["everything but listings and markers"] if quick else sorted(skip)
+    _check_states(plan, states, findings)
+    prover = Prover(ledger, plan, _sizes(ledger), skip)
     digests: list[bytes] = []
     named: set[str] = set()
-    unread: list[int] = []
-    check: Callable[[Ledger, Plan, Marker], ShardFacts] = _full_check
-    if quick:
-        check = partial(_quick_check, _sizes(ledger))
+    sound: set[int] = set()
     shards = sorted(states.committed)
-    for shard, (marker, facts) in zip(
-        shards, _each_shard(ledger, plan, shards, check), strict=True
-    ):
-        for problem in facts.problems:
+    for shard, (marker, proof) in zip(shards, _each_shard(prover, shards, quick), strict=True):
+        for problem in proof.problems:
             findings.problem(problem)
-        digests.append(facts.digests)
-        if marker is None:
-            unread.append(shard)
-        else:
-            named |= {file.name for file in marker.files}
+        if proof.damaged:
+            findings.damaged.append(shard)
+            findings.lost += proof.lost
+        elif proof.problems and marker is not None:
+            findings.other.append(shard)
+        digests.append(proof.digests)
+        if marker is not None:
             _add(findings, marker)
-    _check_strays(ledger, plan, named, unread, findings)
-    _check_unique(b"".join(digests), findings)
-    total = findings.accepted + findings.rejected + findings.failed
-    if total != plan.samples:
-        findings.problem(
-            f"planned {plan.samples} samples, accounted for {total} "
-            f"(accepted {findings.accepted}, rejected {findings.rejected}, "
-            f"failed {findings.failed})"
-        )
+            if not proof.broken:
+                sound.add(shard)
+                named |= {file.name for file in marker.files}
+    _check_strays(prover, named, sound, findings)
+    _check_unique(plan, b"".join(digests), findings)
+    _check_sum(findings)
     return findings
 
 
@@ -131,12 +182,15 @@ def _sizes(ledger: Ledger) -> dict[str, int]:
     }
 
 
-def _check_states(ledger: Ledger, plan: Plan, states: States, findings: Findings) -> None:
+def prover_of(ledger: Ledger, plan: Plan) -> Prover:
+    """Proves shards that are to be copied: with all of their columns, their images not decoded."""
+    return Prover(ledger, plan, _sizes(ledger), skip=SKIPPABLE, whole=True)
+
+
+def _check_states(plan: Plan, states: States, findings: Findings) -> None:
     findings.committed = len(states.committed)
     findings.failed_shards = len(states.failed)
-    for shard in states.failed:
-        first, stop = plan.sample_range(shard)
-        findings.failed += stop - first
+    findings.failed += sum(plan.samples_of(shard) for shard in states.failed)
     findings.pending = plan.shards - findings.committed - findings.failed_shards
     for shard in sorted(states.failed):
         findings.problem(f"shard {shard} failed; `batchgen resume` tries it again")
@@ -146,48 +200,43 @@ def _check_states(ledger: Ledger, plan: Plan, states: States, findings: Findings
             f"{findings.pending} shards are pending (the first is {first}); "
             "`batchgen resume` makes them"
         )
-    for name in ledger.strays(plan):
+
+
+def _check_strays(prover: Prover, named: set[str], sound: set[int], findings: Findings) -> None:
+    """Files that no marker can vouch for would be read as data.
+
+    What may belong to a shard without a sound marker is replaced when the shard is made.
+    """
+    plan, form = prover.plan, format_of(prover.plan)
+    undone = {rejects_name(shard) for shard in range(plan.shards) if shard not in sound}
+    for name in sorted(prover.sizes.keys() - named):
+        shard = form.shard_of(name, plan.shards)
+        theirs = name in undone or (shard is not None and shard not in sound)
+        if not theirs and not name.startswith(f"{SCHEMAS}/") and not is_litter(name):
+            findings.strays.append(name)
+            findings.problem(f"{name} belongs to no committed shard")
+    for name in prover.ledger.strays(plan):
+        findings.strays.append(f"{SHARDS}/{name}")
         findings.problem(
             f"{SHARDS}/{name} is the marker of none of the plan's {plan.shards} shards"
         )
 
 
-def _check_strays(
-    ledger: Ledger, plan: Plan, named: set[str], unread: list[int], findings: Findings
-) -> None:
-    """Files that no marker can vouch for would be read as data.
-
-    What may belong to a shard with an unreadable marker is that marker's problem.
-    """
-    form = format_of(plan)
-    for folder in (DATA, REJECTS):
-        found = ledger.store.find(folder)
-        there = {f"{folder}/{name}" for name in found if not is_litter(name)}
-        for name in sorted(there - named):
-            if not any(
-                name == rejects_name(shard) or form.owns(name, shard, plan.shards)
-                for shard in unread
-            ):
-                findings.problem(f"{name} belongs to no committed shard")
-
-
 def _each_shard(
-    ledger: Ledger,
-    plan: Plan,
-    shards: Iterable[int],
-    check: Callable[[Ledger, Plan, Marker], ShardFacts],
-) -> Iterator[tuple[Marker | None, ShardFacts]]:
-    def one(shard: int) -> tuple[Marker | None, ShardFacts]:
+    prover: Prover, shards: Iterable[int], quick: bool
+) -> Iterator[tuple[Marker | None, Proof]]:
+    def one(shard: int) -> tuple[Marker | None, Proof]:
+        proof = Proof(shard)
         try:
-            marker = ledger.marker(shard)
+            marker = prover.ledger.marker(shard)
         except BatchgenError as error:
-            return None, ShardFacts((f"shard {shard}: {error}",), b"")
+            proof.add(str(error))
+            proof.broken = isinstance(error, DamagedRecord)
+            return None, proof
         if marker is None:
-            return None, ShardFacts((f"shard {shard}: its marker vanished",), b"")
-        try:
-            return marker, check(ledger, plan, marker)
-        except (BatchgenError, OSError, KeyError, ValueError, pa.ArrowException) as error:
-            return marker, ShardFacts((f"shard {shard}: {error}",), b"")
+            proof.add("its marker vanished meanwhile")
+            return None, proof
+        return marker, prover.listed(marker) if quick else prover.read(marker)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         yield from pool.map(one, shards)
@@ -200,131 +249,23 @@ def _add(findings: Findings, marker: Marker) -> None:
     findings.bytes += sum(file.bytes for file in marker.files)
 
 
-def _marker_problems(plan: Plan, marker: Marker) -> list[str]:
-    first, stop = plan.sample_range(marker.shard)
-    problems = []
-    if not marker.counts.add_up() or marker.counts.planned != stop - first:
-        problems.append(
-            f"shard {marker.shard}: counts {marker.counts} do not add up to its {stop - first}"
-        )
-    if not marker.is_of(plan):
-        problems.append(f"shard {marker.shard}: was made for another plan")
-    rows = {file.name: file.rows for file in marker.files}
-    name = format_of(plan).file_name(marker.shard, plan.shards)
-    if name is not None and name not in rows:
-        problems.append(f"shard {marker.shard}: its marker names no data file")
-    counts, dropped = marker.counts, rows.pop(rejects_name(marker.shard), 0)
-    if (sum(rows.values()), dropped) != (counts.accepted, counts.rejected + counts.failed):
-        problems.append(
-            f"shard {marker.shard}: its files hold {sum(rows.values())} accepted and {dropped} "
-            f"other samples, its counts are {counts}"
-        )
-    return problems
-
-
-def _quick_check(sizes: dict[str, int], ledger: Ledger, plan: Plan, marker: Marker) -> ShardFacts:
-    problems = _marker_problems(plan, marker)
-    for file in marker.files:
-        if sizes.get(file.name) != file.bytes:
-            problems.append(
-                f"{file.name}: {sizes.get(file.name)} bytes in storage, {file.bytes} in its marker"
-            )
-    return ShardFacts(tuple(problems), b"")
-
-
-def _full_check(ledger: Ledger, plan: Plan, marker: Marker) -> ShardFacts:
-    problems = _marker_problems(plan, marker)
-    contents = {file.name: _read(ledger, file, problems) for file in marker.files}
-    there = {name: data for name, data in contents.items() if data is not None}
-    rejects = there.pop(rejects_name(marker.shard), None)
-    seen: list[tuple[str, str, int]] = []
-    if any(name.startswith(f"{DATA}/") for name in there):
-        table = format_of(plan).read(there)
-        seen += _identities(table)
-        problems += _row_problems(marker, table, there)
-        problems += _image_problems(marker.shard, table, whole=None not in contents.values())
-    if rejects is not None:
-        table = read_parquet(rejects)
-        seen += _identities(table)
-        problems += _row_problems(marker, table, (rejects_name(marker.shard),))
-        problems += _outcome_problems(rejects_name(marker.shard), table, marker)
-    problems += _sample_problems(plan, marker.shard, seen)
-    digests = (hashlib.blake2b(key.encode(), digest_size=16).digest() for key, _, _ in seen)
-    return ShardFacts(tuple(problems), b"".join(digests))
-
-
-def _identities(table: pa.Table) -> list[tuple[str, str, int]]:
-    """(key, source_id, variant) of the samples."""
-    names = ("key", "source_id", "variant")
-    return list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
-
-
-def _read(ledger: Ledger, file: Written, problems: list[str]) -> bytes | None:
-    try:
-        data = ledger.store.read(file.name)
-    except FileNotFoundError:
-        problems.append(f"{file.name}: missing, though its marker names it; {_REMEDY}")
-        return None
-    if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-        problems.append(f"{file.name}: not the bytes that its marker names; {_REMEDY}")
-        return None
-    return data
-
-
-def _row_problems(marker: Marker, table: pa.Table, names: Container[str]) -> list[str]:
-    said = sum(file.rows for file in marker.files if file.name in names)
-    if table.num_rows == said:
-        return []
-    where = [file.name for file in marker.files if file.name in names and file.rows]
-    return [f"{', '.join(where[:3])}: {table.num_rows} rows, the marker says {said}"]
-
-
-def _image_problems(shard: int, table: pa.Table, whole: bool) -> list[str]:
-    """Images that are not those of their row; one whose file is not whole was named already."""
-    chunks = (chunk.field("bytes") for chunk in table.column("image").chunks)
-    images = [image for chunk in chunks for image in chunk]
-    keys, wanted = table.column("key").to_pylist(), table.column("sha256").to_pylist()
-    return [
-        f"shard {shard}: image {key} is not the bytes of its sha256 column"
-        for key, image, digest in zip(keys, images, wanted, strict=True)
-        if (whole or image.is_valid)
-        and hashlib.sha256(image.as_buffer() or b"").hexdigest() != digest
-    ]
-
-
-def _outcome_problems(name: str, table: pa.Table, marker: Marker) -> list[str]:
-    outcomes = table.column("outcome").to_pylist()
-    found = (outcomes.count("rejected"), outcomes.count("failed"))
-    wanted = (marker.counts.rejected, marker.counts.failed)
-    if found == wanted:
-        return []
-    return [f"{name}: (rejected, failed) are {found}, shard {marker.shard}'s marker says {wanted}"]
-
-
-def _sample_problems(plan: Plan, shard: int, seen: list[tuple[str, str, int]]) -> list[str]:
-    """The shard's (source row, variant) pairs are exactly those of the plan."""
-    found = [(source, variant) for _, source, variant in seen]
-    wanted = set(planned_samples(plan, shard))
-    problems = []
-    for missing in sorted(wanted - set(found))[:5]:
-        problems.append(f"shard {shard}: planned sample {missing} is nowhere")
-    for extra in sorted(set(found) - wanted)[:5]:
-        problems.append(f"shard {shard}: sample {extra} was never planned")
-    if len(found) != len(set(found)):
-        problems.append(f"shard {shard}: a sample stands twice")
-    return problems
-
-
-def planned_samples(plan: Plan, shard: int) -> Iterator[tuple[str, int]]:
-    """(source_id, variant) of a shard's samples."""
-    for sample in range(*plan.sample_range(shard)):
-        row, variant = divmod(sample, plan.spec.variants)
-        file, file_row = plan.locate(row)
-        yield f"{file.name}#{file_row}", variant
-
-
-def _check_unique(digests: bytes, findings: Findings) -> None:
+def _check_unique(plan: Plan, digests: bytes, findings: Findings) -> None:
+    """No two samples have one key: of rows without keys of their own, the plan's files say it."""
+    if plan.spec.input.columns.key is None:
+        if len({row_key(file.name, 0) for file in plan.files}) < len(plan.files):
+            findings.problem("two files of the plan give their rows the same keys")
+        return
     halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (samples, 2)
     twice = len(halves) - len(np.unique(halves.view("<u8,<u8")))
     if twice:
         findings.problem(f"{twice} keys stand more than once in the output")
+
+
+def _check_sum(findings: Findings) -> None:
+    total = findings.accepted + findings.rejected + findings.failed
+    if total != findings.planned and not findings.problems:
+        findings.problem(
+            f"planned {findings.planned} samples, accounted for {total} "
+            f"(accepted {findings.accepted}, rejected {findings.rejected}, "
+            f"failed {findings.failed})"
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ from click.testing import CliRunner, Result
 
 from batchgen import runner
 from batchgen.cli import main
+from batchgen.lease import acquire_lease
 from batchgen.ledger import DATA, Ledger
 from batchgen.progress import Tally
 from batchgen.runner import Outcome
 from batchgen.storage import open_store
+from batchgen.verify import verify
 from batchgen.writer import FORMATS
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
@@ -100,3 +104,182 @@ def test_status_and_the_end_of_a_run_tell_of_missing_files(truncated: bool, out:
 def test_an_untouched_output_is_not_called_damaged(out: Path) -> None:
     assert finalized(out).exit_code == 2  # some samples failed
     assert invoke("status", out).exit_code == 2
+
+
+# Repair
+
+
+def tree_of(out: Path) -> dict[str, bytes]:
+    """Everything that a reader of the output may meet, and which shards are committed."""
+    ours = (f"{DATA}/", "_batchgen/rejects/", "_batchgen/schemas/", "_batchgen/shards/")
+    found = {}
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        if path.is_file() and name.startswith(ours):
+            found[name] = b"" if name.startswith("_batchgen/shards/") else path.read_bytes()
+    return found
+
+
+def lose(out: Path) -> list[int]:
+    file_with_images(out, 2).unlink()
+    return [2]
+
+
+def change(out: Path) -> list[int]:
+    flip_images(file_with_images(out, 1))
+    return [1]
+
+
+def cut(out: Path) -> list[int]:
+    path = file_with_images(out, 3)
+    path.write_bytes(path.read_bytes()[:-7])
+    return [3]
+
+
+def empty(out: Path) -> list[int]:
+    for shard in (1, 2):
+        file_with_images(out, shard).write_bytes(b"")
+    return [1, 2]
+
+
+def lose_rejects(out: Path) -> list[int]:
+    next((out / "_batchgen/rejects").iterdir()).unlink()
+    return [0]
+
+
+def lose_schema(out: Path) -> list[int]:
+    found = list(out.glob("_batchgen/schemas/*"))
+    for path in found:
+        path.unlink()
+    return list(range(SHARDS)) if found else []
+
+
+def break_marker(out: Path) -> list[int]:
+    (out / "_batchgen/shards/00003.json").write_text('{"shard": 3')
+    return [3]
+
+
+def change_marker(out: Path) -> list[int]:
+    path = out / "_batchgen/shards/00002.json"
+    path.write_text(path.read_text().replace('"accepted": ', '"accepted": 1'))
+    return [2]
+
+
+def swap_marker(out: Path) -> list[int]:
+    shutil.copy(out / "_batchgen/shards/00001.json", out / "_batchgen/shards/00002.json")
+    return [2]
+
+
+def rename_marker(out: Path) -> list[int]:
+    (out / "_batchgen/shards/00001.json").rename(out / "_batchgen/shards/1.json")
+    return []
+
+
+def add_files(out: Path) -> list[int]:
+    (out / DATA / "mine.txt").write_text("mine")
+    shutil.copy(file_with_images(out, 0), out / DATA / "copy.bin")
+    return []
+
+
+DAMAGE = [
+    *(lose, change, cut, empty, lose_rejects, lose_schema),
+    *(break_marker, change_marker, swap_marker, rename_marker, add_files),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_repair_and_resume_give_the_bytes_of_an_undisturbed_run(
+    damage: Callable[[Path], list[int]], out: Path
+) -> None:
+    before = tree_of(out)
+    withdrawn = damage(out)
+    mended = invoke("verify", out, "--repair", "--json")
+    told = json.loads(mended.stdout)
+    assert told["withdrawn"] == withdrawn
+    assert mended.exit_code == (3 if withdrawn or damage is rename_marker else 0)
+    ledger = at(out)
+    make_output(ledger.require_plan(), ledger)
+    assert tree_of(out) == before
+    assert verify(at(out)).problems == []
+    for name, place in told["aside"].items():  # nothing of the user's is lost
+        assert (out / place).exists() and not (out / name).exists()
+
+
+def test_a_damaged_output_says_what_is_wrong_and_what_to_do(out: Path) -> None:
+    for shard in (1, 2):
+        for path in [file_with_images(out, shard)]:
+            path.unlink()
+    result = invoke("verify", out)
+    *_, last = result.output.splitlines()
+    assert last == (
+        f"NOT VERIFIED: 2 of 4 shards are damaged (1, 2): `batchgen verify {out} --repair` "
+        f"withdraws them, then `batchgen resume {out}` makes them again"
+    )
+    assert "missing, though _batchgen/shards/00001.json names it" in result.output
+    assert "nowhere" not in result.output and len(result.output.splitlines()) == 3
+    quick = invoke("verify", out, "--quick")
+    assert quick.output.count("missing, though") == 2 and "None" not in quick.output
+
+
+def test_many_lost_files_of_a_shard_are_one_line(out: Path) -> None:
+    marker = at(out).marker(3)
+    assert marker is not None
+    names = [one.name for one in marker.files if one.name.startswith(DATA)]
+    for name in names:
+        (out / name).unlink()
+    found = verify(at(out))
+    assert len(found.problems) == 1
+    assert (f"and {len(names) - 1} more files of shard 3" in found.problems[0]) == (len(names) > 1)
+
+
+def test_what_was_made_for_another_plan_is_left_alone(out: Path) -> None:
+    path = out / "_batchgen/shards/00002.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps({**tree, "plan_fingerprint": "0" * 64}))
+    file_with_images(out, 1).unlink()
+    before = path.read_bytes()
+    result = invoke("verify", out, "--repair")
+    assert result.exit_code == 4
+    assert "withdrawn: shard 1" in result.output and "withdrawn: shard 2" not in result.output
+    assert "1 shards are whole and not what was planned (2)" in result.output
+    assert path.read_bytes() == before
+
+
+def test_a_marker_of_a_newer_version_is_left_alone(out: Path) -> None:
+    path = out / "_batchgen/shards/00002.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
+    result = invoke("verify", out, "--repair")
+    assert "newer batchgen" in result.output and path.exists()
+
+
+def test_an_output_at_work_is_not_repaired(out: Path) -> None:
+    file_with_images(out, 1).unlink()
+    lease = acquire_lease(at(out).store)
+    result = invoke("verify", out, "--repair")
+    assert result.exit_code == 1 and "is held by another run" in result.output
+    assert (out / "_batchgen/shards/00001.json").exists()
+    lease.release()
+
+
+def test_an_undamaged_output_stays_as_it_is(out: Path) -> None:
+    before = tree_of(out)
+    result = invoke("verify", out, "--repair")
+    assert result.exit_code == 0 and "verified" in result.output
+    assert tree_of(out) == before
+
+
+def test_resume_verifies_first_when_asked(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tree_of(out)
+    path = file_with_images(out, 2)
+    flip_images(path)
+
+    def resume(url: str, *more: object) -> Outcome:
+        ledger = at(Path(url))
+        make_output(ledger.require_plan(), ledger)
+        return finalized(Path(url))
+
+    monkeypatch.setattr(runner, "resume", resume)
+    result = invoke("resume", out, "--verify")
+    assert f"{path.relative_to(out)}: not the bytes that _batchgen" in result.output
+    assert "withdrawn: shard 2" in result.output
+    assert tree_of(out) == before

@@ -19,7 +19,7 @@ import batchgen
 PACKAGE = Path(batchgen.__file__).parent
 FLOORS = {
     5: ("__main__", "cli", "submit", "spot"),
-    4: ("runner", "explain", "doctor", "machine", "clean"),
+    4: ("runner", "explain", "doctor", "machine", "clean", "repair"),
     3: (
         "plan",
         "saved_plan",
@@ -36,6 +36,8 @@ FLOORS = {
         "outcome",
         "rejects",
         "report",
+        "planned",
+        "proof",
         "verify",
         "prepare",
         "fit",

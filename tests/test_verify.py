@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.ledger import REJECTS, Ledger, data_name
+from batchgen.planned import names_of
 from batchgen.storage import open_store
-from batchgen.verify import MAX_PROBLEMS, Findings, planned_samples, verify
+from batchgen.verify import MAX_PROBLEMS, Findings, verify
 from batchgen.writer import parquet_bytes
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
@@ -104,14 +105,20 @@ def test_the_untouched_output_verifies(whole: Path) -> None:
 
 
 def test_quick_counts_the_same(whole: Path) -> None:
-    assert findings(whole, quick=True) == findings(whole)
+    quick, full = asdict(findings(whole, quick=True)), asdict(findings(whole))
+    assert quick.pop("skipped") == ["everything but listings and markers"]
+    assert full.pop("skipped") == []
+    assert quick == full
 
 
 def test_planned_samples_are_the_plans_arithmetic(whole: Path) -> None:
     plan = Ledger(open_store(str(whole))).require_plan()
-    assert list(planned_samples(plan, 1)) == [
-        (f"a.parquet#{row}", variant) for row in (3, 4, 5) for variant in (0, 1)
-    ]
+    names = names_of(plan, 1)
+    both = [(row, variant) for row in (3, 4, 5) for variant in (0, 1)]
+    assert names.sources.to_pylist() == [f"a.parquet#{row}" for row, _ in both]
+    assert names.variants.to_pylist() == [variant for _, variant in both]
+    assert names.keys is not None
+    assert names.keys.to_pylist() == [f"a-{row:08d}-v{variant}" for row, variant in both]
 
 
 def delete_data(out: Path) -> None:
@@ -282,12 +289,16 @@ def drop_column(out: Path) -> None:
 
 
 SEEN_IN_THE_DATA = [
-    (flip_byte, "data/train-00002-of-00004.parquet: not the bytes that its marker names"),
+    (
+        flip_byte,
+        "data/train-00002-of-00004.parquet: not the bytes that _batchgen/shards/00002",
+    ),
     (edit_sha256, "image a-00000009-v0 is not the bytes of its sha256 column"),
     (lose_image, "image a-00000010-v0 is not the bytes of its sha256 column"),
-    (double_key, "1 keys stand more than once in the output"),
-    (lose_row, "shard 3: planned sample ('a.parquet#9', 0) is nowhere"),
+    (double_key, "shard 2: sample a-00000009-v0: key is 'a-00000009-v0', planned: 'a-00000007-v0'"),
+    (lose_row, "shard 3: counts"),
     (double_row, "shard 3: a sample stands twice"),
+    (double_row, "shard 3: planned sample ('a.parquet#9', 0) is nowhere"),
     (foreign_row, "shard 3: sample ('b.parquet#1', 0) was never planned"),
     (call_failed_rejected, "shard 2"),
     (drop_column, "shard 3"),

@@ -87,27 +87,51 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
 @main.command()
 @click.argument("output")
 @click.option("--quick", is_flag=True, help="Compare listings and markers; do not read the images.")
+@click.option(
+    "--skip",
+    multiple=True,
+    type=click.Choice(["decode"]),
+    help="Leave out a costly check: decode every image at its size.",
+)
+@click.option(
+    "--repair",
+    "mend",
+    is_flag=True,
+    help="Withdraw damaged shards, so that `resume` makes them again; set strange files aside.",
+)
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def verify(output: str, storage_options: tuple[str, ...], quick: bool, as_json: bool) -> int:
-    """Prove from storage that every planned sample of OUTPUT is there once, or has its reason."""
+def verify(
+    output: str,
+    storage_options: tuple[str, ...],
+    quick: bool,
+    skip: tuple[str, ...],
+    mend: bool,
+    as_json: bool,
+) -> int:
+    """Prove from storage that every planned sample of OUTPUT is there once, or has its reason.
+
+    Exits 0 when it is proven and 4 when not. With --repair it exits 3 when `resume` will make what
+    was withdrawn.
+    """
+    from batchgen import repair
     from batchgen import verify as checks
 
-    findings = checks.verify(open_ledger(output, storage_options), quick=quick)
+    ledger = open_ledger(output, storage_options)
+    mended = repair.repair(ledger, quick) if mend else None
+    findings = mended.found if mended else checks.verify(ledger, quick, skip)
     if as_json:
-        echo_json({**asdict(findings), "ok": findings.ok})
+        done = {"withdrawn": mended.withdrawn, "aside": mended.aside} if mended else {}
+        echo_json({**asdict(findings), "ok": findings.ok, **done})
     else:
         for problem in findings.problems:
             echo(f"problem: {problem}", err=True)
         if findings.more_problems:
             echo(f"problem: and {findings.more_problems} more", err=True)
-        echo(
-            f"{'verified' if findings.ok else 'NOT VERIFIED'}: planned {findings.planned} = "
-            f"accepted {findings.accepted} + rejected {findings.rejected} + "
-            f"failed {findings.failed}; {findings.committed} of {findings.shards} shards "
-            f"committed, {findings.bytes:,} bytes"
-        )
-    return 0 if findings.ok else 4
+        for line in mended.lines() if mended else ():
+            echo(line)
+        echo((mended or findings).sentence(output))
+    return mended.exit_code if mended else 0 if findings.ok else 4
 
 
 @main.command()

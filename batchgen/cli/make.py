@@ -12,6 +12,7 @@ from batchgen.cli.cluster import requirements_option, resume_on
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import (
     main,
+    open_ledger,
     parse_storage_options,
     shards_option,
     spec_options,
@@ -93,6 +94,12 @@ def _ask_to_remove(spec: Spec) -> None:
 @click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
 @shards_option
 @requirements_option
+@click.option(
+    "--verify",
+    "verified",
+    is_flag=True,
+    help="First look for damaged shards and withdraw them, as `verify --repair` does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 def resume(
     output: str,
@@ -100,12 +107,15 @@ def resume(
     address: str | None,
     shards: str | None,
     no_requirements: bool,
+    verified: bool,
     as_json: bool,
 ) -> int:
     """Go on with the job whose OUTPUT (folder or URL) this is; failed shards are tried again.
 
     With the address of a cluster's job server (http://HEAD:8265) it is submitted there.
     """
+    if verified:
+        _withdraw(output, storage_options)
     if address and address.startswith(("http://", "https://")):
         return resume_on(address, output, storage_options, shards, not no_requirements)
     from batchgen import runner
@@ -136,6 +146,18 @@ def _check_address(address: str | None) -> None:
 
     if wanted := joined(address):
         check_head(wanted, "--address" if address else "RAY_ADDRESS")
+
+
+def _withdraw(output: str, storage_options: tuple[str, ...]) -> None:
+    """Say what is damaged and withdraw it; stop where making it again would not mend it."""
+    from batchgen.errors import VerifyFailed
+    from batchgen.repair import repair
+
+    mended = repair(open_ledger(output, storage_options))
+    for line in (*mended.found.problems, *mended.lines()):
+        echo(line, err=True)
+    if mended.exit_code == VerifyFailed.exit_code:
+        raise VerifyFailed(mended.sentence(output))
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:

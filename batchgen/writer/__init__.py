@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchgen.writer.format import SCHEMAS, DataFile, Format
+from batchgen.writer.format import SCHEMAS, UNREADABLE, DataFile, Format
 from batchgen.writer.parquet import parquet_bytes, read_parquet
 from batchgen.writer.tables import (
     COLUMNS,
@@ -12,6 +12,7 @@ from batchgen.writer.tables import (
     Finished,
     conditioning_text,
     data_table,
+    image_extension,
     kept_columns,
     label_counts,
     lora_text,
@@ -28,12 +29,14 @@ __all__ = [
     "IMAGE",
     "REJECT_COLUMNS",
     "SCHEMAS",
+    "UNREADABLE",
     "DataFile",
     "Finished",
     "Format",
     "conditioning_text",
     "data_table",
     "format_of",
+    "image_extension",
     "kept_columns",
     "label_counts",
     "lora_text",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 
+from batchgen.errors import BatchgenError
 from batchgen.spec import Spec
 from batchgen.storage import Store
 
 SCHEMAS = "_batchgen/schemas"
+# What reading the files of a stranger may raise, whatever stands in them.
+UNREADABLE = (
+    *(BatchgenError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RecursionError, pa.ArrowException),
+)
 
 
 @dataclass(frozen=True)
@@ -43,23 +49,28 @@ class Format(Protocol):
         """The data file that every shard has; None where a shard may have any number of them."""
         ...
 
-    def owns(self, name: str, shard: int, shards: int) -> bool:
-        """Whether a file in ``data/`` is one of this shard."""
+    def shard_of(self, name: str, shards: int) -> int | None:
+        """The shard that writes a file of this name into ``data/``; None if no run does."""
         ...
 
     def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
         """The files of a shard in the order to put them, one at a time; equal for equal tables."""
         ...
 
-    def read(self, files: Mapping[str, bytes]) -> pa.Table:
+    def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
         """The table that ``files`` was given, from the files of one shard in their order.
 
-        Of a shard whose files are not all there, what can be read: without the schema the columns
-        that verification needs, and null for the bytes of an image that is missing.
+        Args:
+            files: all that the shard's marker names but its rejects.
+            columns: only these; default: all.
 
         Raises:
-            ValueError, KeyError, pyarrow.ArrowException: the files do not belong together.
+            UNREADABLE: the files do not belong together, or are not what a run writes.
         """
+        ...
+
+    def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
+        """The columns of that table; raises as ``read``."""
         ...
 
     def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
@@ -79,10 +90,18 @@ def schema_file(schema: pa.Schema) -> DataFile:
     return DataFile(f"{SCHEMAS}/{hashlib.sha256(data).hexdigest()[:16]}.arrow", data, 0)
 
 
-def schema_of(files: Mapping[str, bytes]) -> pa.Schema | None:
-    """The schema among a shard's files."""
+def schema_of(files: Mapping[str, bytes]) -> pa.Schema:
+    """The schema among a shard's files. Raises ValueError where there is none."""
     found = [data for name, data in files.items() if name.startswith(f"{SCHEMAS}/")]
-    return pa.ipc.read_schema(pa.py_buffer(found[0])) if found else None
+    if not found:
+        raise ValueError(f"no file of {SCHEMAS} is among its files")
+    return pa.ipc.read_schema(pa.py_buffer(found[0]))
+
+
+def chosen(schema: pa.Schema, columns: Container[str] | None) -> pa.Schema:
+    """The schema with these columns alone."""
+    fields = [field for field in schema if columns is None or field.name in columns]
+    return pa.schema(fields, schema.metadata)
 
 
 def loading(builder: str, files: str, shown: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from batchgen.plan import safe_key
 from batchgen.spec import Spec
 from batchgen.storage import Store
 from batchgen.writer import json_rows
-from batchgen.writer.format import DataFile, loading, schema_file, schema_of
+from batchgen.writer.format import DataFile, chosen, loading, schema_file, schema_of
 
 UNLABELLED = "images"
 METADATA = "metadata.jsonl"
+_NAME = re.compile(r"data/[^/]+/(\d+)/[^/]+")
 _RESERVED = {UNLABELLED, "con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
@@ -51,9 +52,10 @@ class ImageFolder:
     def file_name(self, shard: int, shards: int) -> str | None:
         return None
 
-    def owns(self, name: str, shard: int, shards: int) -> bool:
-        parts = name.split("/")
-        return len(parts) == 4 and (parts[0], parts[2]) == (DATA, f"{shard:05d}")
+    def shard_of(self, name: str, shards: int) -> int | None:
+        found = _NAME.fullmatch(name)
+        shard = int(found.group(1)) if found else -1
+        return shard if 0 <= shard < shards and f"{shard:05d}" == name.split("/")[2] else None
 
     def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
         yield schema_file(table.schema)
@@ -67,19 +69,20 @@ class ImageFolder:
         for folder, each in sorted(lines.items()):
             yield DataFile(f"{folder}/{METADATA}", b"".join(each), len(each))
 
-    def read(self, files: Mapping[str, bytes]) -> pa.Table:
+    def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
         rows = _rows_by_image(files)
-        # The images' order is the samples'; those without a file come last, with null for bytes.
-        order = [name for name in files if name in rows]
-        order += [name for name in rows if name not in files]
-        schema = schema_of(files) or json_rows.VERIFIED
-        names = _outside_names(schema.names)
+        order = [name for name in files if name in rows]  # the images' order is the samples'
+        schema = schema_of(files)
+        names, schema = _outside_names(schema.names), chosen(schema, columns)
         inside = [
             {name: rows[image][names[name]] for name in schema.names if name != "image"}
             for image in order
         ]
-        images = [{"bytes": files.get(name), "path": posixpath.basename(name)} for name in order]
+        images = [{"bytes": files[name], "path": posixpath.basename(name)} for name in order]
         return json_rows.table_of(inside, images, schema)
+
+    def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
+        return schema_of(files)
 
     def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         left = count
@@ -123,21 +126,26 @@ def _outside_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _rows_by_image(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Name of the image -> its row, of the folders whose metadata is there."""
+    """Name of the image -> its row; every image has one, and lies in its label's folder."""
     rows: dict[str, dict[str, Any]] = {}
-    folders = set()
     for name, data in files.items():
         folder, base = posixpath.split(name)
-        if base != METADATA:
-            continue
-        folders.add(folder)
-        for row in map(json.loads, data.splitlines()):
+        for row in map(json.loads, data.splitlines() if base == METADATA else ()):
             image = f"{folder}/{row['file_name']}"
             if image in rows:
                 raise ValueError(f"{image} stands twice in its {METADATA}")
+            if image not in files:
+                raise ValueError(f"{image} stands in its {METADATA}, and is no file of the shard")
+            _refuse_other_folder(image, row["label"])
             rows[image] = row
     for name in files:
-        folder, base = posixpath.split(name)
-        if folder in folders and base != METADATA and name not in rows:
+        is_image = name.startswith(f"{DATA}/") and posixpath.basename(name) != METADATA
+        if is_image and name not in rows:
             raise ValueError(f"{name} is not in the {METADATA} beside it")
     return rows
+
+
+def _refuse_other_folder(image: str, label: Any) -> None:
+    folder = image.split("/")[1]
+    if folder not in (label_folder(label), label_folder(label, portable=False)):
+        raise ValueError(f"{image} does not lie in the folder of its label {label!r}")

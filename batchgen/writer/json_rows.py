@@ -8,17 +8,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchgen.errors import InputError
+from batchgen.plan import is_safe
 from batchgen.writer.json_values import from_json, to_json
-from batchgen.writer.tables import COLUMNS
 
-# What verification asks of a sample, whatever else its row has.
-VERIFIED = pa.schema(
-    [COLUMNS.field(name) for name in ("key", "image", "source_id", "variant", "sha256")]
-)
+EXTENSIONS = ("png", "jpg", "webp")
 
 
 def samples(table: pa.Table) -> Iterator[tuple[dict[str, Any], str, bytes]]:
-    """Of each sample its columns but the image as JSON values, the image's file name and bytes."""
+    """Of each sample its columns but the image as JSON values, the image's file name and bytes.
+
+    Raises:
+        InputError: a key or a name that no run gives; it must not become a path.
+    """
     others = table.drop_columns(["image"])
     columns = {
         name: [value for chunk in others.column(name).chunks for value in to_json(chunk)]
@@ -27,6 +29,9 @@ def samples(table: pa.Table) -> Iterator[tuple[dict[str, Any], str, bytes]]:
     for index in range(table.num_rows):
         image = table.column("image")[index].as_py()  # one at a time: they are large
         row = {name: values[index] for name, values in columns.items()}
+        stem, _, extension = image["path"].partition(".")
+        if stem != row["key"] or not is_safe(stem) or extension not in EXTENSIONS:
+            raise InputError(f"image {image['path']!r} of key {row['key']!r}: no run names it so")
         yield row, image["path"], image["bytes"]
 
 
@@ -38,10 +43,9 @@ def line(row: Mapping[str, Any]) -> bytes:
 def table_of(
     rows: Sequence[Mapping[str, Any]],
     images: Sequence[Mapping[str, Any]],
-    schema: pa.Schema | None,
+    schema: pa.Schema,
 ) -> pa.Table:
     """The table of which ``samples`` gave the rows. Raises KeyError where a row lacks a column."""
-    schema = schema or VERIFIED
     arrays = [
         pa.array(images, field.type)
         if field.name == "image"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,9 +14,10 @@ import pyarrow.parquet as pq
 from batchgen.ledger import data_name
 from batchgen.spec import Spec
 from batchgen.storage import Store
-from batchgen.writer.format import DataFile, loading
+from batchgen.writer.format import DataFile, chosen, loading
 
 ROW_GROUP_BYTES = 32 << 20
+_NAME = re.compile(r"data/train-(\d+)-of-\d+\.parquet")
 
 
 class Parquet:
@@ -30,14 +32,21 @@ class Parquet:
     def file_name(self, shard: int, shards: int) -> str | None:
         return data_name(shard, shards)
 
-    def owns(self, name: str, shard: int, shards: int) -> bool:
-        return name == data_name(shard, shards)
+    def shard_of(self, name: str, shards: int) -> int | None:
+        found = _NAME.fullmatch(name)
+        shard = int(found.group(1)) if found else -1
+        return shard if 0 <= shard < shards and name == data_name(shard, shards) else None
 
     def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
         yield DataFile(data_name(shard, shards), parquet_bytes(table), table.num_rows)
 
-    def read(self, files: Mapping[str, bytes]) -> pa.Table:
-        return pa.concat_tables([read_parquet(data) for data in files.values()])
+    def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
+        (data,) = files.values()
+        return read_parquet(data, chosen(self.schema(files), columns).names)
+
+    def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
+        (data,) = files.values()
+        return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).schema_arrow
 
     def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         columns = ["key", "prompt", "label", "image"]
@@ -50,9 +59,10 @@ class Parquet:
                     yield {**row, "image": row["image"]["bytes"]}
 
 
-def read_parquet(data: bytes) -> pa.Table:
+def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """A whole file, without Arrow threads that hold a Python object (``plan`` says why)."""
-    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    return file.read(columns, use_threads=False)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -15,10 +16,10 @@ from batchgen.ledger import DATA
 from batchgen.spec import Spec
 from batchgen.storage import Store
 from batchgen.writer import json_rows
-from batchgen.writer.format import DataFile, loading, schema_file, schema_of
+from batchgen.writer.format import DataFile, chosen, loading, schema_file, schema_of
 from batchgen.writer.tables import image_extension
 
-IMAGES = ("png", "jpg", "webp")
+_NAME = re.compile(r"data/(\d+)\.tar")
 
 
 class WebDataset:
@@ -39,22 +40,29 @@ class WebDataset:
     def file_name(self, shard: int, shards: int) -> str | None:
         return f"{DATA}/{shard:05d}.tar"
 
-    def owns(self, name: str, shard: int, shards: int) -> bool:
-        return name == self.file_name(shard, shards)
+    def shard_of(self, name: str, shards: int) -> int | None:
+        found = _NAME.fullmatch(name)
+        shard = int(found.group(1)) if found else -1
+        return shard if 0 <= shard < shards and name == self.file_name(shard, shards) else None
 
     def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
         yield schema_file(table.schema)
         yield DataFile(f"{DATA}/{shard:05d}.tar", _tar(_members(table)), table.num_rows)
 
-    def read(self, files: Mapping[str, bytes]) -> pa.Table:
+    def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
         tars = [data for name, data in files.items() if name.startswith(f"{DATA}/")]
         rows, images = [], []
         for data in tars:
             for key, members in _samples(io.BytesIO(data)):
+                if "json" not in members:
+                    raise ValueError(f"sample {key} has no {key}.json")
                 rows.append(json.loads(members["json"]))
                 name = _image_of(key, members)
                 images.append({"bytes": members[name], "path": f"{key}.{name}"})
-        return json_rows.table_of(rows, images, schema_of(files))
+        return json_rows.table_of(rows, images, chosen(schema_of(files), columns))
+
+    def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
+        return schema_of(files)
 
     def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         for name in names:
@@ -109,7 +117,7 @@ def _samples(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _image_of(key: str, members: Mapping[str, bytes]) -> str:
     """The extension of a sample's image."""
-    found = [name for name in IMAGES if name in members]
+    found = [name for name in json_rows.EXTENSIONS if name in members]
     if len(found) != 1:
         raise ValueError(f"sample {key} has {len(found)} images")
     return found[0]
