@@ -9,7 +9,7 @@ from batchgen.conditions import check_maker
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.replicas import ModelInfo
 from batchgen.settings import ALWAYS, Settings, read_setting
-from batchgen.spec import Sampling, Spec
+from batchgen.spec import Sampling, Spec, is_set
 from batchgen.tasks import is_image
 
 _TEXT = ("prompt", "negative_prompt", "scheduler", "lora")
@@ -80,13 +80,31 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
         raise SpecError(
             "input.columns.control",
             spec.input.columns.control,
-            f"{model.controls} columns, one for each control image of this {model.family} model",
+            f"{model.controls} column{'' if model.controls == 1 else 's'}, one for each control "
+            f"image of this {model.family} model",
         )
     for part, made in spec.conditioning.make.items():
         try:
             check_maker(made.name, made.options)
         except ValueError as error:
             raise SpecError(f"conditioning.make.{part}", made.name, str(error)) from error
+
+
+def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:
+    """Settings that this model, of all that serve the task, does not take.
+
+    Raises:
+        SpecError: the field, what was given, what is allowed.
+    """
+    for name in Sampling.model_fields:
+        if name in (*ALWAYS, *_TEXT) or name in model.settings or not is_set(spec, name):
+            continue
+        taken = ", ".join(model.settings) or "none"
+        raise SpecError(
+            f"sampling.{name}",
+            getattr(spec.sampling, name),
+            f"nothing: a {model.family} model for {spec.task} takes {taken} of these settings",
+        )
 
 
 def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:

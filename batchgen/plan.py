@@ -28,7 +28,7 @@ from batchgen import __version__
 from batchgen.columns import plain_type
 from batchgen.documents import Count
 from batchgen.errors import InputError
-from batchgen.fit import check_columns, check_fit, settle
+from batchgen.fit import check_columns, check_fit, refuse_idle_settings, settle
 from batchgen.replicas import ModelInfo
 from batchgen.spec import Spec, canonical_json
 from batchgen.storage import Stat, find_files, is_within, open_input
@@ -180,6 +180,9 @@ def plan_fingerprint(spec: str, source: str, model: ModelInfo) -> str:
 def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
     """Plan from footers; the key column alone is read as data, to see that it is unique.
 
+    Without ``check_keys``, for an output that was planned before, settings that have no effect on
+    this model are let pass as well: earlier versions took them.
+
     Raises:
         InputError: no file, not Parquet, schemas that differ, a missing or ill-typed column, an
             empty dataset, a key that stands twice.
@@ -188,6 +191,8 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
     schema = footers[0][1]
     check_columns(spec, schema, footers[0][0].path)
     check_fit(spec, model)
+    if check_keys:
+        refuse_idle_settings(spec, model)
     for file, other in footers[1:]:
         _same_schema(schema, other, footers[0][0].path, file.path)
     if not spec.input.columns.key:

@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "a mask where none is read": (
         stable_diffusion.build_stable_diffusion,
         ("--task", "image-to-image", *IMAGE, *MASK),
-        ("input.columns.mask", "null, for image-to-image"),
+        ("input.columns.mask", "image-to-image reads no mask; did you mean --task inpainting?"),
     ),
     "a refiner without its second encoder": (
         without_second_encoder,
@@ -86,12 +86,12 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "no control image": (
         control.build_controlnet,
         ("--task", "control"),
-        ("input.columns.control", "1 columns"),
+        ("input.columns.control", "1 column, one for"),
     ),
     "one control image too many": (
         control.build_controlnet,
         ("--task", "control", "--set", "input.columns.control=[map, image]"),
-        ("input.columns.control", "1 columns"),
+        ("input.columns.control", "1 column, one for"),
     ),
     "no regions for a layout model": (
         control.build_gligen,
@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "a strength that the model does not read": (
         stable_diffusion.build_stable_diffusion,
         ("--set", "input.columns.strength=class_label"),
-        ("input.columns.strength", "null, for text-to-image"),
+        ("input.columns.strength", "text-to-image reads no strength"),
     ),
     "noise for a model that takes none": (
         ldm.build_super_resolution,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from batchgen.errors import ModelError
+from batchgen.errors import ModelError, shown
 from batchgen.model_spec import Model
 from batchgen.replicas.find import (
     PICKLED_STEMS,
@@ -21,6 +21,8 @@ from batchgen.replicas.find import (
 # Components whose class stands in a module of diffusers are saved under that module's name;
 # module -> the library in whose form their weights are.
 DIFFUSERS_MODULES = {"latent_diffusion": "transformers", "stable_diffusion": "diffusers"}
+MOST = 1_000_000  # of channels, sizes and classes that any model has
+MOST_BLOCKS = 16
 OWN_CLASSES = ("ClassEmbedder",)  # of ``replicas.own``
 
 
@@ -124,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ModelError if the file holds something else."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model file {path} cannot be read as JSON: {error}") from error
     if not isinstance(tree, dict):
         raise ModelError(f"model file {path}: expected a JSON object")
@@ -139,12 +141,34 @@ def need(part: Part, key: str) -> Any:
     return value
 
 
+def whole(part: Part, key: str) -> int:
+    """A whole number above 0 that the component's configuration must have."""
+    value = need(part, key)
+    if type(value) is not int or not 0 < value <= MOST:
+        raise ModelError(_wrong(part, key, value, f"a whole number from 1 to {MOST:,}"))
+    return value
+
+
+def several(part: Part, key: str) -> list[Any]:
+    """A list, with something in it, that the component's configuration must have."""
+    value = need(part, key)
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_BLOCKS:
+        raise ModelError(_wrong(part, key, value, f"a list of 1 to {MOST_BLOCKS}"))
+    return value
+
+
+def _wrong(part: Part, key: str, value: Any, allowed: str) -> str:
+    file = part.folder / config_name(part.name)
+    return f"{part.name}: {file} has {key} {shown(value)}; allowed: {allowed}"
+
+
 def latent_facts(vae: Part) -> LatentFacts:
     """Latent channels and scale factor, whatever the kind of autoencoder."""
-    channels = vae.config.get("z_dim") or need(vae, "latent_channels")
+    channels = whole(vae, "z_dim" if vae.config.get("z_dim") else "latent_channels")
     if "temperal_downsample" in vae.config:  # as diffusers spells it
-        return LatentFacts(channels, 2 ** len(vae.config["temperal_downsample"]))
-    blocks = vae.config.get("encoder_block_out_channels") or need(vae, "block_out_channels")
+        return LatentFacts(channels, 2 ** len(several(vae, "temperal_downsample")))
+    own = "encoder_block_out_channels"
+    blocks = several(vae, own if vae.config.get(own) else "block_out_channels")
     return LatentFacts(channels, 2 ** (len(blocks) - 1))
 
 
@@ -185,7 +209,10 @@ def _weights(part: Part, stem: str, variant: str | None, end: str) -> set[Path]:
     suffix = f".{variant}" if variant else ""
     pieces = part.folder / f"{stem}.{end}.index{suffix}.json"
     if pieces.is_file():
-        found |= {part.folder / name for name in read_json(pieces).get("weight_map", {}).values()}
+        named = read_json(pieces).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(one, str) for one in named.values()):
+            raise ModelError(f"model file {pieces}: weight_map is no mapping from names to files")
+        found |= {part.folder / name for name in named.values()}
     return found
 
 

@@ -94,6 +94,7 @@ def find_model(model: Model, task: str) -> Found:
                 f" file; it is {without_secrets(model.path)!r}"
             )
         return _find(model.path, model.revision, "model", _pipeline_files(model, task))
+    _refuse_unsafe_file(model.path)
     if model.config is None:
         raise ModelError(
             f"model {without_secrets(model.path)} is a file; allowed: a folder in diffusers layout,"
@@ -204,7 +205,7 @@ def _ending(name: str) -> str:
     return posixpath.splitext(name)[1]
 
 
-def _single_file(path: str) -> Path:
+def _refuse_unsafe_file(path: str) -> None:
     shown = without_secrets(path)
     if _ending(shown) != SAFE_WEIGHTS:
         raise ModelError(
@@ -213,6 +214,9 @@ def _single_file(path: str) -> Path:
             ".save_pretrained(FOLDER) makes a folder of it, which can be used "
             "(StableDiffusionXLPipeline for SDXL)"
         )
+
+
+def _single_file(path: str) -> Path:
     if is_url(path):
         return _from_url(path, None, "model", Wanted(()))
     file = _here(path).absolute()

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchgen.errors import ModelError
+from batchgen.errors import ModelError, shown
 from batchgen.families import FAMILIES, Family
 from batchgen.replicas.additions import added_files, components_added
 from batchgen.replicas.files import (
+    MOST,
     Part,
     check_control_parts,
     check_text_parts,
@@ -20,6 +21,7 @@ from batchgen.replicas.files import (
     need,
     pipeline_index,
     read_json,
+    whole,
 )
 from batchgen.replicas.find import (
     RECOMMENDED_FILE,
@@ -33,7 +35,7 @@ from batchgen.replicas.schedulers import check_options, chosen_scheduler
 from batchgen.replicas.single_file import NAME, from_single_file
 from batchgen.replicas.weighting import check_weighting
 from batchgen.secrets import without_secrets
-from batchgen.spec import Model
+from batchgen.spec import MAX_SIZE, MIN_SIZE, Model
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,16 @@ def inspect(model: Model, task: str) -> ModelInfo:
         StorageFailed: the store of a URL refuses or fails.
     """
     found = find_model(model, task)
+    try:
+        return _inspected(found, model, task)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ModelError(
+            f"model {found.path}: one of its configurations holds what no such model has "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _inspected(found: Found, model: Model, task: str) -> ModelInfo:
     folder = found.folder
     index = pipeline_index(folder)
     family = family_for(folder, index, model, task)
@@ -160,7 +172,7 @@ def inspect(model: Model, task: str) -> ModelInfo:
         schedulers=family.schedulers,
         min_steps=family.min_steps,
         guidable=guidable,
-        max_noise_level=index.get("max_noise_level") or 999,
+        max_noise_level=int(index.get("max_noise_level") or 999),
     )
 
 
@@ -214,9 +226,13 @@ def family_for(folder: Path, index: Mapping[str, Any], model: Model, task: str) 
     if reasons:
         _, nearest_reason = min(reasons, key=lambda one: one[0])  # of one that takes the components
         raise ModelError(f"{nearest_reason}{fitting}")
-    known = sorted({name for one in FAMILIES if one.task == task for name in one.saved_as})
+    names = {name for one in FAMILIES if one.task == task for name in one.saved_as}
+    known = sorted(names, key=lambda name: ("StableDiffusion" not in name, len(name), name))
+    shortly = ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
     raise ModelError(
-        f"model {folder} is a {saved_as}; allowed for {task}: {', '.join(known)}{fitting}"
+        f"model {folder} is a {saved_as if isinstance(saved_as, str) else shown(saved_as)}"
+        + (fitting or f"; allowed for {task}: {shortly} (`batchgen tasks {task}` tells of all)")
+        + f", not {task}" * bool(fitting)
     )
 
 
@@ -237,7 +253,7 @@ def _check_channels(parts: list[Part], family: Family) -> None:
     first = next(part for part in parts if part.name in ("unet", "transformer", "prior"))
     allowed = [times * channels + plus for times, plus in family.channels]
     for denoiser in (first, *(part for part in parts if part.name.endswith(".unet"))):
-        taken = need(denoiser, "in_channels")
+        taken = whole(denoiser, "in_channels")
         if taken not in allowed:
             wanted = " or ".join(str(one) for one in allowed)
             raise ModelError(
@@ -334,8 +350,17 @@ def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, i
         size = family.size
     else:
         component, key = family.size
-        size = need(_part(parts, component), key)
-    height, width = (size, size) if isinstance(size, int) else size
+        part = _part(parts, component)
+        size = need(part, key)
+        sizes = size if isinstance(size, list) else [size]
+        least, most = -(-MIN_SIZE // factor), MAX_SIZE // factor
+        fits = all(type(one) is int and least <= one <= most for one in sizes)
+        if not fits or len(sizes) not in (1, 2):
+            raise ModelError(
+                f"{component}: {part.folder} has {key} {shown(size)}; allowed: {least} to {most}, "
+                f"since images are {MIN_SIZE} to {MAX_SIZE} pixels wide and high"
+            )
+    height, width = (size, size) if isinstance(size, int) else (sizes[0], sizes[-1])
     return height * factor, width * factor
 
 
@@ -348,6 +373,8 @@ def _class_names(index: Mapping[str, Any], parts: list[Part]) -> tuple[str, ...]
     for part in parts:
         count = part.config.get("num_embeds_ada_norm") or part.config.get("num_classes")
         if count:
+            if type(count) is not int or not 0 < count <= MOST:
+                raise ModelError(f"{part.name}: {part.folder} has {shown(count)} classes")
             return tuple(str(labels.get(str(number), "")) for number in range(count))
     raise ModelError("the model names no number of classes (num_embeds_ada_norm or num_classes)")
 

@@ -12,11 +12,12 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from batchgen.errors import SpecError, nearest
 from batchgen.model_spec import Lora, Model, Section
-from batchgen.spec.checks import is_idle, refusals
+from batchgen.spec.checks import is_set, refusals
 from batchgen.spec.faults import Faults, described, faults_of
 from batchgen.spec.sections import (
     MAX_SIZE,
     MAX_TEXT,
+    MIN_SIZE,
     Columns,
     Conditioning,
     Eta,
@@ -53,6 +54,7 @@ from batchgen.tasks import TASK_NAMES, task_named
 __all__ = [
     "MAX_SIZE",
     "MAX_TEXT",
+    "MIN_SIZE",
     "Columns",
     "Conditioning",
     "Eta",
@@ -82,7 +84,7 @@ __all__ = [
     "check_options",
     "described_kind",
     "flatten",
-    "is_idle",
+    "is_set",
     "merge",
     "parse_yaml",
     "read_yaml",

@@ -26,7 +26,7 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
             yield from _secrets(section.model_dump(), name)
 
 
-def is_idle(spec: Spec, name: str) -> bool:
+def is_set(spec: Spec, name: str) -> bool:
     """The user has set a setting of ``sampling`` to something else than it is by itself."""
     return bool(getattr(spec.sampling, name) != Sampling.model_fields[name].default)
 
@@ -58,12 +58,12 @@ def _idle(spec: Spec) -> Iterator[SpecError]:
     """Settings that have no effect on this task."""
     task = task_named(spec.task)
     for name in Sampling.model_fields:
-        if name in Columns.model_fields and name not in task.parts and is_idle(spec, name):
+        if name in Columns.model_fields and name not in task.parts and is_set(spec, name):
             given = getattr(spec.sampling, name)
             yield SpecError(f"sampling.{name}", given, _none_of(spec, task, name))
     resize = spec.conditioning.resize
-    is_set = resize != Conditioning.model_fields["resize"].default
-    if is_set and not any(is_image(part) for part in task.parts):
+    is_other = resize != Conditioning.model_fields["resize"].default
+    if is_other and not any(is_image(part) for part in task.parts):
         yield SpecError("conditioning.resize", resize, _none_of(spec, task, "image"))
 
 
@@ -75,7 +75,8 @@ def _none_of(spec: Spec, task: Task, part: str) -> str:
         for one in TASKS
         if set(one.needs) <= given <= set(one.parts) and part in one.parts and one is not task
     )
-    meant = None if given <= set(task.parts) else next(fits, None)
+    is_condition = is_image(part) or part in ("class_label", "regions")
+    meant = next(fits, None) if is_condition and not given <= set(task.parts) else None
     hint = f"; did you mean --task {meant}?" if meant else ""
     return f"nothing, since {task.name} reads no {part}{hint}"
 

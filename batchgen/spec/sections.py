@@ -10,7 +10,7 @@ from batchgen.errors import SpecError
 from batchgen.model_spec import Section
 from batchgen.spec.faults import NEEDED, Faults, missing
 
-MAX_SIZE = 4096
+MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt: above twice what the longest text encoder here reads
 MAX_COUNT = 10**10  # the plan notes every 65,536 of them
 
@@ -21,7 +21,7 @@ Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Strength = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
-Size = Annotated[int, Field(ge=8, le=MAX_SIZE, multiple_of=8)]
+Size = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Part = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
