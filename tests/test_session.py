@@ -21,6 +21,7 @@ from batchgen.engine import session, sweeper
 from batchgen.ray_token import close_token
 
 GONE_WITHIN_S = 10.0
+ENDS_WITHIN_S = 180.0  # on a machine that has other work
 
 
 class Job:
@@ -107,14 +108,14 @@ def test_an_orderly_end_leaves_nothing_and_files_follow_the_users_umask(
     job: Job, umask: int, mode: int
 ) -> None:
     process, _ = job.start("return", umask)
-    assert process.wait(60) == 0
+    assert process.wait(ENDS_WITHIN_S) == 0
     assert job.left() == job.logs() == []
     assert stat.S_IMODE(job.written.stat().st_mode) == mode
 
 
 def test_of_a_run_that_failed_the_last_of_the_logs_is_kept(job: Job) -> None:
     process, facts = job.start("raise")
-    assert process.wait(60) == 1
+    assert process.wait(ENDS_WITHIN_S) == 1
     assert job.left() == []
     logs = job.logs()
     assert any(str(facts["actor"]) in log.name for log in logs), logs
@@ -126,11 +127,11 @@ def test_two_runs_at_once_have_nothing_in_common(job: Job) -> None:
     first, one = job.start("wait")
     second, two = job.start("return")
     assert one["address"] != two["address"] and one["temporary"] != two["temporary"]
-    assert second.wait(60) == 0
+    assert second.wait(ENDS_WITHIN_S) == 0
     assert Path(one["temporary"]).exists() and psutil.pid_exists(one["actor"])
     assert first.stdin is not None
     first.stdin.close()
-    assert first.wait(60) == 0
+    assert first.wait(ENDS_WITHIN_S) == 0
     assert job.left() == []
 
 

@@ -138,22 +138,22 @@ def test_a_job_that_fails_gives_its_exit_code(cluster: Cluster) -> None:
 
 
 def test_a_job_is_left_alone_and_stopped_from_another_shell(cluster: Cluster) -> None:
-    more = ("--no-wait", "--submission-id", "long", "--steps", "50")
+    more = ("--no-wait", "--submission-id", "left-alone", "--steps", "50")
     done = cluster.batchgen(*words_of(cluster, "long", 200, *more))
-    assert done.returncode == 0 and done.stdout == "long\n", done.stderr
+    assert done.returncode == 0 and done.stdout == "left-alone\n", done.stderr
     ledger = Ledger(open_store(str(cluster.folder / "long")))
     deadline = time.monotonic() + 120
     while not ledger.store.list("_batchgen/shards"):
-        assert time.monotonic() < deadline, cluster.batchgen("logs", "long").stdout
-    running = cluster.batchgen("status", "long")
+        assert time.monotonic() < deadline, cluster.batchgen("logs", "left-alone").stdout
+    running = cluster.batchgen("status", "left-alone")
     assert "cluster  running" in running.stdout and "at work: " in running.stdout
     assert running.returncode == 3
     stopped = cluster.batchgen("cancel", str(cluster.folder / "long"))
-    assert "stopping long" in stopped.stdout
-    followed = cluster.batchgen("logs", "--follow", "long")
+    assert "stopping left-alone" in stopped.stdout
+    followed = cluster.batchgen("logs", "--follow", "left-alone")
     assert followed.returncode == 3
     assert "interrupted; what is committed stays" in followed.stdout
-    assert "none at work" in cluster.batchgen("status", "long").stdout  # the lease came back
+    assert "none at work" in cluster.batchgen("status", "left-alone").stdout  # the lease came back
     assert "interrupted" in ledger.logs()
 
 
