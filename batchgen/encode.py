@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ _STATE_WORDS = 24  # where the words stand in the bytes of torch's generator sta
 Tensors = Mapping[str, torch.Tensor]
 # prompt (or class), whether a negative one, LoRA in effect
 _PromptKey = tuple[str | int | None, bool, object]
+_TRIMS = 8  # while as much is forgotten as the cache holds
 CACHE_BYTES = 256 << 20  # 1,100 prompts of Stable Diffusion 1 in float32; 64 of Flux in float16
 
 
@@ -50,6 +52,7 @@ class Encoder:
         self.batch_size = batch_size
         self._cache_bytes = cache_bytes
         self._cached = 0
+        self._freed = 0  # since memory was given back
         self._switch = switch
         self._prompts: OrderedDict[_PromptKey, tuple[Tensors, bool]] = OrderedDict()
 
@@ -110,6 +113,10 @@ class Encoder:
         while self._cached > self._cache_bytes and len(self._prompts) > 1:
             _, (forgotten, _) = self._prompts.popitem(last=False)
             self._cached -= _bytes(forgotten)
+            self._freed += _bytes(forgotten)
+        if self._freed > self._cache_bytes // _TRIMS:
+            self._freed = 0
+            _give_memory_back()
         return known
 
     def _is_truncated(self, prompt: str) -> bool:
@@ -142,6 +149,16 @@ class Encoder:
                 )
         inputs = ImageInputs(batch.call, batch.images, generators, self.batch_size)
         return dict(self.adapter.encode_images(self.pipeline, inputs))
+
+
+def _give_memory_back() -> None:
+    """To the system, the holes that forgotten prompts leave in the heap; a few milliseconds.
+
+    Little fits into them, and glibc keeps them: a cache of 256 MB came to take 460.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # of glibc alone
+        trim(0)
 
 
 def _bytes(tensors: Tensors) -> int:

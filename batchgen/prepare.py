@@ -234,7 +234,8 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
         try:
             return read_setting(settings, name, value)
         except ValueError as error:
-            allowed = str(error).replace(str(value), _shown(value)) if value else str(error)
+            is_long = len(str(value)) > _LONGEST_SHOWN
+            allowed = str(error).replace(str(value), "it") if is_long else str(error)
             raise RejectRow(
                 f"bad-{name}",
                 f"column {mapped.get(name)!r} holds {_shown(value)}; allowed: {allowed}",

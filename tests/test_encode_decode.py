@@ -66,6 +66,19 @@ def test_the_oldest_prompts_are_forgotten(folder: Path) -> None:
     assert [prompt for prompt, *_ in small._prompts] == ["seven", "grey"]
 
 
+def test_memory_is_given_back_as_prompts_are_forgotten(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[None] = []
+    monkeypatch.setattr("batchgen.encode._give_memory_back", lambda: given_back.append(None))
+    encoder = Stages(folder, "text-to-image").encode
+    small = Encoder(encoder.pipeline, encoder.adapter, B, cache_bytes=2 * 16 * 32 * 4)
+    small(batch_of("text-to-image", [0]))
+    assert not given_back
+    small(batch_of("text-to-image", [1, 3]))
+    assert given_back
+
+
 @pytest.mark.parametrize(
     ("guidance_scale", "guided"), [(0.0, False), (1.0, False), (1.01, True), (7.5, True)]
 )

@@ -1,0 +1,196 @@
+"""Does an actor's memory creep? Unique prompts through a real encoder, far beyond its cache.
+
+    python benchmarks/memory.py [--samples 60000] [--cache-mib 32] [--threads 2]
+    python benchmarks/memory.py --ray
+
+The prompts are encoded by the shipped model; pixels are drawn at random, scored, encoded, written
+and committed as in any run. The first form works in this process, as many shards at a time as there
+are threads; the second in a real actor of Ray Data. Each says how fast resident memory grows once
+the cache of prompts is full, and writes its case into ``results/memory.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from batchgen import engine, frames, replicas, runner
+from batchgen.frames import Frame
+from batchgen.ledger import Ledger, Marker
+from batchgen.plan import Plan
+from batchgen.reader import make_spans, read_columns, read_span
+from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
+from batchgen.shard import FusedStages, Trial
+from batchgen.spec import build
+from batchgen.storage import open_store
+from benchmarks.sleepers import logical_cpus, machine
+
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+CACHE, WHOLE = "MEMORY_BENCHMARK_CACHE_BYTES", "MEMORY_BENCHMARK_WHOLE"
+EVERY = 1000  # samples between two looks
+WORDS = ("red", "green", "blue", "small", "large", "circle", "square", "digit", "seven", "on")
+
+
+class Half:
+    """A stage without a model: what the encoder gave goes in, noise comes out."""
+
+    def __init__(self) -> None:
+        self.pipeline = type("Pipeline", (), {"components": {}})()
+
+
+class Denoise(Half):
+    def __call__(self, batch: EncodedBatch) -> LatentBatch:
+        return LatentBatch(batch.call, batch.generator_states[:, :8].float(), batch.truncated)
+
+
+class Decode(Half):
+    def __call__(self, batch: LatentBatch) -> ImageBatch:
+        count = len(batch.latents)
+        shape = (count, batch.call.height, batch.call.width, 3)
+        noise = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
+        return ImageBatch(noise, (True,) * count, batch.truncated)
+
+
+class Metered(engine.Generate):
+    """Says with each shard's marker how much memory the actor has."""
+
+    def load(self) -> None:
+        model, spec = self.plan.model, self.plan.spec
+        encoder = replicas.load_encoder(model, spec, ["cpu"])
+        encoder._cache_bytes = int(os.environ[CACHE])
+        denoiser: Any = Denoise()
+        decoder: Any = Decode()
+        if os.environ.get(WHOLE):
+            denoiser = replicas.load_denoiser(model, spec, ["cpu"])
+            decoder = replicas.load_decoder(model, spec, ["cpu"])
+        self.stages = FusedStages(encoder, denoiser, decoder)
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        rows = frames.to_rows(frame)
+        marker = self.stages(rows, self.plan, self.ledger, frame.attempt, trial)
+        marker = replace(marker, timings_s={"resident": psutil.Process().memory_info().rss})
+        return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())
+
+
+@contextmanager
+def planned(samples: int) -> Iterator[tuple[Plan, Ledger]]:
+    with tempfile.TemporaryDirectory(prefix="memory-", dir="/dev/shm") as folder:
+        source = Path(folder) / "prompts.parquet"
+        draw = np.random.default_rng(1)
+        texts = [" ".join([*draw.choice(WORDS, 12), str(row)]) for row in range(samples)]
+        pq.write_table(pa.table({"prompt": texts}), source, row_group_size=10_000)
+        spec = build(
+            {
+                "input": {"path": str(source)},
+                "output": {"url": f"{folder}/out"},
+                "sampling": {"num_inference_steps": 1},
+            }
+        )
+        plan = runner.plan_job(spec)
+        ledger = Ledger(open_store(spec.output.url))
+        ledger.freeze(plan, spec)
+        yield plan, ledger
+
+
+def in_process(samples: int, threads: int) -> list[tuple[int, float]]:
+    """(samples done, resident bytes), with so many shards at a time."""
+    points: list[tuple[int, float]] = []
+    with planned(samples) as (plan, ledger), ThreadPoolExecutor(threads) as pool:
+        actor = Metered.__new__(Metered)
+        actor.plan, actor.ledger = plan, ledger
+        actor.load()
+        columns = read_columns(plan.spec, [name for name, _ in plan.columns])
+        shards = (
+            rows
+            for span in make_spans(plan, range(plan.shards))
+            for rows in read_span(span, plan.spec, columns)
+        )
+        waiting = []
+        for number, rows in enumerate(shards):
+            waiting.append(pool.submit(actor.stages, rows, plan, ledger, 1))
+            if len(waiting) == threads:
+                waiting.pop(0).result()
+            note(points, (number + 1) * 64, psutil.Process().memory_info().rss)
+    return points
+
+
+def note(points: list[tuple[int, float]], done: int, resident: float) -> None:
+    if not points or done - points[-1][0] >= EVERY:
+        points.append((done, resident))
+
+
+def in_ray(samples: int) -> list[tuple[int, float]]:
+    """(samples done, resident bytes of the one actor)."""
+    share = engine.Share(1, 1, num_cpus=1, num_gpus=0, start_replicas=1)
+    points: list[tuple[int, float]] = []
+    with logical_cpus(2), planned(samples) as (plan, ledger):
+        for number, event in enumerate(
+            engine.generate(plan, ledger, range(plan.shards), [(Metered, share)])
+        ):
+            assert isinstance(event, Marker), event
+            note(points, (number + 1) * 64, event.timings_s["resident"])
+    return points
+
+
+def slope(points: list[tuple[int, float]], first: int) -> float:
+    """MB for each 10,000 samples, by least squares over what came after ``first`` samples."""
+    late = [point for point in points if point[0] >= first]
+    return statistics.linear_regression(*zip(*late, strict=True)).slope * 10_000 / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=60_000)
+    parser.add_argument("--cache-mib", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--whole", action="store_true", help="denoise and decode too, in one step")
+    parser.add_argument("--case", help="its name in the results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    os.environ[CACHE] = str(options.cache_mib << 20)
+    os.environ[WHOLE] = "1" if options.whole else ""
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    points = (
+        in_ray(options.samples) if options.ray else in_process(options.samples, options.threads)
+    )
+    full = options.cache_mib * 48 + 3000  # a prompt of the shipped model takes 22 kB
+    found: dict[str, Any] = {
+        "samples": options.samples,
+        "seconds": round(time.monotonic() - began),
+        "cache_mib": options.cache_mib,
+        "mb_a_10000_samples": round(slope(points, full), 2),
+        "mb_a_10000_samples_in_the_last_third": round(slope(points, points[-1][0] * 2 // 3), 2),
+        "points_mb": [
+            [done, round(size / 1e6)] for done, size in points[:: max(1, len(points) // 15)]
+        ],
+    }
+    print(json.dumps(found))
+    name = options.case or ("ray" if options.ray else f"in-process-{options.threads}-threads")
+    known = json.loads(options.results.read_text()) if options.results.exists() else {}
+    known |= {**machine(), name: {"command": "python " + " ".join(sys.argv), **found}}
+    options.results.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
