@@ -16,8 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from batchgen.engine import session, sweeper
+from batchgen.engine.cluster import _init
+from batchgen.errors import UsageError
 from batchgen.ray_token import close_token
 
 GONE_WITHIN_S = 10.0
@@ -176,6 +179,15 @@ def test_its_place_is_the_users_if_sockets_fit(
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [os.environ["TMPDIR"]])
     monkeypatch.setattr(tempfile, "_get_default_tempdir", lambda dirs=None: os.environ["TMPDIR"])
     assert session._place() == expected
+
+
+def test_a_ray_that_does_not_start_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_busy(*words: object, **options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", too_busy)
+    with pytest.raises(UsageError, match=r"Ray cannot be started on this machine: .* timed out"):
+        _init("local", {})
 
 
 def test_a_token_that_others_may_read_is_closed(
