@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 import struct
-import textwrap
+import unicodedata
 from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +18,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 Array = np.ndarray[Any, Any]
 ImageFormat = Literal["png", "jpeg", "webp"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
+
+_CELL_PX, _CAPTION_PX, _LINE_PX, _GAP_PX = 128, 30, 13, 8  # of a contact sheet
+_CAPTION_LETTERS = 400  # more of a prompt is on no two lines
+_VARIATION = ("\ufe00", "\ufe0f")  # say how the letter before is drawn, and are none themselves
 
 
 def encode_image(
@@ -88,9 +95,16 @@ def size_of(data: bytes | memoryview, wanted: tuple[int, int]) -> tuple[int, int
 
 
 def thumbnail(data: bytes, size: int) -> bytes:
-    """An image file as a PNG of at most ``size`` pixels a side; small images stay as they are."""
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
+    """An image file as a PNG of at most ``size`` pixels a side; small images stay as they are.
+
+    Raises:
+        OSError, ValueError: not an image, a damaged one, or one of too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            small = image.convert("RGB")
+    except (SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no image that can be opened: {error}") from error
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     small.save(sink, "PNG")
@@ -99,26 +113,78 @@ def thumbnail(data: bytes, size: int) -> bytes:
 
 def contact_sheet(images: Sequence[bytes], captions: Sequence[str], columns: int = 8) -> bytes:
     """One PNG that shows image files in a grid, each with its caption below."""
-    cell, text_height, gap = 128, 30, 8
     rows = -(-len(images) // columns)
-    size = (gap + columns * (cell + gap), gap + rows * (cell + text_height + gap))
+    step = _CELL_PX + _GAP_PX
+    size = (_GAP_PX + columns * step, _GAP_PX + rows * (step + _CAPTION_PX))
     sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(11)
     for place, (data, caption) in enumerate(zip(images, captions, strict=True)):
-        left = gap + place % columns * (cell + gap)
-        top = gap + place // columns * (cell + text_height + gap)
+        left = _GAP_PX + place % columns * step
+        top = _GAP_PX + place // columns * (step + _CAPTION_PX)
         with Image.open(io.BytesIO(data)) as image:
             enlarged = ImageOps.contain(
-                image.convert("RGB"), (cell, cell), Image.Resampling.BICUBIC
+                image.convert("RGB"), (_CELL_PX, _CELL_PX), Image.Resampling.BICUBIC
             )
         sheet.paste(enlarged, (left, top))
-        draw.multiline_text((left, top + cell + 2), _wrapped(caption), "black", font, spacing=1)
+        sheet.paste(_caption(caption), (left, top + _CELL_PX))
     sink = io.BytesIO()
     sheet.save(sink, "PNG")
     return sink.getvalue()
 
 
-def _wrapped(caption: str) -> str:
-    lines = textwrap.wrap(caption, 23)
-    return "\n".join([lines[0], textwrap.shorten(" ".join(lines[1:]), 23)] if lines[1:] else lines)
+def _caption(text: str) -> Image.Image:
+    """An image of its own, so that it reaches into no neighbour."""
+    tile = Image.new("RGB", (_CELL_PX, _CAPTION_PX), "white")
+    draw = ImageDraw.Draw(tile)
+    for number, line in enumerate(caption_lines(text, _CELL_PX)):
+        draw.text((0, 2 + number * _LINE_PX), line, "black", _font())
+    return tile
+
+
+def caption_lines(text: str, width: int) -> list[str]:
+    """The text on at most two lines that are no wider than ``width`` pixels; what is over is cut.
+
+    What the font does not have stands there as its code point, such as U+1F408.
+    """
+    words = _drawable(text[:_CAPTION_LETTERS]).split()
+    first = ""
+    while words and _fits(f"{first} {words[0]}".strip(), width):
+        first = f"{first} {words.pop(0)}".strip()
+    if not words:
+        return [first] if first else []
+    if not first:  # one word is longer than a line
+        first = _beginning(words[0], width)
+        words[0] = words[0][len(first) :]
+    rest = " ".join(words)
+    return [first, rest if _fits(rest, width) else _beginning(rest, width, "…")]
+
+
+def _beginning(text: str, width: int, mark: str = "") -> str:
+    """As much of the text as fits before the mark, and the mark."""
+    kept = bisect.bisect(range(1, len(text)), 0, key=lambda n: not _fits(text[:n] + mark, width))
+    return text[: max(1, kept)] + mark
+
+
+def _fits(text: str, width: int) -> bool:
+    return _font().getlength(text) <= width
+
+
+def _drawable(text: str) -> str:
+    shown = []
+    for letter in text:
+        if letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf", "Cs"):
+            shown.append(" " if letter.isspace() else "")
+        elif not _VARIATION[0] <= letter <= _VARIATION[1]:
+            shown.append(letter if _has_glyph(letter) else f" U+{ord(letter):04X} ")
+    return "".join(shown)
+
+
+@lru_cache(4096)
+def _has_glyph(letter: str) -> bool:
+    """Whether the font draws it otherwise than what no font has."""
+    glyph, missing = _font().getmask(letter), _font().getmask("\U0010ffff")
+    return (glyph.size, bytes(glyph)) != (missing.size, bytes(missing))
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(__file__).with_name("templates") / "DejaVuSans.ttf"), 10)

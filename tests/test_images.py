@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchgen.images import ImageFormat, encode_image
+from batchgen.images import ImageFormat, _font, caption_lines, contact_sheet, encode_image
 
 Array = np.ndarray[Any, Any]
 
@@ -115,3 +115,37 @@ def test_other_formats_are_refused() -> None:
     unknown: Any = "gif"
     with pytest.raises(ValueError, match="'gif'; allowed: png, jpeg, webp"):
         encode_image(noise(), unknown, 95)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("short", ["short"]),
+        ("", []),
+        (" \n\t ", []),
+        ("😀 smile 🐈 cat", ["😀 smile U+1F408 cat"]),
+        ("❤️", ["❤"]),
+    ],
+)
+def test_captions_show_what_the_font_has_and_code_points_else(text: str, lines: list[str]) -> None:
+    assert caption_lines(text, 128) == lines
+
+
+@pytest.mark.parametrize("text", ["W" * 1000, "قطة حمراء تجلس " * 90, "word " * 700_000, "図" * 50])
+def test_captions_fit_and_long_prompts_cost_no_time(text: str) -> None:
+    start = time.process_time()
+    lines = caption_lines(text, 128)
+    assert time.process_time() - start < 1
+    assert len(lines) == 2 and lines[1].endswith("…")
+    assert all(_font().getlength(line) <= 128 for line in lines)
+
+
+def test_a_caption_reaches_into_no_neighbour() -> None:
+    image = file_of(Image.new("RGB", (128, 128), "white"))
+    towers = "Z" + "".join(map(chr, range(0x300, 0x340))) * 3
+    sheets = [
+        np.asarray(Image.open(io.BytesIO(contact_sheet([image] * 2, [text, ""]))))
+        for text in (towers, "")
+    ]
+    changed = np.argwhere((sheets[0] != sheets[1]).any(axis=-1))  # (n, 2) rows and columns
+    assert len(changed) and changed[:, 0].min() >= 8 + 128 and changed[:, 1].max() < 8 + 128

@@ -41,6 +41,8 @@ def test_wheel_holds_the_model_and_the_templates(wheel: Path) -> None:
         f"{model}/unet/diffusion_pytorch_model.safetensors",
         f"{model}/tokenizer/vocab.json",
         "batchgen/templates/report.html",
+        "batchgen/templates/DejaVuSans.ttf",
+        "batchgen/templates/DejaVuSans.LICENSE.txt",
         "batchgen/py.typed",
     ):
         assert name in names

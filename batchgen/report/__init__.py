@@ -1,0 +1,99 @@
+"""What a person looks at afterwards: the dataset card, the report page and a contact sheet."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from batchgen import __version__
+from batchgen.errors import LimitExceeded, VerifyFailed
+from batchgen.holdings import CARD, CARD_MARK, card_is_ours
+from batchgen.images import contact_sheet
+from batchgen.ledger import Ledger
+from batchgen.outcome import reasons_of
+from batchgen.plan import Plan
+from batchgen.report.card import card_of
+from batchgen.report.digest import digest_of
+from batchgen.report.gallery import shown_of
+from batchgen.report.settings import differing, model_name
+from batchgen.tally import Tally
+from batchgen.verify import damaged
+
+__all__ = ["OTHER_CARD", "PAGE", "SHEET", "write"]
+
+OTHER_CARD = "_batchgen/README.md"  # where the output has a README.md of its own
+SHEET = "_batchgen/contact-sheet.png"
+PAGE = "_batchgen/report.html"
+SHOWN_FAILURES = 20
+# Stage of a marker's timings -> what it is.
+STAGES = {
+    "prepare": "rows to samples",
+    "wait": "waiting for the device",
+    "encode": "prompts and images encoded",
+    "denoise": "denoising",
+    "decode": "latents to pixels",
+    "image_wait": "waiting for image files to be encoded",
+    "write": "files put in storage",
+}
+
+
+def write(
+    plan: Plan, ledger: Ledger, tally: Tally, exit_code: int, message: str
+) -> tuple[int, str]:
+    """Put the card, the page and the sheet of an output; they replace what an earlier run put.
+
+    Returns:
+        The exit code and the message; others than those given if images proved damaged.
+    """
+    states = ledger.states(plan)
+    digest = digest_of(ledger, states.committed)
+    reasons = reasons_of(tally)
+    unreadable: list[str] = []
+    shown = list(shown_of(plan, ledger, sorted(states.committed), unreadable))
+    if unreadable:
+        exit_code, message = damaged(ledger.store.url, unreadable)
+    pages = Environment(
+        loader=PackageLoader("batchgen", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    changed, others = differing(plan.spec)
+    facts: dict[str, Any] = {
+        "plan": plan,
+        "spec": plan.spec,
+        "model": model_name(plan.model.model_id),
+        "tally": tally,
+        "digest": digest,
+        "failures": ledger.failures(sorted(states.failed)[:SHOWN_FAILURES]),
+        "reasons": reasons,
+        "shown": shown,
+        "state": _state(tally, exit_code),
+        "message": message,
+        "stages": STAGES,
+        "version": __version__,
+        "changed": changed,
+        "others": others,
+    }
+    if shown:
+        sheet = contact_sheet([one.data for one in shown], [one.prompt for one in shown])
+        ledger.store.put(SHEET, sheet)
+    place = CARD if card_is_ours(ledger.store) else OTHER_CARD
+    to_sheet = posixpath.relpath(SHEET, posixpath.dirname(place) or ".") if shown else None
+    card = card_of(plan, tally, digest, reasons, to_sheet) + CARD_MARK
+    ledger.store.put(place, card.encode())
+    if place != CARD:
+        message += f"; {CARD} there is not batchgen's and stays: the card is {OTHER_CARD}"
+    ledger.store.put(PAGE, pages.get_template("report.html").render(facts).encode())
+    return exit_code, message
+
+
+def _state(tally: Tally, exit_code: int) -> str:
+    """How the page begins; its message follows."""
+    if exit_code == 0:
+        return "Complete."
+    if exit_code == VerifyFailed.exit_code:
+        return "Damaged."
+    if tally.committed == tally.shards:
+        return "Complete, but"
+    pending = tally.shards - tally.committed - tally.failed_shards
+    return "Stopped." if exit_code == LimitExceeded.exit_code and pending else "Not complete."

@@ -1,0 +1,176 @@
+"""The dataset card, README.md: what an output holds, as the Hugging Face Hub reads it."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from batchgen import __version__
+from batchgen.outcome import Reason
+from batchgen.plain_text import plain, short
+from batchgen.plan import Plan
+from batchgen.report.digest import Digest
+from batchgen.report.settings import applying, model_name
+from batchgen.tally import Tally
+from batchgen.writer import format_of, kept_columns, own_columns
+
+SHOWN_LABELS = 50
+SHOWN_COLUMNS = 100
+
+# Task -> categories of datasets that the Hub knows.
+CATEGORIES = {
+    "unconditional": ("unconditional-image-generation",),
+    "class-conditional": ("unconditional-image-generation", "image-classification"),
+    "text-to-image": ("text-to-image",),
+    "image-to-image": ("image-to-image",),
+    "inpainting": ("image-to-image",),
+    "super-resolution": ("image-to-image",),
+    "image-edit": ("image-to-image",),
+    "control": ("text-to-image", "image-to-image"),
+    "variation": ("image-to-image",),
+}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
+_MEANINGS = {
+    "key": "unique name of the image",
+    "image": "the encoded image",
+    "prompt": "what it was made from",
+    "negative_prompt": "what it was to keep away from",
+    "label": "its label, as the input has it",
+    "seed": "the image's own seed",
+    "variant": "which image of its row",
+    "source_id": "file and row of the input",
+    "task": "what was asked of the model",
+    "model_id": "the model",
+    "model_revision": "its commit, or the head of its weights' SHA-256",
+    "scheduler": "the sampler",
+    "num_inference_steps": "denoising steps",
+    "guidance_scale": "how closely the prompt is followed",
+    "strength": "share of noise put on the source image",
+    "width": "pixels",
+    "height": "pixels",
+    "sha256": "of the image's stored bytes",
+    "prompt_truncated": "the prompt was longer than the text encoder reads",
+    "pixel_mean": "mean of the pixels, 0 to 255",
+    "pixel_std": "their standard deviation",
+    "class_label": "the class, by its number in the model",
+    "eta": "share of fresh noise in DDIM",
+    "image_guidance_scale": "how closely the source image is kept",
+    "noise_level": "noise put on the condition",
+    "control_scale": "weight of each control image",
+    "image_prompt_scale": "weight of the image prompt",
+    "denoising_end": "share of the schedule that the base model goes",
+    "lora": "adapters and their weights",
+    "conditioning": "how conditioning images were prepared",
+}
+
+
+def card_of(
+    plan: Plan, tally: Tally, digest: Digest, reasons: Iterable[Reason], sheet: str | None
+) -> str:
+    """The text of the card, Markdown with a YAML head.
+
+    ``sheet`` is the path to the contact sheet from where the card lies, or None without images.
+    """
+    spec, form = plan.spec, format_of(plan)
+    front = {
+        "license": spec.output.license,
+        "task_categories": list(CATEGORIES[spec.task]),
+        "size_categories": [_size(tally.accepted)],
+        "tags": ["synthetic", "batchgen"],
+        "configs": [{"config_name": "default", "data_files": form.data_files()}],
+    }
+    picture = f"![Some of the images, with their prompts]({sheet})\n\n" if sheet else ""
+    counts = [("planned samples", tally.samples), ("accepted", tally.accepted)]
+    counts += [("rejected", tally.rejected), ("failed", tally.failed)]
+    counts += [(f"dropped: {one.reason}", one.count) for one in reasons]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        "\n# Synthetic images\n",
+        f"{picture}Made with batchgen {__version__}, by a generative model: these images are not "
+        "photographs or records of anything.\n",
+        _table(("", "samples"), counts),
+        "## How they were made\n",
+        _table(("", ""), _facts(plan)),
+        *_labels(digest.labels, tally.accepted),
+        "## Columns\n",
+        _columns(plan),
+        f"## How to load them\n\nIn the folder of this dataset:\n\n```python\n"
+        f"{form.how_to_load(spec)}\n```\n\nFrom the Hugging Face Hub, `folder` is "
+        "`hf://datasets/` and the dataset's name.\n",
+        "## What else is here\n\n`_batchgen/plan.json` says what was planned and from what, "
+        "`_batchgen/shards/` what became of\neach shard, `_batchgen/rejects/` which samples are "
+        "not here and why. `batchgen verify` proves the counts.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _size(images: int) -> str:
+    """The Hub's name for so many."""
+    larger = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
+    return next((name for limit, name in (*_SIZES, *larger) if images < limit), "1B<n<10B")
+
+
+def _facts(plan: Plan) -> list[tuple[str, object]]:
+    spec = plan.spec
+    return [
+        ("task", spec.task),
+        ("model", model_name(plan.model.model_id)),
+        ("revision", plan.model.revision),
+        ("scheduler", plan.model.scheduler),
+        *((name.replace("_", " "), value) for name, value in applying(plan).items()),
+        ("dtype", spec.model.dtype),
+        ("images of each row", spec.variants),
+        ("run seed", spec.seed),
+    ]
+
+
+def _labels(labels: Counter[str], accepted: int) -> list[str]:
+    if not labels:
+        return []
+    shown = labels.most_common(SHOWN_LABELS)
+    others = accepted - sum(count for _, count in shown)
+    rows: list[tuple[str, object]] = [
+        *shown,
+        *([("others, or none", others)] if others > 0 else []),
+    ]
+    return ["## Labels\n", _table(("label", "images"), rows)]
+
+
+def _columns(plan: Plan) -> str:
+    names = [name for name, _ in plan.columns]
+    kept = kept_columns(plan.spec, names, plan.model.settings)
+    own = own_columns(plan.spec, plan.model.settings)
+    types = dict(plan.columns)
+    rows = [(one.name, _kind(one, plan, types), _MEANINGS.get(one.name, "")) for one in own]
+    rows += [(output, types[name], "of the input") for name, output in kept.items()]
+    more = len(rows) - SHOWN_COLUMNS
+    table = _table(("column", "type", ""), rows[:SHOWN_COLUMNS])
+    return f"{table}\nand {more} more columns of the input.\n" if more > 0 else table
+
+
+def _kind(column: Any, plan: Plan, types: dict[str, str]) -> str:
+    label = plan.spec.input.columns.label
+    if column.name == "image":
+        return "image"
+    return types.get(label or "", "string") if column.name == "label" else str(column.type)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    lines = [head, *((cell(value) for value in row) for row in rows)]
+    text = [f"| {' | '.join(line)} |\n" for line in lines]
+    numbers = head[-1] in ("samples", "images")
+    rule = ["---"] * (len(head) - 1) + ["---:" if numbers else "---"]
+    return "".join([text[0], f"| {' | '.join(rule)} |\n", *text[1:]])
+
+
+def cell(value: object) -> str:
+    """A value as the text of a table's cell: nothing in it is Markdown or HTML."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    shown = html.escape(short(plain(str(value)), 120), quote=False)
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)

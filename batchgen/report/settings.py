@@ -1,0 +1,47 @@
+"""The settings that made the images: those that apply, and those that differ from the default."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from batchgen.plan import Plan
+from batchgen.spec import Spec, build
+from batchgen.tasks import task_named
+
+
+def applying(plan: Plan) -> dict[str, Any]:
+    """Settings of a call that this task and this model take, without those that are not set."""
+    parts = task_named(plan.spec.task).parts
+    values = plan.spec.sampling.model_dump(mode="json")
+    if "strength" not in plan.model.settings:
+        values["strength"] = None
+    return {
+        name: value
+        for name, value in values.items()
+        if value not in (None, "") and _applies(name, parts, plan.model.settings)
+    }
+
+
+def _applies(name: str, parts: tuple[str, ...], taken: tuple[str, ...]) -> bool:
+    if name in ("width", "height", "num_inference_steps"):
+        return True
+    if name in ("negative_prompt", "guidance_scale", "strength", "lora"):
+        return name in parts
+    return name in taken
+
+
+def differing(spec: Spec) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """(field, value) of what the user or the model's own settings changed, and of all others."""
+    least = build({"input": {"path": "x"}, "output": {"url": "x"}}).result_fields()
+    fields = sorted(spec.result_fields().items())
+    changed = [(name, value) for name, value in fields if least.get(name, value) != value]
+    changed += [(name, value) for name, value in fields if name not in least]
+    return changed, [one for one in fields if one not in changed]
+
+
+def model_name(model_id: str) -> str:
+    """A model as it can be named to others: of a folder on this machine its last part alone."""
+    if os.path.isabs(model_id) or model_id.startswith((".", "~", "file:")):
+        return os.path.basename(os.path.normpath(model_id.removeprefix("file:")))
+    return model_id
