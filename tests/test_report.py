@@ -24,7 +24,8 @@ from PIL import Image
 from batchgen import report, runner
 from batchgen.ledger import FailedMarker, Ledger
 from batchgen.progress import Tally
-from batchgen.report.card import CATEGORIES, SHOWN_LABELS, _labels, cell
+from batchgen.report.card import CATEGORIES, SHOWN_LABELS, _labels, card_of, cell
+from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, differing, model_name
 from batchgen.storage import open_store
 from batchgen.tasks import TASK_NAMES
@@ -100,6 +101,13 @@ def test_card_counts_and_loads(output: Path) -> None:
     assert front["size_categories"] == ["n<1K"]
     assert "](_batchgen/contact-sheet.png)" in card and "| prompt | string |" in card
     assert str(output) not in card
+
+
+def test_seeds_and_sizes_have_no_separators() -> None:
+    plan = paper_plan([[4]], seed=1234567, sampling__width=1024, sampling__height=1024)
+    card = card_of(plan, Tally(1, 1234, accepted=1234), Digest(), (), None)
+    assert "| run seed | 1234567 |" in card and "| width | 1024 |" in card
+    assert "| accepted | 1,234 |" in card and "contact-sheet" not in card
 
 
 # Of the Hub's list, those about images.

@@ -95,7 +95,7 @@ def card_of(
         "photographs or records of anything.\n",
         _table(("", "samples"), counts),
         "## How they were made\n",
-        _table(("", ""), _facts(plan)),
+        _table(("", ""), [(name, str(value)) for name, value in _facts(plan)]),
         *_labels(digest.labels, tally.accepted),
         "## Columns\n",
         _columns(plan),
