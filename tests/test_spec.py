@@ -104,6 +104,7 @@ ONLY_IN = {  # parts of a row that some tasks alone take
 KEEPS_THE_RESULT: dict[str, Any] = {
     "input.check_keys": False,
     "input.uri_timeout_s": 5.0,
+    "input.image_limit_pixels": 1_000_000,
     "output.url": "elsewhere",
     "output.license": "cc-by-4.0",
     "resources.layout": "staged",
