@@ -170,6 +170,7 @@ def edited(*path: str | int, value: object) -> str:
         (("files", 0, "row_groups"), {}, r"files\.0\.row_groups: should be a valid"),
         (("spec",), {}, "its spec: "),
         (("spec", "policy"), 5, "its spec: "),
+        (("spec", "output"), "out", "its spec is not that of its spec_fingerprint"),
     ],
 )
 def test_a_plan_that_was_changed_is_damaged(

@@ -183,12 +183,11 @@ def result_fields(whole: Mapping[str, Any]) -> dict[str, Any]:
         "resources": ("batch_size", "torch_threads"),
         "policy": ("reject_flat",),
     }
-    kept: dict[str, Any] = {
-        section: {
-            name: value for name, value in (whole.get(section) or {}).items() if name in names
-        }
-        for section, names in named.items()
-    }
+    kept: dict[str, Any] = {}
+    for section, names in named.items():
+        fields = whole.get(section)
+        fields = fields if isinstance(fields, Mapping) else {}  # damaged: no fingerprint fits
+        kept[section] = {name: value for name, value in fields.items() if name in names}
     for section in ("task", "model", "sampling", "conditioning", "variants", "seed"):
         if section in whole:
             kept[section] = whole[section]
