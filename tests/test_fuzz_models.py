@@ -99,7 +99,7 @@ def test_no_configuration_is_a_traceback(folder: Path, data: st.DataObject) -> N
         file.write_bytes(before)
 
 
-@pytest.mark.parametrize("size", [0, -8, 5000, "8", [8], [8, 0], 0.5, True, None])
+@pytest.mark.parametrize("size", [0, -8, 3, 5000, "8", [8], [8, 0], 0.5, True, None])
 def test_a_native_size_that_no_image_has_is_refused_by_name(size: Any, tmp_path: Path) -> None:
     folder = linked(tmp_path / "model")
     file = folder / "unet" / "config.json"

@@ -353,12 +353,12 @@ def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, i
         part = _part(parts, component)
         size = need(part, key)
         sizes = size if isinstance(size, list) else [size]
-        least, most = -(-MIN_SIZE // factor), MAX_SIZE // factor
-        fits = all(type(one) is int and least <= one <= most for one in sizes)
-        if not fits or len(sizes) not in (1, 2):
+        sides = [one * factor for one in sizes if type(one) is int]
+        fits = all(MIN_SIZE <= one <= MAX_SIZE and one % MIN_SIZE == 0 for one in sides)
+        if not fits or len(sides) != len(sizes) or len(sizes) not in (1, 2):
             raise ModelError(
-                f"{component}: {part.folder} has {key} {shown(size)}; allowed: {least} to {most}, "
-                f"since images are {MIN_SIZE} to {MAX_SIZE} pixels wide and high"
+                f"{component}: {part.folder} has {key} {shown(size)}, for images of {factor} "
+                f"times that; allowed: {MIN_SIZE} to {MAX_SIZE} pixels, a multiple of {MIN_SIZE}"
             )
     height, width = (size, size) if isinstance(size, int) else (sizes[0], sizes[-1])
     return height * factor, width * factor
