@@ -63,10 +63,15 @@ class Plain:
 
 
 def check_equal(
-    name: str, stages: FamilyStages, plain: Plain, given: ConditionBatch, **more: Any
+    name: str,
+    stages: FamilyStages,
+    plain: Plain,
+    given: ConditionBatch,
+    furthest: int = 0,
+    **more: Any,
 ) -> None:
     """Everything of ``check_family``, and latents equal to the last bit; ``more``: of the call."""
     ours = stages.denoise(stages.encode(given)).latents
     assert torch.equal(ours, plain.latents(given, **more))
     pixels = plain.pixels(given, **more)
-    check_family(family_named(stages.spec.task, name), stages, given, pixels)
+    check_family(family_named(stages.spec.task, name), stages, given, pixels, furthest)

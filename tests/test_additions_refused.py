@@ -148,9 +148,9 @@ def test_the_text_of_a_row() -> None:
     [
         ({"model.loras": [{"name": "a", "path": "x"}] * 2}, "model", "stands there twice"),
         ({"model.loras": [{"name": "a.b", "path": "x"}]}, "model.loras.0.name", "A-Z"),
-        ({"model.loras": [{"name": "a", "pth": "x"}]}, "model.loras.0.path", "required"),
+        ({"model.loras": [{"name": "a", "pth": "x"}]}, "model.loras.0.path", "got nothing; needed"),
         ({"sampling.lora": "a"}, "sampling.lora", "names of model.loras (none)"),
-        ({"model.ip_adapter": {"paht": "x"}}, "model.ip_adapter.path", "required"),
+        ({"model.ip_adapter": {"paht": "x"}}, "model.ip_adapter.path", "got nothing; needed"),
         (
             {"model.ip_adapter": {"path": "x", "scale": 1}},
             "model.ip_adapter.scale",
@@ -159,7 +159,7 @@ def test_the_text_of_a_row() -> None:
         (
             {"model.loras": [{"name": "a", "path": "s3://me:secret@host/x"}]},
             "model.loras.0.path",
-            "without credentials",
+            "a URL without one",
         ),
     ],
 )

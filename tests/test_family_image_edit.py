@@ -104,7 +104,8 @@ def test_depth_maps_that_rows_bring(depth_folder: Path) -> None:
     given = batch([0, 1, 2], call(strength=0.7), DEPTHS)
     maps = np.stack([one[..., 0] for one in DEPTHS["control"]])
     more = {"strength": 0.7, "depth_map": torch.from_numpy(maps).float()}
-    check_equal("depth-to-image", stages, Plain(DEPTH, depth_folder), given, **more)
+    # With AVX-512 kernels one pixel of three images is rounded to the other side; with AVX2 none.
+    check_equal("depth-to-image", stages, Plain(DEPTH, depth_folder), given, furthest=1, **more)
 
 
 @ignore_autocast
@@ -180,5 +181,5 @@ def test_a_model_of_four_channels_is_refused(
 
 
 def test_a_model_for_edits_is_refused_elsewhere(edit_folder: Path) -> None:
-    with pytest.raises(ModelError, match=f"is a {EDIT}; .*; it fits image-edit"):
+    with pytest.raises(ModelError, match=f"is a {EDIT}; it fits image-edit"):
         replicas.inspect(Model(path=str(edit_folder)), "image-to-image")

@@ -156,5 +156,7 @@ def test_times_are_equal_to_the_second_where_a_disk_keeps_no_more(
 
 @pytest.mark.parametrize("count", [10**10 + 1, 10**13, 10**15, 10**30])
 def test_a_count_that_no_plan_could_hold_is_refused_by_name(count: int) -> None:
-    with pytest.raises(SpecError, match=rf"input\.count: got {count}; allowed: less than or equal"):
+    with pytest.raises(SpecError) as caught:
         build(merge({}, {"input.count": count, "output.url": "out"}))
+    allowed = "a whole number from 1 to 10,000,000,000"
+    assert str(caught.value) == f"input.count: got {count}; allowed: {allowed}"

@@ -249,6 +249,9 @@ def _all_faults(tree: dict[str, Any]) -> list[SpecError]:
 
 
 def _is_told(field: str, found: Mapping[str, SpecError]) -> bool:
+    """It is the same fault, or follows from one: without its count a spec has no input."""
+    if field == "input.path" and "input.count" in found:
+        return True
     return any(f"{field}.".startswith(f"{one}.") or one.startswith(f"{field}.") for one in found)
 
 

@@ -87,8 +87,8 @@ def _secrets(value: Any, path: str) -> Iterator[SpecError]:
         for name, one in value.items():
             yield from _secrets(one, f"{path}.{name}")
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _secrets(one, path)
+        for number, one in enumerate(value):
+            yield from _secrets(one, f"{path}.{number}" if isinstance(one, Mapping) else path)
     elif isinstance(value, str) and (found := secret_in(value)):
         yield SpecError(path, value, without_secret(), said=f"has {found}")
 
