@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ _VIEWS = (
     *(("string_view", "string"), ("binary_view", "binary")),
     *(("large_list_view<", "large_list<"), ("list_view<", "list<")),
 )
+_ELEMENT = re.compile(r"list<[^:<>]*: ")
+_ENTRIES = re.compile(r" \('[^']*'\)>")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def columns_of(plan: Plan) -> dict[str, str]:
     """Column -> its type as text, in the order of the output."""
     spec, settings = plan.spec, plan.model.settings
     given = dict(plan.columns)
-    columns = {field.name: str(field.type) for field in own_columns(spec, settings)}
+    columns = {field.name: plain_type(str(field.type)) for field in own_columns(spec, settings)}
     if spec.input.columns.label is not None:
         columns["label"] = plain_type(given[spec.input.columns.label])
     mapped, kept = spec.input.columns.mapped(), spec.input.keep_columns
@@ -126,7 +129,10 @@ def columns_of(plan: Plan) -> dict[str, str]:
 
 
 def plain_type(kind: str) -> str:
-    """A type's name with views as what they view; see ``writer.stored_type``."""
+    """A type's name with views as what they view; see ``writer.stored_type``.
+
+    Without the names of lists' elements and maps' entries, which Parquet files change.
+    """
     for view, plain in _VIEWS:
         kind = kind.replace(view, plain)
-    return kind
+    return _ENTRIES.sub(">", _ELEMENT.sub("list<", kind))

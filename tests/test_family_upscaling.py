@@ -181,5 +181,5 @@ def test_a_model_without_its_second_scheduler_is_refused(tmp_path: Path) -> None
 
 def test_a_model_for_edits_is_no_upscaler(tmp_path: Path) -> None:
     folder = build_edit(tmp_path / "edit")
-    with pytest.raises(ModelError, match=r"allowed for super-resolution: .*; it fits image-edit"):
+    with pytest.raises(ModelError, match=r"it fits image-edit, not super-resolution"):
         replicas.inspect(Model(path=str(folder)), TASK)

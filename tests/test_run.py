@@ -16,7 +16,7 @@ from PIL import Image
 
 from batchgen import runner
 from batchgen.errors import PlanChanged
-from batchgen.ledger import Ledger
+from batchgen.ledger import Counts, Ledger, Marker
 from batchgen.storage import open_store
 from batchgen.verify import verify
 from tests.conftest import LOGICAL_CPUS
@@ -252,7 +252,17 @@ def test_a_changed_spec_is_refused_with_field_and_values(
 
 def test_a_changed_input_is_refused(prompts: Prompts, tmp_path: Path) -> None:
     spec = spec_for(prompts(4), tmp_path / "out")
-    ledger(tmp_path / "out").freeze(runner.plan_job(spec), spec)
+    plan = runner.plan_job(spec)
+    ledger(tmp_path / "out").freeze(plan, spec)
+    ledger(tmp_path / "out").commit(
+        Marker(
+            shard=0,
+            counts=Counts(4, 4, 0, 0),
+            files=(),
+            spec_fingerprint=plan.fingerprints.spec,
+            plan_fingerprint=plan.fingerprint,
+        )
+    )
     prompts(5)
     with pytest.raises(PlanChanged, match=r"prompts\.parquet"):
         runner.resume(str(tmp_path / "out"), quiet=True)

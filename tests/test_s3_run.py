@@ -101,7 +101,7 @@ def test_from_s3_to_s3_with_faults_and_without_a_trace_of_secrets(
     findings = verify(Ledger(store))
     assert findings.ok and findings.accepted == 12, findings.problems
     logs = files_below(ray_folder)
-    assert b"raylet" in logs
+    assert logs == b""  # Ray's own end with a run that ends in order
     written = everything(store) + (done.stdout + done.stderr).encode()
     assert b"${MY_SECRET}" in written  # the reference is kept
     written += logs + files_below(tmp_path)

@@ -142,7 +142,7 @@ def test_a_job_is_left_alone_and_stopped_from_another_shell(cluster: Cluster) ->
     done = cluster.batchgen(*words_of(cluster, "long", 200, *more))
     assert done.returncode == 0 and done.stdout == "left-alone\n", done.stderr
     ledger = Ledger(open_store(str(cluster.folder / "long")))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not ledger.store.list("_batchgen/shards"):
         assert time.monotonic() < deadline, cluster.batchgen("logs", "left-alone").stdout
     running = cluster.batchgen("status", "left-alone")
