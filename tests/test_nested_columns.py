@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,6 +37,8 @@ VALUES = {
 @pytest.mark.parametrize("form", FORMATS)
 def test_they_verify_and_are_exported(form: str, tmp_path: Path) -> None:
     columns = {name: pa.array([VALUES[name]] * ROWS, kind) for name, kind in NESTED.items()}
+    numbers = np.arange(ROWS * 4.0).reshape(ROWS, 2, 2)
+    columns["tensor"] = pa.FixedShapeTensorArray.from_numpy_ndarray(numbers)
     path = tmp_path / "nested.parquet"
     pq.write_table(pa.table({"prompt": prompts(ROWS), **columns}), path)
     ledger = Ledger(open_store(str(tmp_path / "out")))

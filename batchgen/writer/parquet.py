@@ -86,6 +86,6 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def _leaves(schema: pa.Schema) -> list[str]:
     """Dotted names of the Parquet columns that a schema is stored in."""
     sink = io.BytesIO()
-    pq.write_table(schema.empty_table(), sink)
+    pq.ParquetWriter(sink, schema).close()  # `empty_table` has no words for tensors
     columns = pq.ParquetFile(sink).schema
     return [columns.column(index).path for index in range(len(columns))]
