@@ -50,6 +50,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     tally = tally_of(frozen, ledger, states)
     exit_code, message = verdict_of(frozen, ledger, states, tally)
     pending = frozen.shards - tally.committed - tally.failed_shards
+    last = last_run(ledger)
     if working and exit_code == Interrupted.exit_code:
         message = f"{pending:,} of {frozen.shards:,} shards are pending; a run is at work on them"
     facts |= {
@@ -63,7 +64,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         "rejected": tally.rejected,
         "failed": tally.failed,
         "at_work": working,
-        "last_run": last_run(ledger),
+        "last_run": last,
         "exit_code": exit_code,
         "message": message,
         "truncated_prompts": tally.truncated,
@@ -77,7 +78,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
             f"{tally.failed_shards:,} failed, {pending:,} pending\n"
             f"samples  {frozen.samples:,} planned, {tally.accepted:,} accepted, "
             f"{tally.rejected:,} rejected, {tally.failed:,} failed\n"
-            f"run      {facts['last_run']}\n{message}"
+            f"run      {last.removesuffix(f': {message}')}\n{message}"
         )
         for line in reason_lines(reasons_of(tally), output):
             echo(line)
