@@ -9,7 +9,7 @@ N ?= 10
 SEED ?= 1
 IMAGES ?= 2000
 
-.PHONY: demo test fuzz check chaos permanent cluster losses clean
+.PHONY: demo test fuzz check chaos permanent attacks cluster losses clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
@@ -41,6 +41,11 @@ chaos: $(VENV)/.installed
 permanent: $(VENV)/.installed
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.permanent --results out/permanent.json out/permanent
+
+# Hostile input, faults and wrong usage against this checkout: a table of what held and what broke.
+attacks: $(VENV)/.installed
+	mkdir -p out
+	$(BIN)/python -m tests.attacks --results out/attacks.json out/attacks
 
 # A job of IMAGES images on a cluster of three nodes in network namespaces (root; apt: iproute2,
 # redis-server and the S3 server), one of which is killed; and one for every part it can lose.
