@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,9 @@ def test_a_count_that_no_plan_could_hold_is_refused_by_name(count: int) -> None:
         build(merge({}, {"input.count": count, "output.url": "out"}))
     allowed = "a whole number from 1 to 10,000,000,000"
     assert str(caught.value) == f"input.count: got {count}; allowed: {allowed}"
+
+
+@pytest.mark.parametrize("path", ["http://[", "hf://x", "*" * 60])
+def test_an_address_that_cannot_be_read_is_an_input_error(path: str) -> None:
+    with pytest.raises(InputError, match=re.escape(path[:5])):
+        find_files(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from batchgen.errors import InputError, SpecError
-from batchgen.spec.yaml_text import MAX_DEPTH, parse_yaml
+from batchgen.spec.yaml_text import MAX_BYTES, MAX_DEPTH, parse_yaml
 
 # Sections that may be written as a text, which is the value of this field.
 PLAIN = {"input": "path", "model": "path", "output": "url"}
@@ -38,7 +38,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            text = file.read()
+            text = file.read(MAX_BYTES + 1)  # a device never ends
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"spec file {path}: {reason or error}") from error

@@ -42,25 +42,30 @@ def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
     Raises:
         InputError: nothing is there, or a link leads nowhere.
     """
+    try:
+        base, files = _found(path, suffix)
+    except ValueError as error:  # of a pattern or an address that its filesystem cannot read
+        raise InputError(f"input {path}: {error}") from error
+    if not files:
+        raise InputError(f"input {path}: no {suffix} file there")
+    return base, sorted(files, key=lambda stat: stat.path)
+
+
+def _found(path: str, suffix: str) -> tuple[str, list[Stat]]:
     fs, root = filesystem(path)
     doing = f"read {path}"
     if "file" in fs.protocol:
         with storage_errors(doing):
-            base, files = _look_on_disk(root, path, suffix)
-    else:
+            return _look_on_disk(root, path, suffix)
 
-        def look() -> tuple[str, list[Stat]]:
-            fs.invalidate_cache()
-            return _look(fs, root, path, suffix)
+    def look() -> tuple[str, list[Stat]]:
+        fs.invalidate_cache()
+        return _look(fs, root, path, suffix)
 
-        if is_networked(path):
-            base, files = persist(doing, look, limits().patience_s)
-        else:
-            with storage_errors(doing):
-                base, files = look()
-    if not files:
-        raise InputError(f"input {path}: no {suffix} file there")
-    return base, sorted(files, key=lambda stat: stat.path)
+    if is_networked(path):
+        return persist(doing, look, limits().patience_s)
+    with storage_errors(doing):
+        return look()
 
 
 def open_input(path: str, url: str, etag: str = "") -> BinaryIO:
