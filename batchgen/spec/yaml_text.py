@@ -78,7 +78,7 @@ def parse_yaml(text: str | bytes, place: str) -> Any:
             the line, and repeats nothing of the text, which may hold a secret.
     """
     if len(text) > MAX_BYTES:
-        raise InputError(f"{place} has {len(text)} bytes; a spec has at most {MAX_BYTES}")
+        raise InputError(f"{place} is larger than the {MAX_BYTES:,} bytes of the largest spec")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
