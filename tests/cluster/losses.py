@@ -25,7 +25,7 @@ from tests.cluster import pressure
 from tests.cluster.job import BUCKET, committed, flags, run_alone, store, write_prompts
 from tests.cluster.nodes import Node, Nodes, busy_worker, cluster, replicas, until
 
-IMAGES, STEPS = 320, 12
+IMAGES, STEPS = 320, 20
 REDONE = re.compile(r"shard \d+ committed at attempt (\d+)")
 # Nothing but what is the shards' own fault may be charged to them.
 NO_RETRIES = ("policy.shard_retries=0",)
