@@ -115,20 +115,20 @@ def columns_of(plan: Plan) -> dict[str, str]:
     """Column -> its type as text, in the order of the output."""
     spec, settings = plan.spec, plan.model.settings
     given = dict(plan.columns)
-    columns = {field.name: plain_type(str(field.type)) for field in own_columns(spec, settings)}
+    columns = {field.name: type_text(str(field.type)) for field in own_columns(spec, settings)}
     if spec.input.columns.label is not None:
-        columns["label"] = plain_type(given[spec.input.columns.label])
+        columns["label"] = type_text(given[spec.input.columns.label])
     mapped, kept = spec.input.columns.mapped(), spec.input.keep_columns
     images = {name for part, name in mapped.items() if is_image(part)} - set(kept or ())
     used = set(mapped.values()) if kept is None else {*kept, *mapped.values()}
     read = [name for name in given if kept is None or name in used]
     names = [name for name in read if name not in images]
     for name, output in kept_columns(spec, names, settings).items():
-        columns[output] = plain_type(given[name])
+        columns[output] = type_text(given[name])
     return columns
 
 
-def plain_type(kind: str) -> str:
+def type_text(kind: str) -> str:
     """A type's name with views as what they view; see ``writer.stored_type``.
 
     Without the names of lists' elements and maps' entries, which Parquet files change.

@@ -17,7 +17,7 @@ from batchgen.errors import BatchgenError, InputError
 from batchgen.images import size_of
 from batchgen.ledger import SHARDS, Ledger, Marker, rejects_name
 from batchgen.plan import Plan
-from batchgen.planned import Names, columns_of, constants_of, names_of, plain_type, seeds_of
+from batchgen.planned import Names, columns_of, constants_of, names_of, seeds_of, type_text
 from batchgen.writer import (
     SCHEMAS,
     UNREADABLE,
@@ -210,7 +210,7 @@ class Prover:
             proof.table = table
 
     def _check_columns(self, schema: pa.Schema, proof: Proof) -> None:
-        found = {one.name: plain_type(str(one.type)) for one in schema}
+        found = {one.name: type_text(str(one.type)) for one in schema}
         if len(found) < len(schema):
             proof.add("a column stands twice")
         for name in [*self.columns, *(name for name in found if name not in self.columns)]:

@@ -23,7 +23,7 @@ from batchgen.errors import InputError, RetryShard
 from batchgen.plan import COUNTED_COLUMN, Plan, SourceFile, row_key
 from batchgen.records import ShardRows
 from batchgen.spec import Spec
-from batchgen.storage import open_input
+from batchgen.storage import WrappedFile, open_input
 
 MAX_SPANS = 64
 _BATCH_ROWS = 1024
@@ -280,12 +280,11 @@ class _Window:
         )
 
 
-class CountingFile(io.RawIOBase):
+class CountingFile(WrappedFile):
     """A seekable binary file that counts the bytes read through it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self._file = file
+        super().__init__(file)
         self._count = 0
 
     def take(self) -> int:
@@ -294,18 +293,6 @@ class CountingFile(io.RawIOBase):
         return count
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        data = super().read(size)
         self._count += len(data)
         return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True

@@ -14,6 +14,7 @@ from batchgen.storage.store import (
 )
 from batchgen.storage.uploads import Upload, abort, unfinished_uploads
 from batchgen.storage.web import Denied
+from batchgen.storage.wrapped import WrappedFile
 
 __all__ = [
     "TEMPORARY",
@@ -22,6 +23,7 @@ __all__ = [
     "Stat",
     "Store",
     "Upload",
+    "WrappedFile",
     "abort",
     "absolute",
     "configure",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import math
 import os
 import stat
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from typing import BinaryIO
 
 from batchgen.errors import InputError
+from batchgen.storage.wrapped import WrappedFile
 
 
 def walk(folder: str, depth: int | None = None, hidden: bool = False) -> Iterator[str]:
@@ -91,7 +91,7 @@ def open_regular(path: str) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-class PlannedFile(io.RawIOBase):
+class PlannedFile(WrappedFile):
     """A local file, as it was when it was planned: each read is followed by a look at its time.
 
     Raises:
@@ -99,10 +99,9 @@ class PlannedFile(io.RawIOBase):
     """
 
     def __init__(self, path: str, planned: str) -> None:
-        super().__init__()
+        super().__init__(open_regular(path))
         self._path = path
         self._planned = planned
-        self._file = open_regular(path)
         try:
             self._refuse_another()
         except InputError:
@@ -110,7 +109,7 @@ class PlannedFile(io.RawIOBase):
             raise
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        data = super().read(size)
         self._refuse_another()
         return data
 
@@ -123,22 +122,6 @@ class PlannedFile(io.RawIOBase):
                 "output (on a cluster each node needs the same file: a shared folder, or copies "
                 "that keep their times, as `rsync -a` makes them)"
             )
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _is_same_time(planned: str, now: str) -> bool:

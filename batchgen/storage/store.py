@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import posixpath
 import time
@@ -19,6 +18,7 @@ from batchgen.errors import InputError, StorageFailed
 from batchgen.storage.connect import filesystem, is_networked, limits
 from batchgen.storage.faults import error_code, persist, storage_errors
 from batchgen.storage.uploads import put_in_parts
+from batchgen.storage.wrapped import WrappedFile
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -302,7 +302,7 @@ def is_within(url: str, folder: str) -> bool:
     return inner == outer or inner.startswith(outer + "/")
 
 
-class SteadyFile(io.RawIOBase):
+class SteadyFile(WrappedFile):
     """A file of a store over a network: a read that fails is tried again at the same place.
 
     Only what is asked for is fetched, by ranges; S3 is asked for the object that was opened, so one
@@ -310,8 +310,7 @@ class SteadyFile(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, doing: str, patience_s: float) -> None:
-        super().__init__()
-        self._file = file
+        super().__init__(file)
         self._doing = doing
         self._patience_s = patience_s
         self.details: dict[str, Any] = getattr(file, "details", None) or {}
@@ -329,22 +328,6 @@ class SteadyFile(io.RawIOBase):
                 raise
 
         return persist(self._doing, once, self._patience_s)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def open_file(fs: AbstractFileSystem, path: str, shown: str, patience_s: float) -> BinaryIO:
