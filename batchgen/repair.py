@@ -47,7 +47,8 @@ class Repaired:
         if found.other:
             told += (
                 f"; {len(found.other)} shards are whole and not what was planned "
-                f"({numbers(found.other)}): they were left as they are"
+                f"({numbers(found.other)}): they were left as they are, and no file was set aside, "
+                "since plan.json may be another output's"
             )
         return told
 
@@ -65,7 +66,8 @@ def repair(ledger: Ledger, quick: bool = False) -> Repaired:
     A damaged shard has lost a file or its marker, or has one with other bytes than were committed.
     Its marker goes first and then the damaged files; whole ones stay, and are what the next run
     writes again. Shards that are whole and made for another plan, or not what was planned, are left
-    alone. The output's lease is held meanwhile. ``quick``: look at listings and markers only.
+    alone, and no file is set aside beside them: it may be the plan that is wrong. The output's
+    lease is held meanwhile. ``quick``: look at listings and markers only.
 
     Raises:
         OutputBusy: a run is at work on it.
@@ -75,7 +77,9 @@ def repair(ledger: Ledger, quick: bool = False) -> Repaired:
     store = ledger.store
     with hold_lease(store, lambda reason: None) as lease:
         found = verify(ledger, quick, SKIPPABLE)
-        aside = {name: f"{ASIDE}/{name}" for name in found.strays}
+        # With another output's plan lying here, everything would look like no shard's.
+        strays = () if found.other else found.strays
+        aside = {name: f"{ASIDE}/{name}" for name in strays}
         for name in (*(f"{SHARDS}/{shard:05d}.json" for shard in found.damaged), *found.lost):
             if lease.lost.is_set():
                 raise Interrupted("another run has taken over this output's lease")

@@ -14,6 +14,7 @@ import pytest
 from batchgen import runner
 from batchgen.export import export
 from batchgen.ledger import Ledger
+from batchgen.repair import repair
 from batchgen.saved_plan import read_plan
 from batchgen.spec import stored
 from batchgen.storage import open_store
@@ -83,3 +84,12 @@ def test_finished(old: Path, ray_session: None) -> None:
     then = pq.read_table(OLD / "unfinished-00001.parquet")
     for column in set(then.column_names) - {"image", "sha256", "pixel_mean", "pixel_std"}:
         assert made.column(column).equals(then.column(column)), column  # pixels: other machines'
+
+
+def test_a_plan_of_another_output_has_nothing_set_aside(old: Path) -> None:
+    shutil.copy(old / "unfinished" / "_batchgen" / "plan.json", old / "webdataset" / "_batchgen")
+    before = {path for path in (old / "webdataset").rglob("*") if path.suffix in (".tar", ".json")}
+    repaired = repair(at(old / "webdataset"))
+    assert (repaired.withdrawn, repaired.aside, repaired.exit_code) == ((), {}, 4)
+    assert "plan.json may be another output's" in repaired.sentence("here")
+    assert all(path.exists() for path in before)
