@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from batchgen.plan import Plan, read_plan
+from batchgen.plan import Plan
 from batchgen.prepare import prepare
 from batchgen.reader import make_spans, read_columns, read_span
+from batchgen.saved_plan import read_plan
 from batchgen.tasks import TASK_NAMES
 
 RUNS, PICTURES = Path("out/tasks"), Path("docs/images/tasks")

@@ -17,7 +17,7 @@ from tests.chaos.kill import chaos, command, markers, start, wait_until, write_p
 
 
 def test_killed_drivers_replicas_and_daemons_lose_and_change_nothing(tmp_path: Path) -> None:
-    tallies = chaos(tmp_path, kills=1, shards=6, steps=8, seed=3)
+    tallies = chaos(tmp_path, kills=1, shards=6, steps=16, seed=3)
     assert [tally.kills for tally in tallies] == [1, 1, 2]
     assert all(tally.clean for tally in tallies), tallies
     assert tallies[0].exit_codes[0] == -signal.SIGKILL

@@ -6,6 +6,7 @@ import ast
 import json
 import resource
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -223,6 +224,32 @@ def test_no_library_without_a_home() -> None:
     known = {*HOMES, *ANYWHERE_ABOVE_ERRORS, *sys.stdlib_module_names}
     foreign = {one.target for found in imports().values() for one in found if not one.own}
     assert foreign <= known
+
+
+def names_of(module: str) -> set[str]:
+    """What a module of batchgen has at its top, without loading it; of a package, modules too."""
+    place = PACKAGE.joinpath(*module.split(".")[1:])
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not path.is_file():
+        return set()
+    symbols = symtable.symtable(path.read_text(), str(path), "exec").get_symbols()
+    found = {one.get_name() for one in symbols if one.is_assigned() or one.is_imported()}
+    return found | ({one.stem for one in place.iterdir()} if place.is_dir() else set())
+
+
+@pytest.mark.parametrize("folder", ["jobs", "benchmarks", "tests"])
+def test_what_others_import_of_batchgen_exists(folder: str) -> None:
+    missing, seen = [], 0
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.ImportFrom) and node.module):
+                continue
+            if node.module.split(".")[0] == "batchgen":
+                seen += 1
+                wanted = {one.name for one in node.names} - names_of(node.module)
+                missing += [f"{path}: {name} of {node.module}" for name in wanted]
+    assert seen
+    assert missing == []
 
 
 def test_nothing_is_pickled_or_loaded_by_name() -> None:

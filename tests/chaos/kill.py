@@ -65,12 +65,13 @@ def write_prompts(path: Path, rows: int) -> None:
     pq.write_table(pa.table({"prompt": [f"a red star {row}" for row in range(rows)]}), path)
 
 
-def command(source: Path, output: Path, steps: int) -> list[str]:
+def command(source: Path, output: Path, steps: int, replicas: int = 2) -> list[str]:
+    pool = f"min_replicas: {replicas}, max_replicas: {replicas}"
     settings = {
         "output.samples_per_shard": SAMPLES_PER_SHARD,
         "sampling.num_inference_steps": steps,
         "resources.batch_size": 4,
-        "resources.generate": "{min_replicas: 2, max_replicas: 2, num_cpus: 0.5}",
+        "resources.generate": f"{{{pool}, num_cpus: 0.5}}",
         "policy.shard_retries": 20,
     }
     sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
@@ -138,8 +139,12 @@ def kill_replicas(source: Path, output: Path, kills: int, steps: int, dice: rand
 
 
 def kill_daemons(source: Path, output: Path, steps: int) -> Tally:
-    """One after the other, each after one more shard; what is not said counts as exit code 5."""
-    words, codes, log = command(source, output, steps), [], output.with_suffix(".log")
+    """One after the other, each after one more shard; what is not said counts as exit code 5.
+
+    One replica, because those of a lost raylet make a few more shards before they notice.
+    """
+    words, codes = command(source, output, steps, replicas=1), []
+    log = output.with_suffix(".log")
     for daemon, said in DAEMONS.items():
         process = start([sys.executable, "-c", IMPATIENT, *words[3:]], log)
         goal = markers(output) + 1

@@ -143,8 +143,8 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Of the head's job server."""
-        return f"http://{self.head.address}:{DASHBOARD_PORT}"
+        """Of the head's job server, also before there is a head."""
+        return f"http://{self.subnet}.11:{DASHBOARD_PORT}"
 
     def add(
         self, cpus: int = 2, resources: dict[str, float] | None = None, **environment: str
@@ -197,7 +197,13 @@ class Nodes:
             )
         node = Node(name, address, process, disk)
         self.nodes.append(node)
-        until(f"node {address} is up", lambda: self._is_up(node))
+        try:
+            until(f"node {address} is up", lambda: self._is_up(node))
+        except TimeoutError as error:
+            asked = self.run("ray", "list", "nodes")
+            raise TimeoutError(
+                f"{error}\n{self._log(node)}\n{asked.stdout}{asked.stderr}"
+            ) from None
         return node
 
     def metrics(self) -> dict[str, float]:
@@ -251,9 +257,12 @@ class Nodes:
 
     def _is_up(self, node: Node) -> bool:
         if node.process.poll() is not None:
-            log = (self.folder / f"{node.namespace}.log").read_text()
-            raise RuntimeError(f"{node.address} has ended:\n{log[-2000:]}")
+            raise RuntimeError(f"{node.address} has ended:\n{self._log(node)}")
         return self.states().get(node.address) == "ALIVE"
+
+    def _log(self, node: Node) -> str:
+        """The end of what its `ray start` printed."""
+        return (self.folder / f"{node.namespace}.log").read_text()[-2000:]
 
     def close(self) -> None:
         for node in self.nodes:
@@ -292,8 +301,9 @@ def cluster(
         ip("link", "add", nodes.bridge, "type", "bridge")
         ip("addr", "add", f"{nodes.here}/24", "dev", nodes.bridge)
         ip("link", "set", nodes.bridge, "up")
-        nodes.add(cpus=head_cpus)
+        # Said before there is one: Ray would look for any on the machine, and take another test's.
         settings["RAY_API_SERVER_ADDRESS"] = nodes.address
+        nodes.add(cpus=head_cpus)
         for _ in range(workers):
             nodes.add()
         yield nodes
