@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,34 @@ def test_image_to_image_may_go_without_prompts() -> None:
     spec = build(merge(IMAGES, {"input.columns.prompt": None, "task": "image_to_image"}))
     assert spec.task == "image-to-image"
     assert spec.input.columns.mapped() == {"image": "picture"}
+
+
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ("output.url", ""),
+        ("output.url", " "),
+        ("output.url", "s3://bucket/a::b"),
+        ("output.url", "out/a::b"),
+        ("input.path", "zip://p.parquet::archive.zip"),
+        ("input.path", "s3://bucket/a::b"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(field: str, place: str) -> None:
+    with pytest.raises(SpecError, match=r"a folder or a URL|'::'") as caught:
+        build(merge(MINIMAL, {field: place}))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", [1, 2024, datetime.date(2024, 1, 1), True, None])
+@pytest.mark.parametrize("within", [(), ("s3",), ("s3", "client_kwargs")])
+def test_names_of_options_are_text(within: tuple[str, ...], name: Any) -> None:
+    options: dict[Any, Any] = {name: {"a": 1} if not within else 1}
+    for outer in reversed(within):
+        options = {outer: options}
+    with pytest.raises(SpecError, match="names in text") as caught:
+        build({**MINIMAL, "storage_options": options})
+    assert caught.value.field == ".".join(("storage_options", *within))
 
 
 def test_flags_win_over_the_file_and_leave_it_unchanged() -> None:

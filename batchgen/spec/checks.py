@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import SpecError
 from batchgen.secrets import secret_in
-from batchgen.spec.faults import missing
+from batchgen.spec.faults import NEEDED, missing
 from batchgen.spec.sections import Columns, Conditioning, Sampling
 from batchgen.tasks import TASKS, Task, is_image, parse_lora, task_named
 
@@ -20,6 +20,7 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
     yield from _columns(spec)
     yield from _loras(spec)
     if not stored:
+        yield from _places(spec)
         yield from _idle(spec)
         for section in (spec.input, spec.model, spec.output):
             name = type(section).__name__.lower()
@@ -52,6 +53,15 @@ def _loras(spec: Spec) -> Iterator[SpecError]:
         parse_lora(spec.sampling.lora or "", spec.model.lora_weights)
     except ValueError as error:
         yield SpecError("sampling.lora", spec.sampling.lora, str(error))
+
+
+def _places(spec: Spec) -> Iterator[SpecError]:
+    """Where the input and the output lie."""
+    for field, place in (("input.path", spec.input.path), ("output.url", spec.output.url)):
+        if place is not None and "::" in place:
+            yield SpecError(field, place, "a place of its own, without '::'")
+    if not spec.output.url.strip():
+        yield SpecError("output.url", spec.output.url, NEEDED["output"], said="is empty")
 
 
 def _idle(spec: Spec) -> Iterator[SpecError]:

@@ -79,6 +79,7 @@ def option_faults(options: object) -> Iterator[SpecError]:
     if not isinstance(options, Mapping):
         yield _is_no_mapping("storage_options", options, "options by protocol")
         return
+    yield from _names_that_are_none(options, "storage_options")
     for protocol, given in options.items():
         field = f"storage_options.{protocol}"
         if not isinstance(given, Mapping):
@@ -86,6 +87,15 @@ def option_faults(options: object) -> Iterator[SpecError]:
             continue
         for name, value in given.items():
             yield from _literals(value, f"{field}.{name}", is_known=True)
+
+
+def _names_that_are_none(options: Mapping[Any, Any], field: str) -> Iterator[SpecError]:
+    """YAML takes 1 and 2024-01-01 for a number and a date."""
+    for name, value in options.items():
+        if not isinstance(name, str):
+            yield SpecError(field, name, f'names in text; if it is one, write "{name}" in quotes')
+        if isinstance(value, Mapping):
+            yield from _names_that_are_none(value, f"{field}.{name}")
 
 
 def _is_no_mapping(field: str, given: object, allowed: str) -> SpecError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from typing import Any
 
 import yaml
@@ -201,14 +202,18 @@ def odd_spec_files(ctx: Ctx, file: Any, fine: Any, r: dict[str, Any]) -> None:
             "big": b"a: x\n" * 5_000_000,
         }.items()
     }
-    res["fifo"] = ctx.cli("plan", ctx.dir / "fifo.yaml", timeout=20)
+    fifo = os.open(ctx.dir / "fifo.yaml", os.O_RDWR)  # for writing alone it would wait
+    with subprocess.Popen(["yes", "a: x"], stdout=fifo) as endless:
+        res["fifo"] = ctx.cli("plan", ctx.dir / "fifo.yaml", timeout=20)
+        endless.kill()
+    os.close(fifo)
     res["zero"] = ctx.cli("plan", "/dev/zero", timeout=20, limit_gb=4)
     r["new-8-files"] = (
-        all(fine(o) for o in res.values()),
+        all(fine(o) for n, o in res.items() if n != "utf16") and res["utf16"].rc == 0,
         "; ".join(
             f"{n} rc {o.rc}{' HANG' if o.timed_out else ''}{' TB ' + o.last[:40] if o.tb else ''}"
             for n, o in res.items()
-            if not fine(o)
+            if not fine(o) and n != "utf16"  # with its mark it is YAML
         )
         or "9 kinds: refused in words",
     )
@@ -236,8 +241,12 @@ def a8(ctx: Ctx) -> Result:
     for k, args in CASES8.items():
         args = [a.replace("\\0", "\x01") for a in args]
         o = ctx.cli(*args, timeout=30, limit_gb=8)
-        good = (ok_err(o) and o.rc == 1) or (
-            o.rc == 0 and not o.tb and k in ("date", "list-index", "model-nul")
+        good = (
+            (ok_err(o) and o.rc == 1)
+            or (o.rc == 0 and not o.tb and k in ("date", "list-index", "model-nul"))
+            or (
+                ok_err(o) and o.rc == 3 and k in ("ftp", "sftp")
+            )  # nobody answers there: go on later
         )
         r[f"8-{k}"] = (
             good,
