@@ -127,7 +127,8 @@ def _holder(store: Store, number: int) -> Holder | None:
     """
     name = _lease_name(number)
     try:
-        saved = read_document(_Saved, store.read(name), f"{store.url}/{name}", LEASE_VERSION, "")
+        data = store.read_record(name)
+        saved = read_document(_Saved, data, f"{store.url}/{name}", LEASE_VERSION, "")
     except (FileNotFoundError, DamagedRecord):
         return None
     facts = (saved.renewed_at, saved.released, saved.started_at, saved.ending)

@@ -194,7 +194,7 @@ class Ledger:
         Its output is the place where it lies, which may be another than it was made for.
         """
         try:
-            plan = read_plan(self.store.read(PLAN), f"{self.store.url}/{PLAN}")
+            plan = read_plan(self.store.read_record(PLAN), f"{self.store.url}/{PLAN}")
         except FileNotFoundError:
             return None
         here = plan.spec.output.model_copy(update={"url": self.store.url})
@@ -221,7 +221,7 @@ class Ledger:
             InputError: it is not there, or is damaged.
         """
         try:
-            return stored(parse_yaml(self.store.read(JOB), JOB))
+            return stored(parse_yaml(self.store.read_record(JOB), JOB))
         except FileNotFoundError as error:
             raise InputError(
                 f"output {self.store.url}: no {JOB} there; nothing was run into it"
@@ -235,7 +235,7 @@ class Ledger:
     def keep_job(self, asked: Spec) -> None:
         """What was asked last, which may differ from the first in what is free on resume."""
         text = asked.to_yaml().encode()
-        if self.store.read(JOB) != text:
+        if self.store.read_record(JOB) != text:
             self.store.put(JOB, text)
 
     def in_force(self, plan: Plan) -> Plan:
@@ -268,7 +268,7 @@ class Ledger:
         place = f"{self.store.url}/{_marker_name(shard)}"
         remedy = "`batchgen resume` makes the shard again"
         try:
-            marker = parse_marker(self.store.read(_marker_name(shard)), place, remedy)
+            marker = parse_marker(self.store.read_record(_marker_name(shard)), place, remedy)
         except FileNotFoundError:
             return None
         if marker.shard != shard:
@@ -365,7 +365,7 @@ class Ledger:
         place = f"{self.store.url}/{_failed_name(shard)}"
         remedy = "`batchgen resume` tries the shard again"
         try:
-            failed = parse_failed(self.store.read(_failed_name(shard)), place, remedy)
+            failed = parse_failed(self.store.read_record(_failed_name(shard)), place, remedy)
         except FileNotFoundError:
             return None
         except DamagedRecord as error:

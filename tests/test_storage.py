@@ -317,6 +317,18 @@ def test_only_regular_files_are_read(disk: Store, tmp_path: Path) -> None:
                 verb(name)
 
 
+def test_a_record_of_a_size_that_no_run_writes_is_not_read(disk: Store) -> None:
+    """A plan.json of 10 GiB, all of it a hole, filled the memory."""
+    disk.put("plan.json", b"{}")
+    assert disk.read_record("plan.json") == b"{}"
+    with open(disk.path("plan.json"), "r+b") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(InputError, match=r"plan\.json is over 1 GiB"):
+        disk.read_record("plan.json")
+    with pytest.raises(FileNotFoundError):
+        disk.read_record("none.json")
+
+
 def test_an_object_is_moved(store: Store) -> None:
     store.put("one", b"1")
     store.put("a/two", b"2")

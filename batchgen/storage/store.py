@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TEMPORARY = "_batchgen/tmp"
 PROBES = "_batchgen/probe"
+RECORD_BYTES = 1 << 30  # no plan, marker, lease or log of a run comes near
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -93,6 +94,17 @@ class Store:
 
         self._refuse_irregular(name)
         return self.attempt(f"read {self.url}/{name}", whole)
+
+    def read_record(self, name: str) -> bytes:
+        """The whole object as ``read`` does it, unless it is a file of more than 1 GiB.
+
+        Raises:
+            FileNotFoundError, InputError: as ``read``, and for such a file.
+        """
+        path = self.path(name)
+        if self.local and os.path.isfile(path) and os.path.getsize(path) > RECORD_BYTES:
+            raise InputError(f"{self.url}/{name} is over 1 GiB, which no run writes; remove it")
+        return self.read(name)
 
     def open(self, name: str) -> BinaryIO:
         self._refuse_irregular(name)
