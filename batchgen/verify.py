@@ -78,7 +78,7 @@ class Findings:
                 f"({numbers(self.damaged)}): `batchgen verify {url} --repair` withdraws them, "
                 f"then {remade} again"
             )
-        if self.strays:
+        if self.strays and not self.other:  # of a plan that is not this output's, all are strays
             yield (
                 f"{len(self.strays)} files are no shard's: `batchgen verify {url} --repair` sets "
                 "them aside"

@@ -245,6 +245,25 @@ def test_what_was_made_for_another_plan_is_left_alone(out: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_with_the_plan_of_another_output_nothing_is_to_be_set_aside(
+    out: Path, tmp_path: Path
+) -> None:
+    """All its files would look like no shard's; --repair was named as the remedy."""
+    source = write_columns(tmp_path / "other.parquet", {"prompt": prompts(4)})
+    other = plan_for(source, tmp_path / "other", output__samples_per_shard=1)
+    (out / "_batchgen/plan.json").write_text(other.to_json())
+
+    def holdings() -> list[Path]:
+        return sorted(p for top in ("data", "_batchgen/shards") for p in (out / top).rglob("*"))
+
+    before = holdings()
+    for words in (["verify", out], ["verify", out, "--repair"]):
+        result = invoke(*words)
+        assert result.exit_code == 4
+        assert "--repair`" not in result.output
+        assert holdings() == before
+
+
 def test_a_marker_of_a_newer_version_is_left_alone(out: Path) -> None:
     path = out / "_batchgen/shards/00002.json"
     path.write_text(path.read_text().replace('"version": 1', '"version": 99'))

@@ -139,6 +139,8 @@ def base_for(field: str) -> dict[str, Any]:
         return IMAGES
     if field == "input.columns.lora":
         return merge(MINIMAL, {"model.loras": CHANGES_THE_RESULT["model.loras"]})
+    if field in ("output.image_quality", "output.jpeg_subsampling"):
+        return merge(MINIMAL, {"output.image_format": "jpeg"})
     for task, parts in ONLY_IN.items():
         if field.removeprefix("input.columns.").removeprefix("sampling.") in parts:
             needs = {f"input.columns.{part}": part for part in task_named(task).needs}

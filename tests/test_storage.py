@@ -174,8 +174,8 @@ def failing(error: OSError) -> Any:
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (errno.ENOSPC, "No space left on device; free some space, then resume"),
-        (errno.EDQUOT, "quota exceeded; free some space, then resume"),
+        (errno.ENOSPC, "No space left on device; free some space, then run it again"),
+        (errno.EDQUOT, "quota exceeded; free some space, then run it again"),
         (errno.EROFS, "Read-only file system"),
         (errno.EACCES, "permission denied; check the credentials and rights"),
     ],

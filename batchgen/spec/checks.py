@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import SpecError
 from batchgen.secrets import secret_in
 from batchgen.spec.faults import NEEDED, missing
-from batchgen.spec.sections import Columns, Conditioning, Sampling
+from batchgen.spec.sections import Columns, Conditioning, Output, Sampling
 from batchgen.tasks import TASKS, Task, is_image, parse_lora, task_named
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _places(spec: Spec) -> Iterator[SpecError]:
 
 
 def _idle(spec: Spec) -> Iterator[SpecError]:
-    """Settings that have no effect on this task."""
+    """Settings that have no effect on this task or in this form."""
     task = task_named(spec.task)
     for name in Sampling.model_fields:
         if name in Columns.model_fields and name not in task.parts and is_set(spec, name):
@@ -75,6 +75,11 @@ def _idle(spec: Spec) -> Iterator[SpecError]:
     is_other = resize != Conditioning.model_fields["resize"].default
     if is_other and not any(is_image(part) for part in task.parts):
         yield SpecError("conditioning.resize", resize, _none_of(spec, task, "image"))
+    for name, forms in (("image_quality", ("jpeg", "webp")), ("jpeg_subsampling", ("jpeg",))):
+        given = getattr(spec.output, name)
+        if spec.output.image_format not in forms and given != Output.model_fields[name].default:
+            allowed = f"with output.image_format {' or '.join(forms)}"
+            yield SpecError(f"output.{name}", given, f"{allowed}; it is {spec.output.image_format}")
 
 
 def _none_of(spec: Spec, task: Task, part: str) -> str:

@@ -84,7 +84,8 @@ def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
             )
         if error.errno in _NO_SPACE:
             return StorageFailed(
-                f"cannot {doing}: {os.strerror(error.errno or 0)}; free some space, then resume"
+                f"cannot {doing}: {os.strerror(error.errno or 0)}; free some space, then run it "
+                "again"
             )
         return RetryShard(f"cannot {doing}: {said}")
     if not _is_clients(error):
