@@ -1,4 +1,5 @@
-# `make demo` and `make test` each do everything on a machine that has Python 3.11+ and pip.
+# Every target creates `.venv` first where it needs it: Python 3.11+, pip and make are enough.
+# A target is documented by the `## ` comment behind its name; `make help` prints these.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,58 +10,60 @@ N ?= 10
 SEED ?= 1
 IMAGES ?= 2000
 
-.PHONY: demo test fuzz check chaos permanent attacks cluster losses clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fuzz attacks chaos permanent losses cluster clean
 
-demo: $(VENV)/.installed
+help: ## List the targets, one line each
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed ## Generate 64 images with the shipped model and verify the output
 	$(BIN)/python jobs/demo_prompts.py out/demo-prompts.parquet
 	rm -rf out/demo
 	$(BIN)/batchgen run jobs/demo.yaml
 	$(BIN)/batchgen verify out/demo
 	@echo "look at out/demo/_batchgen/contact-sheet.png"
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed ## Run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# 2,000 random cases of each test of hostile input, which `make test` tries few of.
-fuzz: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 -m fuzz --hypothesis-profile=slow
-
-check: $(VENV)/.installed
+check: $(VENV)/.installed ## Check format, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy --strict batchgen
 
-# N whole runs against a real S3 server (apt: radosgw ceph-mon ceph-osd), each with seeded faults;
-# then the losses of a cluster's parts, see below.
-chaos: $(VENV)/.installed
+# `make test` tries only a few of these cases.
+fuzz: $(VENV)/.installed ## Try 2,000 random cases in each fuzz test
+	$(BIN)/python -m pytest -n 2 -m fuzz --hypothesis-profile=slow
+
+attacks: $(VENV)/.installed ## Try hostile input, faults and wrong usage; print what held and what broke
+	mkdir -p out
+	$(BIN)/python -m tests.attacks --results out/attacks.json out/attacks
+
+# Needs an S3 server (apt: radosgw ceph-mon ceph-osd); ends with `make losses`.
+chaos: $(VENV)/.installed ## Run N=10 jobs with seeded faults (SEED=1) on an S3 server, then `make losses`
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.store --runs $(N) --seed $(SEED) --results out/chaos.jsonl out/chaos
 	$(MAKE) losses
 
-# One whole run for every fault that does not pass, on the same server; the full disk needs root.
-permanent: $(VENV)/.installed
+# Needs the same server; the test of a full disk needs root.
+permanent: $(VENV)/.installed ## Run one job for each fault that does not pass, on an S3 server
 	mkdir -p out
 	$(BIN)/python -m tests.chaos.permanent --results out/permanent.json out/permanent
 
-# Hostile input, faults and wrong usage against this checkout: a table of what held and what broke.
-attacks: $(VENV)/.installed
-	mkdir -p out
-	$(BIN)/python -m tests.attacks --results out/attacks.json out/attacks
-
-# A job of IMAGES images on a cluster of three nodes in network namespaces (root; apt: iproute2,
-# redis-server and the S3 server), one of which is killed; and one for every part it can lose.
-cluster: $(VENV)/.installed
-	mkdir -p out
-	$(BIN)/python -m tests.cluster.job --images $(IMAGES) --results out/cluster.json
-
-losses: $(VENV)/.installed
+# Needs root, the S3 server and iproute2 and redis-server (apt); nodes are network namespaces.
+losses: $(VENV)/.installed ## Run one job for each part that a cluster of three nodes can lose
 	mkdir -p out
 	$(BIN)/python -m tests.cluster.losses --results out/losses.json
+
+# Needs the same.
+cluster: $(VENV)/.installed ## Run a job of IMAGES=2000 images on three nodes; one is killed, one joins
+	mkdir -p out
+	$(BIN)/python -m tests.cluster.job --images $(IMAGES) --results out/cluster.json
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,check]'
 	touch $@
 
-clean:
+clean: ## Remove `.venv` and `out`
 	rm -rf out $(VENV)
