@@ -183,7 +183,7 @@ def a25(ctx: Ctx) -> Result:
     first = tree_of(out)
     n1 = len(rows_of(out))
     state["ok"] = False
-    b = ctx.inproc(sp)
+    (b,) = ctx.inproc(sp)
     n2 = len(rows_of(out))
     data = {k: v for k, v in first.items() if k.startswith("data/") or "shards/" in k}
     now = tree_of(out)
