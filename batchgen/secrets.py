@@ -11,10 +11,10 @@ _SHORTEST = 6  # shorter values would black out words of ordinary messages
 _VARIABLE = re.compile(r"secret|token|passw|account_key|sas|connection_string", re.IGNORECASE)
 _KNOWN: set[str] = set()  # what the references of the options in use stand for
 
-# User and password before an @: in the host's place, or, with a colon that begins no port, in all
-# that precedes the @, since secret keys may hold slashes.
+# User and password before an @, which a slip may have encoded as well: in the host's place, or,
+# with a colon that begins no port, in all that precedes the @, since secret keys may hold slashes.
 _USERINFO = re.compile(
-    r"(://)(?:[^\s'\"@:/?#]*:(?!:)(?!\d*(?:[/?#\s'\"]|$))[^\s'\"]*@|[^\s'\"/?#]*@)"
+    r"(://)(?:[^\s'\"@:/?#]*:(?!:)(?!\d*(?:[/?#\s'\"]|$))[^\s'\"]*@|[^\s'\"/?#]*(?:@|%40))"
 )
 _REST = r"[^\s'\"]*?(?=[:;,.)]?(?:[\s'\"]|$))"  # of a URL, without the sentence's punctuation
 _WEB = re.compile(rf"(\bhttps?://[^\s'\"?#]*)[?#]{_REST}", re.IGNORECASE)
@@ -52,7 +52,7 @@ def secret_in(place: str) -> str | None:
         scheme, mark, rest = url.partition("://")
         host = re.split("[/?#]", rest, maxsplit=1)[0]
         _, colon, port = host.partition(":")
-        if mark and ("@" in host or (colon and not port.isdigit() and "@" in rest)):
+        if mark and ("@" in unquote_plus(host) or (colon and not port.isdigit() and "@" in rest)):
             return "a user or a password"
         is_web = scheme.strip().lower() in ("http", "https")
         begin = re.search(r"[?#]" if is_web else r"[?&#;][\w.%~-]+=", rest)

@@ -146,6 +146,16 @@ def test_a_file_that_may_not_be_read_costs_its_row_and_a_sick_disk_the_shard(
         allowed.fetch(["a.png"])
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="of Linux")
+def test_a_file_without_a_size_costs_its_row() -> None:
+    """Those of /proc: reading memory at 0 looked like a sick disk, and cost the shard."""
+    allowed = Uris("/proc", ("/proc",), 1000, 5.0)
+    assert outcomes(allowed.fetch(["/proc/self/mem", "/proc/self/environ"])) == {
+        "/proc/self/mem": "bad-uri",
+        "/proc/self/environ": "bad-uri",
+    }
+
+
 def test_a_denied_key_costs_its_row_and_wrong_credentials_stop_the_job() -> None:
     with web() as address:
         options = {"endpoint_url": address, "key": "k", "secret": "s" * 20}

@@ -44,6 +44,8 @@ URLS = [
     f"ftp://u:{WORD}@host/x",
     f"simplecache::ftp://u:{WORD}@host/x",
     f"zip://*.parquet::https://u:{WORD}@host/x.zip",
+    f"https://u%3A{WORD}%40127.0.0.1:1/x.parquet",
+    f"s3://u%3a{WORD}%40bucket/x.parquet",
     f"https://host/x?api-key={WORD}",
     f"https://host/x?password={WORD}",
     f"https://host/x?code={WORD}",

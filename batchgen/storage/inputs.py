@@ -273,6 +273,8 @@ def _from_disk(path: str, most: int) -> bytes:
     """What is wrong with a path or a file is theirs; the rest is the disk's, and may pass."""
     try:
         with open_regular(path) as file:
+            if not os.fstat(file.fileno()).st_size:  # so say those of /proc, whatever they hold
+                raise InputError("the file is empty")
             return file.read(most)
     except FileNotFoundError:
         raise
