@@ -97,7 +97,8 @@ def a6v(ctx: Ctx) -> Result:
                     continue
                 if len(seen) >= 6:
                     continue  # enough is known
-                o = ctx.cli(*args, timeout=20, heavy=False, limit_gb=6)
+                patience = 120 if cmd[0] == "resume" else 20  # it may make a shard again
+                o = ctx.cli(*args, timeout=patience, heavy=False, limit_gb=6)
                 bad = o.timed_out or o.tb or "MemoryError" in o.text or o.rc < 0
                 good &= not bad
                 if bad:
