@@ -324,19 +324,29 @@ def _opening(plan: Plan, states: States, samples: int) -> str:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[str], None]]:
-    """Inside, Ctrl-C, SIGTERM and the yielded function end the run as ``Interrupted``."""
-    why = ["interrupted"]
+    """Inside, Ctrl-C, SIGTERM and the yielded function end the run as ``Interrupted``.
+
+    The function does so once: several watchdogs may call it, and the second signal would find a run
+    that is ending, or a process without a handler, which it would kill without a word.
+    """
+    why: list[str] = []
+    over = threading.Event()
+    turn = threading.Lock()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt  # an Exception would be caught, and logged at length, inside Ray
+        if not over.is_set():
+            raise KeyboardInterrupt  # an Exception would be caught, and logged, inside Ray
 
     def interrupt(reason: str) -> None:
-        why[0] = reason
-        if not previous:
-            return  # the caller owns the signals, and the stream looks at the lease
-        main = threading.main_thread().ident
-        assert main is not None
-        signal.pthread_kill(main, signal.SIGTERM)
+        with turn:
+            if why or over.is_set():
+                return
+            why.append(reason)
+            if not previous:
+                return  # the caller owns the signals, and the stream looks at the lease
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGTERM)
 
     previous: dict[signal.Signals, Any] = {}
     try:
@@ -347,7 +357,9 @@ def interruptible() -> Iterator[Callable[[str], None]]:
     try:
         yield interrupt
     except KeyboardInterrupt as error:
-        raise Interrupted(why[0]) from error
+        raise Interrupted(*(why or ["interrupted"])) from error
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        over.set()
+        with turn:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,28 @@ def test_a_lost_lease_interrupts_with_its_reason() -> None:
     with pytest.raises(Interrupted, match="taken over"), runner.interruptible() as interrupt:
         interrupt("another run has taken over")
         signal.pause()
+
+
+def test_watchdogs_that_speak_late_or_twice_kill_nobody() -> None:
+    """The second one's signal came when the handler was gone: the run died without a word."""
+    seen: list[str] = []
+
+    def watchdog() -> None:
+        interrupts[0]("the first")
+        interrupts[0]("the second")
+        for _ in range(200):
+            interrupts[0]("late")
+            seen.append("alive")
+
+    interrupts: list[Callable[[str], None]] = []
+    thread = threading.Thread(target=watchdog)
+    with pytest.raises(Interrupted, match="the first"), runner.interruptible() as interrupt:
+        interrupts.append(interrupt)
+        thread.start()
+        signal.pause()
+    thread.join()
+    interrupts[0]("after the end")
+    assert len(seen) == 200
 
 
 def test_an_interrupted_run_says_how_to_resume(tmp_path: Path) -> None:
