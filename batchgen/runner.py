@@ -99,7 +99,7 @@ def _run(
                 if states.pending:
                     stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
             outcome = finalize(plan, ledger, tally, part, stopped)
-            lease.ending = outcome.message
+            lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")  # it may be moved
             return outcome if states.pending or outcome.exit_code else _unchanged(outcome)
     except Interrupted as error:
         raise _advised(error, ledger, planned) from error

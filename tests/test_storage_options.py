@@ -169,3 +169,9 @@ def test_azures_refusals_are_not_tried_again(code: str, says: str) -> None:
     with pytest.raises(StorageFailed, match=f"cannot write x: {code}; .*{says}") as caught:
         persist("write x", call, patience_s=30)
     assert len(tries) == 1 and "RequestId" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["s4", "2024-01-01", "", "s3://"])
+def test_options_of_a_protocol_that_there_is_not_are_refused(name: str) -> None:
+    with pytest.raises(SpecError, match=r"storage_options: got .*a protocol of a store"):
+        configure({name: {"anon": True}})

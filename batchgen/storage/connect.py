@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from batchgen.errors import InputError, SpecError, StorageFailed
+from batchgen.errors import InputError, SpecError, StorageFailed, nearest
 from batchgen.secrets import remember
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -65,8 +65,9 @@ def configure(
         limits: timeouts, patience, connections and part sizes.
 
     Raises:
-        SpecError: a variable that is not set.
+        SpecError: a protocol that there is not, or a variable that is not set.
     """
+    import fsspec
     import fsspec.config
     from fsspec.registry import registry
 
@@ -75,6 +76,9 @@ def configure(
     conf["s3"] = _with_s3_limits(conf.get("s3", {}), _STATE.limits)  # s3a has it from there
     secrets: set[str] = set()
     for protocol, given in (options or {}).items():
+        if protocol not in (known := fsspec.available_protocols()):
+            allowed = f"a protocol of a store, such as s3, gs or az{nearest(protocol, known)}"
+            raise SpecError("storage_options", protocol, allowed)
         resolved = {
             name: _resolved(f"storage_options.{protocol}.{name}", value, secrets)
             for name, value in given.items()
