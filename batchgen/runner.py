@@ -346,7 +346,7 @@ def interruptible() -> Iterator[Callable[[str], None]]:
                 return  # the caller owns the signals, and the stream looks at the lease
             main = threading.main_thread().ident
             assert main is not None
-            signal.pthread_kill(main, signal.SIGTERM)
+            signal.pthread_kill(main, signal.SIGINT)  # while Ray ends, SIGTERM has no handler
 
     previous: dict[signal.Signals, Any] = {}
     try:

@@ -1,20 +1,24 @@
 """Starts Ray as a local run does, tells on stdout what it is, and ends as its argument says.
 
-    python -m tests.private_job ENDING     # return, raise or wait
+    python -m tests.private_job ENDING     # return, raise, wait or signal
 
-`waits` reads standard input until it is closed: whoever looks at the processes kills it meanwhile.
+`wait` reads standard input until it is closed: whoever looks at the processes kills it meanwhile.
+`signal` sends itself SIGTERM and SIGINT once Ray has ended, and tells on stdout what it got.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 import ray
 
 from batchgen import engine
 from batchgen.errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Writer:
@@ -27,6 +31,10 @@ class Writer:
 
 
 def main(ending: str, path: str) -> None:
+    got: list[int] = []
+    if ending == "signal":
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: got.append(number))
     with engine.cluster(None):
         writer = ray.remote(Writer).remote()
         facts = {
@@ -39,6 +47,10 @@ def main(ending: str, path: str) -> None:
             sys.stdin.read()
         if ending == "raise":
             raise Interrupted("Ray has failed")
+    if ending == "signal":
+        for number in SIGNALS:
+            signal.raise_signal(number)
+        print(json.dumps(got), flush=True)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,14 @@ def is_loopback(address: str) -> bool:
     return (mapped or parsed).is_loopback
 
 
+def test_signals_are_the_runs_own_again_once_ray_has_ended(job: Job) -> None:
+    """Ray left SIGTERM without a handler: a watchdog's word killed a run that was ending."""
+    process, _ = job.start("signal")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.read()) == [signal.SIGTERM, signal.SIGINT]
+    assert process.wait(ENDS_WITHIN_S) == 0
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
 def test_an_orderly_end_leaves_nothing_and_files_follow_the_users_umask(
     job: Job, umask: int, mode: int

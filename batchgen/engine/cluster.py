@@ -45,14 +45,19 @@ def cluster(address: str | None) -> Iterator[bool]:
 @contextmanager
 def _connected(address: str, options: dict[str, Any]) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def put_back() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
     try:
         _init(address, options)
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():  # ray.init puts its own in their place
-                signal.signal(number, handler)
+        put_back()  # ray.init puts its own in their place
         yield
     finally:
         ray.shutdown()
+        put_back()  # and after it SIGTERM would kill this process without a word
 
 
 def refuse_unshared(paths: Sequence[str]) -> None:
