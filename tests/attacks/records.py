@@ -24,7 +24,7 @@ def shapes(ctx: Ctx, edits: Any, cmds: Any, heavy: bool = False) -> Any:
             args = [cmd, out] + (
                 [ctx.dir / f"t-{name}", "--format", "webdataset"] if cmd == "export" else []
             )
-            o = ctx.cli(*args, timeout=40, heavy=heavy, limit_gb=8)
+            o = ctx.cli(*args, timeout=180 if cmd == "resume" else 40, heavy=heavy, limit_gb=8)
             n += 1
             if o.tb or o.timed_out or o.rc not in (0, 1, 2, 3, 4) or "MemoryError" in o.text:
                 bad.append(f"{cmd} {name}: {'HANG' if o.timed_out else o.last[:60]}")
