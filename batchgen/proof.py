@@ -113,6 +113,8 @@ class Prover:
         if strange:
             faults.append(f"its marker names {strange[0]!r}, which no run writes for it")
         rows = {file.name: file.rows for file in marker.files}
+        if len(rows) < len(marker.files):
+            faults.append("its marker names a file twice")
         name = self.form.file_name(marker.shard, self.plan.shards)
         if name is not None and name not in rows:
             faults.append("its marker names no data file")

@@ -185,6 +185,10 @@ def name_no_data(out: Path) -> None:
     edit_marker(out, 3, lambda tree: tree.update(files=[]))
 
 
+def name_twice(out: Path) -> None:
+    edit_marker(out, 3, lambda tree: tree["files"].append(tree["files"][0]))
+
+
 def name_another_spec(out: Path) -> None:
     edit_marker(out, 1, lambda tree: tree.update(spec_fingerprint="0" * 64))
 
@@ -215,6 +219,7 @@ SEEN_FROM_LISTINGS = [
     (count_consistently_wrong, "shard 1: its files hold 4 accepted and 2 other samples"),
     (count_another_plan, "do not add up to its 6"),
     (name_no_data, "shard 3: its marker names no data file"),
+    (name_twice, "shard 3: its marker names a file twice"),
     (name_another_spec, "shard 1: was made for another plan"),
     (fail_shard, "shard 3 failed"),
 ]

@@ -162,21 +162,19 @@ def plan_shapes(ctx: Ctx, r: dict[str, Any]) -> None:
                 lambda j: j.__setitem__("rows", "x"),
                 lambda j: j["files"][0].__setitem__("row_groups", []),
                 lambda j: j.__setitem__("rows", 2**70),
-                lambda j: j.__setitem__("samples", -1),
-                lambda j: j.__setitem__("shards", 10**12),
                 lambda j: j["spec"].__setitem__("seed", "x"),
                 lambda j: j.__setitem__("files", None),
                 lambda j: j.__setitem__("columns", [1]),
                 lambda j: j["spec"].__setitem__("output", None),
                 lambda j: j.pop("spec"),
-                lambda j: j.__setitem__("samples_per_shard", 0),
-                lambda j: j.__setitem__("variants", 0),
                 lambda j: j.__setitem__("version", "x"),
                 lambda j: j.__setitem__("version", None),
                 lambda j: j["files"][0].__setitem__("row_groups", [2**70]),
             ]
         )
     }
+    for name, value in (("samples", -1), ("shards", 10**12), ("variants", 0), ("new", {})):
+        edits[f"extra-{name}"] = change(PLAN, lambda j, n=name, v=value: j.__setitem__(n, v))
     edits |= {
         f"plan-raw{i}": put(PLAN, d)
         for i, d in enumerate(
