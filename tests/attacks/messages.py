@@ -331,9 +331,8 @@ def b16(ctx: Ctx) -> Result:
     )
     o2 = ctx.cli("doctor", timeout=120)
     r["B16-doctor-alone"] = (OTHER, f"rc {o2.rc} {o2.msg(150)}")
-    o = ctx.cli("doctor", "--input", ctx.prompts(2), "--output", ctx.dir / "o2", timeout=180)
     r["7-doctor-exposure"] = (
-        any(w in o.text for w in ("127.0.0.1", "loopback", "listen", "token")),
-        f"rc {o.rc}; {o.text.strip()[-300:]}",
+        any(words in o2.text for words in ("open ports", "Ray's token")),
+        f"rc {o2.rc}; {o2.text.strip()[-300:]}",
     )
     return r
