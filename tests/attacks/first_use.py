@@ -159,7 +159,7 @@ def b7(ctx: Ctx) -> Result:
         json.loads(j.out)
     except ValueError:
         said["json"] = False
-    ex = "n.parquet#" in o.text
+    ex = "e.g. n-000000" in o.text
     r["B7-reasons"] = (
         all(said.values()) and ex and o.rc == 2,
         f"rc {o.rc}, told by {said}, an example row: {ex}; {o.msg(160)}",
