@@ -242,6 +242,7 @@ def test_what_was_made_for_another_plan_is_left_alone(out: Path) -> None:
     assert result.exit_code == 4
     assert "withdrawn: shard 1" in result.output and "withdrawn: shard 2" not in result.output
     assert "1 shards are whole and not what was planned (2)" in result.output
+    assert "remove their markers (_batchgen/shards/00002.json) and `batchgen res" in result.output
     assert path.read_bytes() == before
 
 
