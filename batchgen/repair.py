@@ -48,8 +48,8 @@ class Repaired:
             told += (
                 f"; {len(found.other)} shards are whole and not what was planned "
                 f"({numbers(found.other)}): they were left as they are, and no file was set aside, "
-                "since plan.json may be another output's; if it is this one's, remove their markers "
-                f"({SHARDS}/{found.other[0]:05d}.json{', ...' if found.other[1:] else ''}) and "
+                "since plan.json may be another output's; if it is this one's, remove their "
+                f"markers ({SHARDS}/{found.other[0]:05d}.json{', ...' if found.other[1:] else ''}) and "
                 f"`batchgen resume {url}` makes them again"
             )
         return told
