@@ -49,8 +49,9 @@ class Repaired:
                 f"; {len(found.other)} shards are whole and not what was planned "
                 f"({numbers(found.other)}): they were left as they are, and no file was set aside, "
                 "since plan.json may be another output's; if it is this one's, remove their "
-                f"markers ({SHARDS}/{found.other[0]:05d}.json{', ...' if found.other[1:] else ''}) and "
-                f"`batchgen resume {url}` makes them again"
+                f"markers ({SHARDS}/{found.other[0]:05d}.json"
+                f"{', ...' if found.other[1:] else ''}) and `batchgen resume {url}` makes "
+                "them again"
             )
         return told
 
