@@ -57,8 +57,8 @@ def _version_in(data: bytes | str) -> object:
 def _refuse_newer(version: object, place: str, newest: int) -> None:
     if isinstance(version, int) and version > newest:
         raise NewerFormat(
-            f"{place} was made by a newer batchgen (format {version:.5g}; this one reads up to "
-            f"{newest}): use that version"
+            f"{place} was made by a newer batchgen (format {min(version, 10**6)}; this one reads "
+            f"up to {newest}): use that version"
         )
 
 

@@ -134,9 +134,11 @@ class _Row:
 
 
 def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
-    """For each row, the value of every mapped part."""
+    """For each row, the value of every mapped part but the label, which is carried as it is."""
     lists = {}
     for part, name in spec.input.columns.mapped().items():
+        if part == "label":
+            continue
         column = rows.table.column(name)
         if is_image(part) and pa.types.is_struct(column.type):
             lists[part] = _image_values(column)

@@ -265,9 +265,10 @@ def test_with_the_plan_of_another_output_nothing_is_to_be_set_aside(
         assert holdings() == before
 
 
-def test_a_marker_of_a_newer_version_is_left_alone(out: Path) -> None:
+@pytest.mark.parametrize("version", [99, 10**400])
+def test_a_marker_of_a_newer_version_is_left_alone(out: Path, version: int) -> None:
     path = out / "_batchgen/shards/00002.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
+    path.write_text(path.read_text().replace('"version": 1', f'"version": {version}'))
     result = invoke("verify", out, "--repair")
     assert "newer batchgen" in result.output and path.exists()
 

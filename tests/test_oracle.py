@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchgen.export import export
@@ -61,7 +61,13 @@ def tables(draw: st.DrawFn) -> pa.Table:
     )
 
 
+LATE = pa.array([None, 288_228_475_350_401_023], pa.timestamp("us"))  # in the year 11103
+TWO = {"prompt": ["a", "b"], "name": ["c", "d"], "kind": LATE, "more": LATE}
+
+
 @fuzz(quick=12, slow=2000)
+@example(pa.table(TWO), "parquet", False, 1)
+@example(pa.table(TWO), "image-folder", True, 2)
 @given(tables(), st.sampled_from(sorted(FORMATS)), st.booleans(), st.integers(1, 2))
 def test_an_output_is_the_same_in_every_format(
     table: pa.Table, form: str, keyed: bool, variants: int

@@ -17,6 +17,7 @@ from batchgen.plan import Plan
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec import Spec
 from batchgen.tasks import is_image
+from batchgen.writer.json_values import to_json
 
 MOST_LABELS = 100
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -254,8 +255,15 @@ def label_counts(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> d
         return {}
     positions = pa.array([one.sample.row for one in finished], pa.int64())
     values = _taken(rows.table.column(column), positions)
-    counts = Counter(short(str(value.as_py())) for value in values if value.is_valid)
+    counts = Counter(short(_label_text(value)) for value in values if value.is_valid)
     return dict(counts.most_common(MOST_LABELS))
+
+
+def _label_text(value: pa.Scalar) -> str:
+    try:
+        return str(value.as_py())
+    except (ValueError, OverflowError):  # a date that Python does not know, as of the year 11103
+        return str(to_json(pa.repeat(value, 1))[0])
 
 
 def image_extension(spec: Spec) -> str:
