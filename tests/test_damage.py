@@ -265,7 +265,7 @@ def test_with_the_plan_of_another_output_nothing_is_to_be_set_aside(
         assert holdings() == before
 
 
-@pytest.mark.parametrize("version", [99, 10**400])
+@pytest.mark.parametrize("version", [99, 10**400], ids=["99", "of 400 digits"])
 def test_a_marker_of_a_newer_version_is_left_alone(out: Path, version: int) -> None:
     path = out / "_batchgen/shards/00002.json"
     path.write_text(path.read_text().replace('"version": 1', f'"version": {version}'))
