@@ -181,10 +181,12 @@ def _drawable(text: str) -> str:
 @lru_cache(4096)
 def _has_glyph(letter: str) -> bool:
     """Whether the font draws it otherwise than what no font has."""
-    glyph, missing = _font().getmask(letter), _font().getmask("\U0010ffff")
+    font = _font(ImageFont.Layout.BASIC)  # the other one puts a circle below a lone mark
+    glyph, missing = font.getmask(letter), font.getmask("\U0010ffff")
     return (glyph.size, bytes(glyph)) != (missing.size, bytes(missing))
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(__file__).with_name("templates") / "DejaVuSans.ttf"), 10)
+def _font(layout: ImageFont.Layout | None = None) -> ImageFont.FreeTypeFont:
+    file = Path(__file__).with_name("templates") / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(file), 10, layout_engine=layout)

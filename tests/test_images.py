@@ -124,6 +124,8 @@ def test_other_formats_are_refused() -> None:
         ("", []),
         (" \n\t ", []),
         ("😀 smile 🐈 cat", ["😀 smile U+1F408 cat"]),
+        ("\u0939\u093f", ["U+0939 U+093F"]),  # a mark that the font lacks was drawn as a box
+        ("e\u0301", ["e\u0301"]),
         ("❤️", ["❤"]),
     ],
 )
