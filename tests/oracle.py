@@ -57,7 +57,7 @@ def _samples(data: Path) -> Iterator[tuple[str, bytes, Row]]:
                     key = name.removesuffix(".png")
                     yield key, told[name], json.loads(told[f"{key}.json"])
         elif path.name == "metadata.jsonl":
-            for line in path.read_text().splitlines():
+            for line in path.read_bytes().splitlines():  # as text it breaks at U+0085, too
                 row = json.loads(line)
                 image = path.parent / row["file_name"]
                 yield image.stem, image.read_bytes(), row

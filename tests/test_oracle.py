@@ -62,7 +62,7 @@ def tables(draw: st.DrawFn) -> pa.Table:
 
 
 LATE = pa.array([None, 288_228_475_350_401_023], pa.timestamp("us"))  # in the year 11103
-TWO = {"prompt": ["a", "b"], "name": ["c", "d"], "kind": LATE, "more": LATE}
+TWO = {"prompt": ["a\u0085\u2028c", "b"], "name": ["c", "d"], "kind": LATE, "more": LATE}
 
 
 @fuzz(quick=12, slow=2000)
