@@ -1,4 +1,4 @@
-"""A GPU that torch or Ray cannot use stops the run within seconds; it is never run on the CPU."""
+"""A GPU that torch or Ray cannot use stops the run at its first try; it is never run on the CPU."""
 
 from __future__ import annotations
 
@@ -106,16 +106,15 @@ def test_a_machine_without_a_gpu_may_have_the_program(
 
 
 RUN = """
-import ray, sys, time
+import ray, sys
 from batchgen import runner
 from batchgen.errors import StopJob
 from batchgen.spec import build
 ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
-began = time.monotonic()
 try:
-    runner.run(build({"input": {"path": sys.argv[1]}, "output": {"url": sys.argv[2]}}), quiet=True)
+    runner.run(build({"input": {"path": sys.argv[1]}, "output": {"url": sys.argv[2]}}))
 except StopJob as error:
-    print(error.exit_code, round(time.monotonic() - began), error)
+    print(error.exit_code, error)
 """
 
 
@@ -128,9 +127,9 @@ def test_a_run_on_a_gpu_that_torch_cannot_use_ends_at_once(tmp_path: Path) -> No
         text=True,
         timeout=240,
     )
-    code, seconds, words = done.stdout.split(" ", 2)
-    assert code == "1" and torch.__version__ in words and "GPU of" in words, done.stderr
-    assert int(seconds) < 60
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith("1 ") and torch.__version__ in said and "GPU of" in said, done.stderr
+    assert "tries again" not in done.stdout + done.stderr
     assert not list((tmp_path / "out").glob("data/*"))
 
 
