@@ -215,3 +215,64 @@ def derive_seed(run_seed: int, key: str) -> int:
     """The 63-bit seed of a sample: BLAKE2b of the run seed and the sample's key."""
     digest = hashlib.blake2b(f"{run_seed}\x1f{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model without loading it; goes into the plan.
+
+    Attributes:
+        model_id: the name, folder, hub id or URL as the user gave it, without credentials.
+        path: the local folder it was found in, or the local file of its weights.
+        revision: the hub's commit, or ``sha256:`` and the head of ``manifest_sha256``.
+        manifest_sha256: over name, size and SHA-256 of every file that would be loaded.
+        pipeline_class: the diffusers class the folder was saved from.
+        family: name of the family that it serves the task as.
+        scheduler: class name of the scheduler in effect.
+        latent_channels: C of the latents (C, height / f, width / f).
+        vae_scale_factor: f.
+        width: the denoiser's native width in pixels.
+        height: the denoiser's native height in pixels.
+        multiple_of: what width and height must be multiples of.
+        num_inference_steps: the model's own recommendation, or the family's.
+        guidance_scale: the model's own recommendation, or the family's.
+        class_names: for class-conditional models, the name of each class ("" if it has none).
+        controls: how many control images a call takes.
+        optional_control: a call may take one control image.
+        needs: parts of ``input.columns`` that must be mapped, beside those that the task needs.
+        upscale: pixels of an image made a pixel of the conditioning image, each way.
+        fixed_size: images of the native size alone can be made.
+        settings: settings of a call, beside steps, guidance and size, that the pipeline takes.
+        strength: used where neither the spec nor the row names one.
+        schedulers: those that the pipeline's loop is written for; empty: all.
+        min_steps: with fewer the pipeline ignores a condition or fails.
+        guidable: the model can be guided at all.
+        max_noise_level: the most noise that it was trained to take on its condition.
+    """
+
+    model_id: str
+    path: str
+    revision: str
+    manifest_sha256: str
+    pipeline_class: str
+    family: str
+    scheduler: str
+    latent_channels: int
+    vae_scale_factor: int
+    width: int
+    height: int
+    multiple_of: int
+    num_inference_steps: int
+    guidance_scale: float
+    class_names: tuple[str, ...] = ()
+    controls: int = 0
+    upscale: int = 1
+    fixed_size: bool = False
+    settings: tuple[str, ...] = ()
+    strength: float = 0.6
+    optional_control: bool = False
+    needs: tuple[str, ...] = ()
+    schedulers: tuple[str, ...] = ()
+    min_steps: int = 1
+    guidable: bool = True
+    max_noise_level: int = 999

@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from batchgen import engine
-from batchgen.frames import Frame
-from batchgen.shard import Trial
+from batchgen.engine.pools import Share
+from batchgen.shard.compose import Trial
+from batchgen.shard.frames import Frame
 from benchmarks.sleepers import (
     Sleeper,
     busy_share,
@@ -59,7 +59,7 @@ def slope(points: list[tuple[int, float]]) -> float:
 
 def busy(replicas: int, seconds: float, shards_each: int) -> dict[str, Any]:
     actors = -(-replicas // THREADS)
-    share = engine.Share(actors, actors, num_cpus=1, num_gpus=0, start_replicas=actors)
+    share = Share(actors, actors, num_cpus=1, num_gpus=0, start_replicas=actors)
     shards = replicas * shards_each
     memory: list[tuple[int, float]] = []
     with (
@@ -82,7 +82,7 @@ def busy(replicas: int, seconds: float, shards_each: int) -> dict[str, Any]:
 
 
 def rate(shards: int) -> dict[str, Any]:
-    share = engine.Share(2, 2, num_cpus=1, num_gpus=0, start_replicas=2)
+    share = Share(2, 2, num_cpus=1, num_gpus=0, start_replicas=2)
     memory: list[tuple[int, float]] = []
     with logical_cpus(4), sleeping_plan(shards, 0, in_flight=8) as (plan, ledger):
         slept, took = run(plan, ledger, [(Sleeper, share)], memory)

@@ -34,9 +34,9 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from batchgen.ledger import SHARDS, Ledger
+from batchgen.output.ledger import SHARDS, Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import configure, open_store
-from batchgen.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

@@ -33,14 +33,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from batchgen import engine, frames, replicas, runner
-from batchgen.frames import Frame
-from batchgen.ledger import Ledger, Marker
-from batchgen.plan import Plan
-from batchgen.reader import make_spans, read_columns, read_span
+from batchgen import models, runner
+from batchgen.engine.actors import Generate
+from batchgen.engine.pools import Share
+from batchgen.engine.stream import generate
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.output.ledger import Ledger, Marker
+from batchgen.plan.plan import Plan
 from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
-from batchgen.shard import FusedStages, Trial
-from batchgen.spec import build
+from batchgen.shard import frames
+from batchgen.shard.compose import FusedStages, Trial
+from batchgen.shard.frames import Frame
+from batchgen.spec.build import build
 from batchgen.storage import open_store
 from benchmarks.sleepers import logical_cpus, machine
 
@@ -70,18 +74,18 @@ class Decode(Half):
         return ImageBatch(noise, (True,) * count, batch.truncated)
 
 
-class Metered(engine.Generate):
+class Metered(Generate):
     """Says with each shard's marker how much memory the actor has."""
 
     def load(self) -> None:
         model, spec = self.plan.model, self.plan.spec
-        encoder = replicas.load_encoder(model, spec, ["cpu"])
+        encoder = models.load_encoder(model, spec, ["cpu"])
         encoder._cache_bytes = int(os.environ[CACHE])
         denoiser: Any = Denoise()
         decoder: Any = Decode()
         if os.environ.get(WHOLE):
-            denoiser = replicas.load_denoiser(model, spec, ["cpu"])
-            decoder = replicas.load_decoder(model, spec, ["cpu"])
+            denoiser = models.load_denoiser(model, spec, ["cpu"])
+            decoder = models.load_decoder(model, spec, ["cpu"])
         self.stages = FusedStages(encoder, denoiser, decoder)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
@@ -140,11 +144,11 @@ def note(points: list[tuple[int, float]], done: int, resident: float) -> None:
 
 def in_ray(samples: int) -> list[tuple[int, float]]:
     """(samples done, resident bytes of the one actor)."""
-    share = engine.Share(1, 1, num_cpus=1, num_gpus=0, start_replicas=1)
+    share = Share(1, 1, num_cpus=1, num_gpus=0, start_replicas=1)
     points: list[tuple[int, float]] = []
     with logical_cpus(2), planned(samples) as (plan, ledger):
         for number, event in enumerate(
-            engine.generate(plan, ledger, range(plan.shards), [(Metered, share)])
+            generate(plan, ledger, range(plan.shards), [(Metered, share)])
         ):
             assert isinstance(event, Marker), event
             note(points, (number + 1) * 64, event.timings_s["resident"])

@@ -33,7 +33,7 @@ from diffusers import ClassifierFreeGuidance, ModularPipeline, StableDiffusionXL
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl import StableDiffusionXLAutoBlocks
 
-from batchgen.replicas.tiny import BUILDERS
+from batchgen.models.tiny import BUILDERS
 
 PROMPTS = ("a red star", "a blue circle", "seven", "a red star")
 NEGATIVE = "grey"

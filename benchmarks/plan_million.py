@@ -46,9 +46,9 @@ def write_one(folder: Path) -> None:
 
 def measure(source: Path) -> dict[str, object]:
     """Plan, then read every shard once, as the reading tasks would; run in a process of its own."""
-    from batchgen.reader import make_spans, read_columns, read_span
+    from batchgen.input.reader import make_spans, read_columns, read_span
     from batchgen.runner import plan_job
-    from batchgen.spec import build
+    from batchgen.spec.build import build
 
     tree = {
         "input": {"path": str(source), "columns": {"key": "id"}},

@@ -25,9 +25,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from batchgen import engine
-from batchgen.frames import Frame
-from batchgen.shard import Trial
+from batchgen.engine.pools import Pools, Share
+from batchgen.shard.compose import Trial
+from batchgen.shard.frames import Frame
 from benchmarks.sleepers import (
     Sleeper,
     SleepingDecode,
@@ -69,7 +69,7 @@ def replicas() -> dict[str, Any]:
     found: dict[str, Any] = {"seconds_a_shard": SHARD_SECONDS, "shards_each": SHARDS_EACH}
     one = busy_one = None
     for count in COUNTS:
-        share = engine.Share(count, count, num_cpus=1, num_gpus=0, start_replicas=count)
+        share = Share(count, count, num_cpus=1, num_gpus=0, start_replicas=count)
         with (
             logical_cpus(count + 2),
             sleeping_plan(count * SHARDS_EACH, SHARD_SECONDS) as (plan, ledger),
@@ -108,15 +108,14 @@ def skewed() -> dict[str, Any]:
     return {"slots": SLOTS, "possible_a_second": best, **rates, "share_of_best": round(ratio, 3)}
 
 
-def pools(sizes: tuple[int, ...] | None) -> engine.Pools:
+def pools(sizes: tuple[int, ...] | None) -> Pools:
     """Of these sizes, or of those that they come to by themselves."""
     if sizes is None:
         return [
-            (stage, engine.Share(1, SLOTS, num_cpus=1, num_gpus=0, start_replicas=1))
-            for stage in STAGES
+            (stage, Share(1, SLOTS, num_cpus=1, num_gpus=0, start_replicas=1)) for stage in STAGES
         ]
     return [
-        (stage, engine.Share(size, size, num_cpus=1, num_gpus=0, start_replicas=size))
+        (stage, Share(size, size, num_cpus=1, num_gpus=0, start_replicas=size))
         for size, stage in zip(sizes, STAGES, strict=True)
     ]
 

@@ -1,9 +1,9 @@
 """Replicas that sleep where real ones compute: what is measured with them is the dispatch alone.
 
-They are actors of the real engine (`batchgen.engine.generate`) behind the real reader, frames and
-record of attempts. What differs from the real thing: a replica is a thread of an actor, not a
-process of its own, so that a thousand fit on one machine; a shard's rows are one prompt; nothing is
-written but the marker that the driver reads.
+They are actors of the real engine (`batchgen.engine.stream.generate`) behind the real reader,
+frames and record of attempts. What differs from the real thing: a replica is a thread of an
+actor, not a process of its own, so that a thousand fit on one machine; a shard's rows are one
+prompt; nothing is written but the marker that the driver reads.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from batchgen import engine, frames, runner
-from batchgen.engine.actors import Decode, Denoise, Encode
-from batchgen.engine.cluster import cluster
-from batchgen.frames import Frame
-from batchgen.ledger import Counts, Ledger, Marker
-from batchgen.plan import Plan
-from batchgen.shard import Trial
-from batchgen.spec import build
+from batchgen import runner
+from batchgen.cluster.join import cluster
+from batchgen.engine.actors import Decode, Denoise, Encode, Generate
+from batchgen.engine.pools import Pools
+from batchgen.engine.stream import generate
+from batchgen.output.ledger import Counts, Ledger, Marker
+from batchgen.plan.plan import Plan
+from batchgen.shard import frames
+from batchgen.shard.compose import Trial
+from batchgen.shard.frames import Frame
+from batchgen.spec.build import build
 from batchgen.storage import open_store
 
 
@@ -45,7 +48,7 @@ class Slept:
     ended: float
 
 
-class Sleeper(engine.Generate):
+class Sleeper(Generate):
     """Sleeps as long as the spec says, as `sampling.num_inference_steps` milliseconds."""
 
     def load(self) -> None:
@@ -159,7 +162,7 @@ def logical_cpus(count: int) -> Iterator[None]:
 
 
 def run(
-    plan: Plan, ledger: Ledger, pools: engine.Pools, watch: list[tuple[int, float]] | None = None
+    plan: Plan, ledger: Ledger, pools: Pools, watch: list[tuple[int, float]] | None = None
 ) -> tuple[list[Slept], float]:
     """Stream all shards; returns what each slept, and the seconds in all.
 
@@ -167,7 +170,7 @@ def run(
     """
     slept, me, looked = [], psutil.Process(), 0.0
     began = time.monotonic()
-    for event in engine.generate(plan, ledger, range(plan.shards), pools):
+    for event in generate(plan, ledger, range(plan.shards), pools):
         assert isinstance(event, Marker), event
         times = event.timings_s
         slept.append(Slept(event.environment["replica"], times["began"], times["ended"]))

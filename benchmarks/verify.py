@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from batchgen.plan import Plan
-from batchgen.prepare import prepare
-from batchgen.reader import make_spans, read_columns, read_span
-from batchgen.saved_plan import read_plan
-from batchgen.tasks import TASK_NAMES
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.plan.plan import Plan
+from batchgen.plan.saved import read_plan
+from batchgen.shard.prepare import prepare
+from batchgen.spec.tasks import TASK_NAMES
 
 RUNS, PICTURES = Path("out/tasks"), Path("docs/images/tasks")
 SHIPPED = "digits-shapes"

@@ -12,8 +12,8 @@ import peft
 import torch
 from safetensors.torch import save_file
 
+from batchgen.models.tiny.parts import seeded
 from batchgen.records import Call
-from batchgen.replicas.tiny.parts import seeded
 from tests.family_stages import Array, FamilyStages, as_array, batch, call, generators
 
 TEXT = ("q_proj", "v_proj", "fc1")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchgen.ledger import Ledger, Marker
-from batchgen.plan import Plan
-from batchgen.reader import make_spans, read_columns, read_span
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.output.ledger import Ledger, Marker
+from batchgen.plan.plan import Plan
 from batchgen.records import Call, ConditionBatch, EncodedBatch, ImageBatch, LatentBatch, Sample
-from batchgen.shard import FusedStages
+from batchgen.shard.compose import FusedStages
 
 SEED, PROMPT, FLAT, BROKEN = range(4)
 

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from batchgen.plan import Plan, SourceFile, make_plan
-from batchgen.replicas import ModelInfo
-from batchgen.spec import Spec, build, merge
+from batchgen.plan.plan import Plan, SourceFile, make_plan
+from batchgen.records import ModelInfo
+from batchgen.spec.build import build
+from batchgen.spec.spec import Spec
+from batchgen.spec.tree import merge
 
 MODEL = ModelInfo(
     model_id="paper/model",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.families import FAMILIES, Family
-from batchgen.spec import Spec, build
-from batchgen.tasks import task_named
+from batchgen.spec.build import build
+from batchgen.spec.spec import Spec
+from batchgen.spec.tasks import task_named
 
 LARGEST = 64  # pixels a side, of models whose configuration tells no size
 FAMILY_IDS = [f"{family.task}-{family.name}" for family in FAMILIES]
@@ -42,7 +43,7 @@ def family_spec(family: Family, folder: Path, rows: Path, output: Path, **resour
     columns |= {part: part for part in family.needs}
     columns |= {"regions": "regions"} if "regions" in family.settings else {}
     whole["input"]["columns"] = {k: v for k, v in columns.items() if k != "prompt" or v}
-    info = replicas.inspect(build_model(model), family.task)
+    info = models.inspect(build_model(model), family.task)
     if info.width > LARGEST:
         side = max(LARGEST, info.multiple_of)
         whole["sampling"] |= {"width": side, "height": side}
@@ -53,6 +54,6 @@ def family_spec(family: Family, folder: Path, rows: Path, output: Path, **resour
 
 
 def build_model(fields: dict[str, Any]) -> Any:
-    from batchgen.spec import Model
+    from batchgen.spec.model import Model
 
     return Model.model_validate(fields)

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from batchgen import replicas, spec, wire
-from batchgen.decode import Decoder
-from batchgen.denoise import Denoiser
-from batchgen.encode import Encoder, sample_generator
+from batchgen import models
 from batchgen.families import Family
 from batchgen.records import Call, ConditionBatch, ImageBatch, Sample, derive_seed
-from batchgen.tasks import task_named
+from batchgen.shard import tensor_bytes
+from batchgen.spec.build import build
+from batchgen.spec.tasks import task_named
+from batchgen.stages.decode import Decoder
+from batchgen.stages.denoise import Denoiser
+from batchgen.stages.encode import Encoder, sample_generator
 
 Array = np.ndarray[Any, Any]
 PROMPTS = ("a red star", "a blue circle", "a red star", "seven")
@@ -39,7 +41,7 @@ class FamilyStages:
         **model: Any,
     ) -> None:
         columns = {part: part for part in task_named(task).needs}
-        self.spec = spec.build(
+        self.spec = build(
             {
                 "input": {"path": "in.parquet", "columns": columns},
                 "output": {"url": "out"},
@@ -49,25 +51,27 @@ class FamilyStages:
                 "resources": {"batch_size": batch_size},
             }
         )
-        self.info = replicas.inspect(self.spec.model, task)
-        self.encode: Encoder = replicas.load_encoder(self.info, self.spec)
-        self.denoise: Denoiser = replicas.load_denoiser(self.info, self.spec)
-        self.decode: Decoder = replicas.load_decoder(self.info, self.spec)
+        self.info = models.inspect(self.spec.model, task)
+        self.encode: Encoder = models.load_encoder(self.info, self.spec)
+        self.denoise: Denoiser = models.load_denoiser(self.info, self.spec)
+        self.decode: Decoder = models.load_decoder(self.info, self.spec)
 
     def fused(self, batch: ConditionBatch) -> ImageBatch:
         return self.decode(self.denoise(self.encode(batch)))
 
     def staged(self, batch: ConditionBatch) -> ImageBatch:
         """With what travels between pools turned into bytes and back."""
-        encoded = wire.encoded_from_bytes(wire.encoded_to_bytes([self.encode(batch)]))
+        encoded = tensor_bytes.encoded_from_bytes(
+            tensor_bytes.encoded_to_bytes([self.encode(batch)])
+        )
         latents = [self.denoise(one) for one in encoded]
-        (arrived,) = wire.latents_from_bytes(wire.latents_to_bytes(latents))
+        (arrived,) = tensor_bytes.latents_from_bytes(tensor_bytes.latents_to_bytes(latents))
         return self.decode(arrived)
 
     def parts(self) -> dict[str, set[str]]:
         """Which components with parameters each stage holds."""
         stages = {"encoder": self.encode, "denoiser": self.denoise, "decoder": self.decode}
-        return {name: set(replicas.parameter_counts(stage)) for name, stage in stages.items()}
+        return {name: set(models.parameter_counts(stage)) for name, stage in stages.items()}
 
 
 def sample(row: int, call: Call, **values: Any) -> Sample:

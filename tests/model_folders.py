@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
-from batchgen import replicas, spec
+from batchgen import models
 from batchgen.errors import ModelError
-from batchgen.replicas import ModelInfo
+from batchgen.records import ModelInfo
+from batchgen.spec.build import build
+from batchgen.spec.model import Model
+from batchgen.spec.spec import Spec
 
 TEXT, IMAGE = "text-to-image", "image-to-image"
 ROOT = Path(__file__).parent.parent
 
 
-def spec_of(folder: Path, task: str = TEXT, **model: Any) -> spec.Spec:
-    return spec.build(
+def spec_of(folder: Path, task: str = TEXT, **model: Any) -> Spec:
+    return build(
         {
             "input": {"path": "x", "columns": {"image": "image"} if task == IMAGE else {}},
             "output": {"url": "y"},
@@ -32,7 +35,7 @@ def spec_of(folder: Path, task: str = TEXT, **model: Any) -> spec.Spec:
 
 
 def inspect(folder: Path | str, task: str = TEXT, **model: Any) -> ModelInfo:
-    return replicas.inspect(spec.Model(path=str(folder), **model), task)
+    return models.inspect(Model(path=str(folder), **model), task)
 
 
 def refusal(folder: Path | str, task: str = TEXT, **model: Any) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.spec import Spec, build, merge
+from batchgen.spec.build import build
+from batchgen.spec.spec import Spec
+from batchgen.spec.tree import merge
 
 
 def spec_for(source: Path, output: Path, **dotted: Any) -> Spec:

@@ -15,7 +15,7 @@ import sys
 
 import ray
 
-from batchgen import engine
+from batchgen.cluster.join import cluster
 from batchgen.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -35,7 +35,7 @@ def main(ending: str, path: str) -> None:
     if ending == "signal":
         for number in SIGNALS:
             signal.signal(number, lambda number, frame: got.append(number))
-    with engine.cluster(None):
+    with cluster(None):
         writer = ray.remote(Writer).remote()
         facts = {
             "actor": ray.get(writer.write.remote(path)),

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from batchgen import spec
 from batchgen.families import FAMILIES
-from batchgen.replicas.schedulers import SCHEDULERS
-from batchgen.replicas.sources import defaults_of, mixins_of
-from batchgen.replicas.tiny.stable_diffusion_xl import build_base
-from batchgen.replicas.tiny.transformer import BUILDERS
-from batchgen.replicas.tiny.variation import build_ip_adapter
+from batchgen.families.diffusers_source import defaults_of, mixins_of
+from batchgen.families.schedulers import SCHEDULERS
+from batchgen.models.tiny.stable_diffusion_xl import build_base
+from batchgen.models.tiny.transformer import BUILDERS
+from batchgen.models.tiny.variation import build_ip_adapter
+from batchgen.spec.build import build
+from batchgen.spec.tree import merge
 from tests.added_files import (
     TEXT,
     build_lora,
@@ -307,5 +308,5 @@ def test_additions_change_the_fingerprint() -> None:
         {"model.scheduler_options": {"use_karras_sigmas": True}},
         {"model.ip_adapter": {"path": "x"}},
     ]
-    made = {spec.build(spec.merge(base, one)).fingerprint for one in changes}
+    made = {build(merge(base, one)).fingerprint for one in changes}
     assert len(made) == len(changes)

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from batchgen import replicas, spec
+from batchgen import models
 from batchgen.errors import ModelError, SpecError
-from batchgen.replicas.tiny.stable_diffusion_xl import build_base
-from batchgen.replicas.tiny.transformer import BUILDERS
-from batchgen.replicas.tiny.variation import build_image_variation
-from batchgen.tasks import parse_lora
+from batchgen.models.tiny.stable_diffusion_xl import build_base
+from batchgen.models.tiny.transformer import BUILDERS
+from batchgen.models.tiny.variation import build_image_variation
+from batchgen.spec.build import build
+from batchgen.spec.tasks import parse_lora
+from batchgen.spec.tree import merge
 from tests.added_files import build_lora, named, token_file
 from tests.family_stages import FamilyStages
 from tests.model_folders import refusal, spec_of
@@ -115,10 +117,10 @@ def test_a_lora_of_another_model(folder: Path, tmp_path: Path) -> None:
 def test_a_lora_that_changed_since_it_was_planned(folder: Path, tmp_path: Path) -> None:
     file = build_lora(folder, tmp_path, 1)
     ready = spec_of(folder, **named({"a": file}))
-    info = replicas.inspect(ready.model, TASK)
+    info = models.inspect(ready.model, TASK)
     build_lora(folder, tmp_path, 2)
     with pytest.raises(ModelError, match="is not the planned one"):
-        replicas.load_denoiser(info, ready)
+        models.load_denoiser(info, ready)
 
 
 def test_models_that_take_no_lora(lora: Path, tmp_path: Path) -> None:
@@ -166,6 +168,6 @@ def test_the_text_of_a_row() -> None:
 def test_specs_that_are_refused(fields: dict[str, Any], field: str, told: str) -> None:
     base = {"input": {"path": "x"}, "output": {"url": "y"}}
     with pytest.raises(SpecError, match=re.escape(told)) as caught:
-        spec.build(spec.merge(base, fields))
+        build(merge(base, fields))
     assert caught.value.field == field
     assert "secret" not in str(caught.value)

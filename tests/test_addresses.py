@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen import addresses
-from batchgen.addresses import check_head, check_job_server, joined
 from batchgen.cli import main
+from batchgen.cluster import addresses
+from batchgen.cluster.addresses import check_head, check_job_server, joined
+from batchgen.cluster.submit import Cluster
 from batchgen.errors import UsageError
-from batchgen.submit import Cluster
 from tests.datasets_on_disk import write_prompts
 from tests.fuzzing import fuzz
 from tests.object_store.server import free_port

@@ -19,12 +19,12 @@ import yarl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen import uris
 from batchgen.errors import RejectRow, RetryShard, StorageFailed
-from batchgen.prepare import prepare
-from batchgen.reader import make_spans, read_span
+from batchgen.input import uris
+from batchgen.input.reader import make_spans, read_span
+from batchgen.input.uris import Uris
+from batchgen.shard.prepare import prepare
 from batchgen.storage import Limits, configure
-from batchgen.uris import Uris
 from tests.datasets_on_disk import plan_for, png, write_columns
 from tests.fuzzing import fuzz
 

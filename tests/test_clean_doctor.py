@@ -19,11 +19,11 @@ import torch
 from click.testing import CliRunner, Result
 from fsspec.implementations.memory import MemoryFileSystem
 
-from batchgen import clean, doctor, machine
-from batchgen.cli import main
+from batchgen.cli import doctor, machine, main
 from batchgen.errors import InputError, OutputBusy
-from batchgen.lease import acquire_lease
-from batchgen.ledger import Ledger
+from batchgen.output import clean
+from batchgen.output.lease import acquire_lease
+from batchgen.output.ledger import Ledger
 from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_prompts
@@ -194,7 +194,7 @@ class Careless(MemoryFileSystem):
 
 @pytest.fixture
 def careless(monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr("batchgen.lease.SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr("batchgen.output.lease.SETTLE_SECONDS", 0.05)
     return Store(Careless(), f"/{uuid.uuid4().hex}", "careless://", local=False)
 
 
@@ -217,6 +217,6 @@ def test_where_names_are_taken_twice_the_last_writer_holds_the_lease(
         "_batchgen/lease/00001.json",
         json.dumps({"owner": "x", "renewed_at": 0, "released": True}).encode(),
     )
-    monkeypatch.setattr("batchgen.lease.time.sleep", other_takes_it_too)
+    monkeypatch.setattr("batchgen.output.lease.time.sleep", other_takes_it_too)
     with pytest.raises(OutputBusy, match=r"another run \(host other, pid"):
         acquire_lease(careless)

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from batchgen.cli import FIELDS, main
-from batchgen.lease import acquire_lease
-from batchgen.ledger import Ledger
+from batchgen.output.lease import acquire_lease
+from batchgen.output.ledger import Ledger
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for

@@ -12,7 +12,7 @@ import ray
 import yaml
 from ray.autoscaler._private.providers import _get_default_config, _get_node_provider_cls
 
-from batchgen.spot import SpotFirst
+from batchgen.cluster.spot import SpotFirst
 from tests.cluster.files import LAUNCHER, check_launcher_file, check_rayjob
 
 ROOT = Path(__file__).parents[1]

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen import columns, reader
-from batchgen.columns import largest_row, plain_table
 from batchgen.errors import InputError
-from batchgen.ledger import Ledger
-from batchgen.plan import Plan
-from batchgen.reader import make_spans, read_columns, read_span
+from batchgen.input import reader
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.output.ledger import Ledger
+from batchgen.plan import columns
+from batchgen.plan.columns import largest_row, plain_table
+from batchgen.plan.plan import Plan
 from batchgen.records import ShardRows
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output

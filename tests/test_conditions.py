@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFilter, ImageOps
 
-from batchgen.conditions import (
+from batchgen.errors import RejectRow
+from batchgen.images.conditions import (
     MAKERS,
     Resize,
     check_maker,
@@ -25,8 +26,7 @@ from batchgen.conditions import (
     size_for,
     to_array,
 )
-from batchgen.errors import RejectRow
-from batchgen.source_images import MAX_PIXELS, open_image, open_mask
+from batchgen.images.source import MAX_PIXELS, open_image, open_mask
 from tests.test_images import Array, file_of, noise, photo
 
 POLICIES: tuple[Resize, ...] = ("fill", "fit", "stretch", "multiple-of")
@@ -710,6 +710,7 @@ def test_the_table_of_makers_is_frozen() -> None:
 
 
 def test_opencv_is_loaded_for_its_users_alone() -> None:
-    code = "import sys, batchgen.conditions; print({'cv2', 'torch', 'pyarrow'} & {*sys.modules})"
+    code = "import sys, batchgen.images.conditions; "
+    code += "print({'cv2', 'torch', 'pyarrow'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from batchgen import runner
+from batchgen.engine.interrupt import interruptible
 from batchgen.errors import Interrupted
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.chaos.kill import chaos, command, markers, start, wait_until, write_prompts
 
 
@@ -29,13 +29,13 @@ def test_killed_drivers_replicas_and_daemons_lose_and_change_nothing(tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_become_an_interruption(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted), runner.interruptible():
+    with pytest.raises(Interrupted), interruptible():
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
 
 
 def test_a_lost_lease_interrupts_with_its_reason() -> None:
-    with pytest.raises(Interrupted, match="taken over"), runner.interruptible() as interrupt:
+    with pytest.raises(Interrupted, match="taken over"), interruptible() as interrupt:
         interrupt("another run has taken over")
         signal.pause()
 
@@ -53,7 +53,7 @@ def test_watchdogs_that_speak_late_or_twice_kill_nobody() -> None:
 
     interrupts: list[Callable[[str], None]] = []
     thread = threading.Thread(target=watchdog)
-    with pytest.raises(Interrupted, match="the first"), runner.interruptible() as interrupt:
+    with pytest.raises(Interrupted, match="the first"), interruptible() as interrupt:
         interrupts.append(interrupt)
         thread.start()
         signal.pause()

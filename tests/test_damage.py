@@ -12,13 +12,14 @@ from click.testing import CliRunner, Result
 
 from batchgen import runner
 from batchgen.cli import main
-from batchgen.lease import acquire_lease
-from batchgen.ledger import DATA, Ledger
-from batchgen.progress import Tally
-from batchgen.runner import Outcome
+from batchgen.output.formats import FORMATS
+from batchgen.output.lease import acquire_lease
+from batchgen.output.ledger import DATA, Ledger
+from batchgen.output.outcome import Outcome
+from batchgen.output.verify import verify
+from batchgen.progress.display import Tally
+from batchgen.report.finalize import finalize
 from batchgen.storage import open_store
-from batchgen.verify import verify
-from batchgen.writer import FORMATS
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
 
@@ -51,7 +52,7 @@ def at(folder: Path) -> Ledger:
 def finalized(out: Path) -> Outcome:
     ledger = at(out)
     plan = ledger.require_plan()
-    return runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    return finalize(plan, ledger, Tally(plan.shards, plan.samples))
 
 
 def invoke(*words: str | Path) -> Result:

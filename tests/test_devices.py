@@ -12,11 +12,11 @@ import pytest
 import ray
 import torch
 
-from batchgen import engine
-from batchgen.engine import devices
-from batchgen.engine.devices import Driver, driver, hidden_gpu, why_unusable
+from batchgen.cluster import devices
+from batchgen.cluster.devices import Driver, driver, hidden_gpu, refuse_hidden_gpu, why_unusable
 from batchgen.errors import ModelError, UsageError
-from batchgen.spec import Spec, build
+from batchgen.spec.build import build
+from batchgen.spec.spec import Spec
 from tests.datasets_on_disk import write_prompts
 
 TABLE = "| NVIDIA-SMI 535.54.03   Driver Version: 535.54.03   CUDA Version: 12.2 |"
@@ -86,13 +86,13 @@ def test_a_gpu_that_ray_does_not_find_is_refused(
     monkeypatch.setattr(devices, "is_private", lambda: True)
     fake_smi(tmp_path, ANSWERS, monkeypatch)
     with pytest.raises(UsageError, match=r"NVIDIA L40S; driver 535.54.03 for CUDA up to 12.2"):
-        engine.refuse_hidden_gpu(spec_of())
-    engine.refuse_hidden_gpu(spec_of(num_gpus=0))
+        refuse_hidden_gpu(spec_of())
+    refuse_hidden_gpu(spec_of(num_gpus=0))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    engine.refuse_hidden_gpu(spec_of())
+    refuse_hidden_gpu(spec_of())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
-    engine.refuse_hidden_gpu(spec_of())
+    refuse_hidden_gpu(spec_of())
 
 
 def test_a_machine_without_a_gpu_may_have_the_program(
@@ -109,7 +109,7 @@ RUN = """
 import ray, sys
 from batchgen import runner
 from batchgen.errors import StopJob
-from batchgen.spec import build
+from batchgen.spec.build import build
 ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
 try:
     runner.run(build({"input": {"path": sys.argv[1]}, "output": {"url": sys.argv[2]}}))
@@ -137,7 +137,7 @@ LOCAL_RUN = """
 import sys
 from batchgen import runner
 from batchgen.errors import UsageError
-from batchgen.spec import build
+from batchgen.spec.build import build
 try:
     runner.run(build({"input": {"path": sys.argv[1]}, "output": {"url": sys.argv[2]}}), quiet=True)
 except UsageError as error:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import score
-from batchgen.denoise import filled, restored_generators
-from batchgen.encode import Encoder, seeded_generator
 from batchgen.records import (
     GENERATOR_STATE_BYTES,
     Call,
     ConditionBatch,
     LatentBatch,
 )
+from batchgen.stages import score
+from batchgen.stages.denoise import filled, restored_generators
+from batchgen.stages.encode import Encoder, seeded_generator
 from tests.tiny_models import build_model
 from tests.tiny_stages import (
     PLAIN,
@@ -70,7 +70,7 @@ def test_memory_is_given_back_as_prompts_are_forgotten(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_back: list[None] = []
-    monkeypatch.setattr("batchgen.encode._give_memory_back", lambda: given_back.append(None))
+    monkeypatch.setattr("batchgen.stages.encode._give_memory_back", lambda: given_back.append(None))
     encoder = Stages(folder, "text-to-image").encode
     small = Encoder(encoder.pipeline, encoder.adapter, B, cache_bytes=2 * 16 * 32 * 4)
     small(batch_of("text-to-image", [0]))

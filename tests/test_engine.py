@@ -16,11 +16,14 @@ from ray.data import DataContext
 from ray.data._internal.usage.collector import usage_collection_disabled
 from safetensors.torch import load_file, save_file
 
-from batchgen import engine, frames, runner
+from batchgen import runner
 from batchgen.attempts import News
+from batchgen.cluster.join import cluster, this_actor
 from batchgen.engine import loading
-from batchgen.engine.cluster import this_actor
+from batchgen.engine.actors import Generate, StageActor
 from batchgen.engine.listen import HEAR_EVERY_S
+from batchgen.engine.pools import Share
+from batchgen.engine.stream import _event, _read_ahead, generate
 from batchgen.errors import (
     InputError,
     ModelError,
@@ -28,13 +31,15 @@ from batchgen.errors import (
     StorageFailed,
     UsageError,
 )
-from batchgen.frames import Frame
-from batchgen.ledger import FailedMarker, Ledger, Marker
-from batchgen.plan import Plan
-from batchgen.progress import Tally
-from batchgen.shard import Trial
+from batchgen.output.ledger import FailedMarker, Ledger, Marker
+from batchgen.output.verify import verify
+from batchgen.plan.plan import Plan
+from batchgen.progress.display import Tally
+from batchgen.report.finalize import finalize
+from batchgen.shard import frames
+from batchgen.shard.compose import Trial
+from batchgen.shard.frames import Frame
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.arithmetic_stages import arithmetic_stages
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
@@ -42,11 +47,11 @@ from tests.test_ledger import MARKER
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Events = dict[int, Marker | FailedMarker]
-POOLS_SHARE = engine.Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
-TWO = engine.Share(2, 2, num_cpus=0.5, num_gpus=0, start_replicas=2)
+POOLS_SHARE = Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
+TWO = Share(2, 2, num_cpus=0.5, num_gpus=0, start_replicas=2)
 
 
-class Faulty(engine.Generate):
+class Faulty(Generate):
     """Arithmetic stages and faults on demand: a prompt's words say what goes wrong."""
 
     def load(self) -> None:
@@ -69,7 +74,7 @@ class Healed(Faulty):
     """The same without faults."""
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
-        return engine.Generate.work(self, frame, trial)
+        return Generate.work(self, frame, trial)
 
 
 class Slow(Faulty):
@@ -126,12 +131,12 @@ def _deaths(plan: Plan) -> bool:
 def stream(
     plan: Plan,
     ledger: Ledger,
-    actor: type[engine.StageActor] = Faulty,
-    share: engine.Share = POOLS_SHARE,
+    actor: type[StageActor] = Faulty,
+    share: Share = POOLS_SHARE,
     hear: Callable[[News], None] | None = None,
 ) -> Events:
     pending = ledger.states(plan).pending
-    events = list(engine.generate(plan, ledger, pending, [(actor, share)], hear))
+    events = list(generate(plan, ledger, pending, [(actor, share)], hear))
     assert sorted(event.shard for event in events) == pending  # one event out per shard in
     return {event.shard: event for event in events}
 
@@ -158,14 +163,14 @@ def test_each_fault_costs_what_it_should(prompts: Callable[..., Path], tmp_path:
     assert attempts[3] == 2 and attempts[1] >= 2
     states = ledger.states(plan)
     assert states.failed == {2, 5} and states.pending == [2, 5]
-    outcome = runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
     assert (outcome.exit_code, outcome.accepted, outcome.failed) == (2, 6, 2)
     assert not verify(ledger).ok
 
     healed = stream(plan, ledger, Healed)
     assert set(healed) == {2, 5}
     assert ledger.states(plan).failed == frozenset()
-    assert runner.finalize(plan, ledger, Tally(plan.shards, plan.samples)).exit_code == 0
+    assert finalize(plan, ledger, Tally(plan.shards, plan.samples)).exit_code == 0
     assert verify(ledger).ok
 
 
@@ -189,7 +194,7 @@ def test_what_cannot_start_is_said_and_not_started_for_ever(
 def test_a_replica_that_its_node_lets_not_start_costs_no_more_than_itself(
     prompts: Callable[..., Path],
     tmp_path: Path,
-    actor: type[engine.StageActor],
+    actor: type[StageActor],
     refusals: int,
     least: int,
 ) -> None:
@@ -226,7 +231,7 @@ def test_a_damaged_input_stops_the_job_and_names_the_file(
 def test_a_model_that_vanished_is_named(prompts: Callable[..., Path], tmp_path: Path) -> None:
     plan, ledger = job(prompts(["fine"]), tmp_path / "out", model__path="nowhere/model")
     with pytest.raises(ModelError, match="nowhere/model"):
-        stream(plan, ledger, engine.Generate)
+        stream(plan, ledger, Generate)
 
 
 def test_a_demand_that_cannot_be_met_is_said_at_once(
@@ -246,7 +251,7 @@ def test_a_demand_that_cannot_be_met_is_said_at_once(
 def broken_model(tmp_path: Path) -> Path:
     """The shipped model with NaN in the last layer of its U-Net."""
     model = tmp_path / "broken"
-    shutil.copytree(Path(runner.__file__).parent / "models" / "digits-shapes", model)
+    shutil.copytree(Path(runner.__file__).parent / "shipped" / "digits-shapes", model)
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     tensors["conv_out.weight"] = tensors["conv_out.weight"] * float("nan")
@@ -315,7 +320,7 @@ def test_a_run_that_rejects_everything_stops_early_and_says_why(
 
 def test_an_attempt_counts_though_an_earlier_ones_marker_stands() -> None:
     """As when a node comes back that was cut off, and has written what was made again meanwhile."""
-    event = engine._event(Frame(MARKER.shard, frames.COMMITTED, 5, MARKER.to_json()))
+    event = _event(Frame(MARKER.shard, frames.COMMITTED, 5, MARKER.to_json()))
     assert MARKER.attempt != 5
     assert event == replace(MARKER, attempt=5)
 
@@ -331,7 +336,7 @@ def test_readers_are_less_ahead_where_rows_are_large(
     plan = plan_for(prompts(256), tmp_path / "out", **sizes)
     (file,) = plan.files
     plan = replace(plan, files=(replace(file, size=row_bytes * 256),))
-    assert engine._read_ahead(plan) == ahead
+    assert _read_ahead(plan) == ahead
 
 
 def test_ray_knows_the_setting_for_reading_ahead() -> None:
@@ -344,5 +349,5 @@ def test_ray_data_keeps_no_statistics_of_use(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     monkeypatch.delenv("RAY_DATA_USAGE_DISABLED", raising=False)
     assert not usage_collection_disabled()
-    with engine.cluster(None):
+    with cluster(None):
         assert usage_collection_disabled()

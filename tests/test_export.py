@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen import export as exporting
 from batchgen.errors import InputError, OutputBusy, PlanChanged, SpecError
-from batchgen.export import export
-from batchgen.lease import acquire_lease
-from batchgen.ledger import FailedMarker, Ledger
+from batchgen.output import export as exporting
+from batchgen.output.export import export
+from batchgen.output.formats import FORMATS
+from batchgen.output.lease import acquire_lease
+from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import Store, open_store
-from batchgen.verify import verify
-from batchgen.writer import FORMATS
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
 

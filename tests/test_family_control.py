@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
 from batchgen.families import family_named
+from batchgen.models.tiny.control import BUILDERS, build_lone_adapter, build_lone_controlnet
 from batchgen.records import ConditionBatch
-from batchgen.replicas.tiny.control import BUILDERS, build_lone_adapter, build_lone_controlnet
-from batchgen.spec import Model
+from batchgen.spec.model import Model
 from tests.family_stages import (
     Array,
     FamilyStages,
@@ -334,13 +334,13 @@ def test_refused_models(
     given: dict[str, str | tuple[str, ...]]
     given = {part: str(folders(one)) for part, one in components.items()}
     with pytest.raises(ModelError, match=message):
-        replicas.inspect(Model(path=str(folders(name)), components=given), "control")
+        models.inspect(Model(path=str(folders(name)), components=given), "control")
 
 
 def test_a_controlnet_for_another_autoencoder_is_refused(folders: Folders, tmp_path: Path) -> None:
     coarse = build_model(tmp_path / "coarse", factor=8)
     with pytest.raises(ModelError, match="pixels a latent is 4, the model's is 8"):
-        replicas.inspect(
+        models.inspect(
             Model(path=str(coarse), components={"controlnet": str(folders("net"))}), "control"
         )
 
@@ -351,9 +351,9 @@ def test_several_in_the_folder_itself_are_to_be_named(folders: Folders, tmp_path
         folders("plain"), controlnet=nets, safety_checker=None
     ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"holds several.*model.components.controlnet"):
-        replicas.inspect(Model(path=str(tmp_path)), "control")
+        models.inspect(Model(path=str(tmp_path)), "control")
     named = (str(tmp_path / "controlnet"), str(tmp_path / "controlnet_1"))
-    info = replicas.inspect(Model(path=str(tmp_path), components={"controlnet": named}), "control")
+    info = models.inspect(Model(path=str(tmp_path), components={"controlnet": named}), "control")
     assert info.controls == 2
     second = _stages(tmp_path, (("controlnet", str(tmp_path / "controlnet_1")),))
     outside = _stages(folders("plain"), (("controlnet", str(folders("other net"))),))

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError, SpecError
-from batchgen.fit import check_fit
-from batchgen.replicas.tiny.stable_diffusion import (
+from batchgen.models.tiny.stable_diffusion import (
     build_depth,
     build_edit,
     build_stable_diffusion,
 )
-from batchgen.spec import Model
+from batchgen.plan.checks import check_fit
+from batchgen.spec.model import Model
 from tests.family_stages import Array, FamilyStages, batch, call, picture
 from tests.model_folders import edit
 from tests.plain_stable_diffusion import Plain, check_equal
@@ -177,9 +177,9 @@ def test_a_model_of_four_channels_is_refused(
     folder = build_stable_diffusion(tmp_path / "plain")
     edit(folder / "model_index.json", _class_name=pipeline)
     with pytest.raises(ModelError, match=f"unet takes 4 channels, .* for {task} takes {wanted} "):
-        replicas.inspect(Model(path=str(folder)), task)
+        models.inspect(Model(path=str(folder)), task)
 
 
 def test_a_model_for_edits_is_refused_elsewhere(edit_folder: Path) -> None:
     with pytest.raises(ModelError, match=f"is a {EDIT}; it fits image-edit"):
-        replicas.inspect(Model(path=str(edit_folder)), "image-to-image")
+        models.inspect(Model(path=str(edit_folder)), "image-to-image")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
-from batchgen.replicas.tiny.stable_diffusion import (
+from batchgen.models.tiny.stable_diffusion import (
     build_edit,
     build_inpainting,
     build_stable_diffusion,
 )
-from batchgen.spec import Model
+from batchgen.spec.model import Model
 from tests.family_stages import FamilyStages, batch, call, mask, picture
 from tests.model_folders import edit
 from tests.plain_stable_diffusion import Plain, check_equal
@@ -136,14 +136,14 @@ def test_a_model_with_other_channels_is_refused(tmp_path: Path) -> None:
     folder = build_edit(tmp_path / "edit")
     edit(folder / "model_index.json", _class_name=PIPELINE)
     with pytest.raises(ModelError, match=r"unet takes 8 channels.* for inpainting takes 4 or 9"):
-        replicas.inspect(Model(path=str(folder)), TASK)
+        models.inspect(Model(path=str(folder)), TASK)
 
 
 def test_a_model_without_vae_is_refused(tmp_path: Path) -> None:
     folder = build_inpainting(tmp_path / "inpainting")
     edit(folder / "model_index.json", vae=[None, None])
     with pytest.raises(ModelError, match=r"vae: .* names none; give one by model\.components\.vae"):
-        replicas.inspect(Model(path=str(folder)), TASK)
+        models.inspect(Model(path=str(folder)), TASK)
 
 
 def test_a_strength_that_leaves_no_step_is_refused(own_folder: Path) -> None:

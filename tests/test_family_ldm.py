@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
-from batchgen.encode import sample_generator
+from batchgen import models
 from batchgen.errors import ModelError
 from batchgen.families.ldm import FAMILIES
+from batchgen.models.own import ClassEmbedder
+from batchgen.models.tiny import ldm as tiny
 from batchgen.records import ConditionBatch
-from batchgen.replicas.own import ClassEmbedder
-from batchgen.replicas.tiny import ldm as tiny
-from batchgen.spec import Model
+from batchgen.spec.model import Model
+from batchgen.stages.encode import sample_generator
 from tests.family_stages import (
     Array,
     FamilyStages,
@@ -231,9 +231,9 @@ def test_the_class_matters(folder: Callable[[str], Path]) -> None:
 
 
 def test_class_names(folder: Callable[[str], Path]) -> None:
-    embedded = replicas.inspect(Model(path=str(folder("ldm-class"))), "class-conditional")
+    embedded = models.inspect(Model(path=str(folder("ldm-class"))), "class-conditional")
     assert embedded.class_names == tiny.CLASSES
-    transformer = replicas.inspect(Model(path=str(folder("dit"))), "class-conditional")
+    transformer = models.inspect(Model(path=str(folder("dit"))), "class-conditional")
     assert transformer.class_names[:4] == (*tiny.CLASSES, "")
     assert len(transformer.class_names) == 1000
     assert transformer.fixed_size
@@ -349,7 +349,7 @@ def test_schedulers_that_start_from_larger_noise(folder: Callable[[str], Path]) 
 
 def refusal(model: Path, task: str) -> str:
     with pytest.raises(ModelError) as caught:
-        replicas.inspect(Model(path=str(model)), task)
+        models.inspect(Model(path=str(model)), task)
     return str(caught.value)
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
-from batchgen.records import Call
-from batchgen.replicas.tiny.stable_diffusion import (
+from batchgen.models.tiny.stable_diffusion import (
     build_consistency,
     build_inpainting,
     build_stable_diffusion,
 )
-from batchgen.spec import Model
+from batchgen.records import Call
+from batchgen.spec.model import Model
 from tests.family_stages import FamilyStages, batch, call, picture
 from tests.model_folders import edit
 from tests.plain_stable_diffusion import Plain, check_equal
@@ -103,14 +103,14 @@ def test_a_consistency_model_without_text_encoder_is_refused(tmp_path: Path, tas
     folder = build_consistency(tmp_path / "consistency")
     edit(folder / "model_index.json", text_encoder=[None, None])
     with pytest.raises(ModelError, match=r"text_encoder: .* names none"):
-        replicas.inspect(Model(path=str(folder)), task)
+        models.inspect(Model(path=str(folder)), task)
 
 
 @pytest.mark.parametrize("task", ["text-to-image", "image-to-image"])
 def test_a_model_for_inpainting_is_refused_with_what_it_fits(tmp_path: Path, task: str) -> None:
     folder = build_inpainting(tmp_path / "inpainting")
     with pytest.raises(ModelError, match=r"unet takes 9 channels.* takes 4 .*; it fits inpainting"):
-        replicas.inspect(Model(path=str(folder)), task)
+        models.inspect(Model(path=str(folder)), task)
 
 
 def assert_each_matters(stages: FamilyStages, shared: Call, **settings: float) -> None:

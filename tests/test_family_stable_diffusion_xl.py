@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
 from batchgen.families.stable_diffusion_xl import FAMILIES
+from batchgen.models.tiny import BUILDERS
+from batchgen.models.tiny import stable_diffusion_xl as tiny
 from batchgen.records import ConditionBatch
-from batchgen.replicas.tiny import BUILDERS
-from batchgen.replicas.tiny import stable_diffusion_xl as tiny
-from batchgen.spec import Model
+from batchgen.spec.model import Model
 from tests.family_stages import (
     Array,
     FamilyStages,
@@ -282,7 +282,7 @@ def test_a_strength_that_leaves_no_step_is_refused(
 def test_what_cannot_serve_a_task_is_refused(folders: Folders, tmp_path: Path) -> None:
     def refusal(folder: Path, task: str) -> str:
         with pytest.raises(ModelError) as refused:
-            replicas.inspect(Model(path=str(folder)), task)
+            models.inspect(Model(path=str(folder)), task)
         return str(refused.value)
 
     tiny.build_refiner(tmp_path / "refiner")
@@ -304,7 +304,7 @@ def test_builders_make_models_that_serve_their_task(folders: Folders, tmp_path: 
     for (task, name), build in BUILDERS.items():
         if name == "stable-diffusion-xl":
             folder = build(tmp_path / task)
-            assert replicas.inspect(Model(path=str(folder)), task).family == name
+            assert models.inspect(Model(path=str(folder)), task).family == name
 
 
 def edit_json(path: Path, **changes: Any) -> None:

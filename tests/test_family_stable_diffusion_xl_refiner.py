@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
 from batchgen.families.stable_diffusion_xl_refiner import FAMILIES
-from batchgen.records import ConditionBatch
-from batchgen.replicas.tiny import stable_diffusion_xl as tiny
-from batchgen.spec import Model
+from batchgen.models.tiny import stable_diffusion_xl as tiny
+from batchgen.records import ConditionBatch, ModelInfo
+from batchgen.spec.model import Model
 from tests.family_stages import FamilyStages, as_array, batch, call, check_family, generators
 
 TASK = "text-to-image"
@@ -152,15 +152,15 @@ def test_the_spec_names_the_share_and_the_plan_the_refiner(folder: Path, tmp_pat
     assert asdict(call(denoising_end=0.5))["denoising_end"] == 0.5
 
 
-def stages_of_info(folder: Path) -> replicas.ModelInfo:
+def stages_of_info(folder: Path) -> ModelInfo:
     model = Model(path=str(folder), components={"refiner": str(folder / "refiner")})
-    return replicas.inspect(model, TASK)
+    return models.inspect(model, TASK)
 
 
 def test_what_is_no_refiner_is_refused(folder: Path, tmp_path: Path) -> None:
     def refusal(base: Path, refiner: str) -> str:
         with pytest.raises(ModelError) as refused:
-            replicas.inspect(Model(path=str(base), components={"refiner": refiner}), TASK)
+            models.inspect(Model(path=str(base), components={"refiner": refiner}), TASK)
         return str(refused.value)
 
     assert f"refiner: {folder} is a StableDiffusionXLPipeline" in refusal(folder, str(folder))

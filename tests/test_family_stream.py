@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from batchgen.families import FAMILIES, Family
-from batchgen.ledger import Ledger
-from batchgen.replicas.tiny import BUILDERS
+from batchgen.models.tiny import BUILDERS
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from jobs import task_inputs
 from tests.family_specs import FAMILY_IDS, family_spec
 from tests.in_process import LAYOUTS, stream

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from batchgen.families import family_named
+from batchgen.models.tiny.transformer import BUILDERS, build_flux, build_stable_diffusion_3
 from batchgen.records import ConditionBatch
-from batchgen.replicas.tiny.transformer import BUILDERS, build_flux, build_stable_diffusion_3
 from tests.family_stages import (
     Array,
     FamilyStages,

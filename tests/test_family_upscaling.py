@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
-from batchgen.records import ConditionBatch
-from batchgen.replicas.tiny.stable_diffusion import (
+from batchgen.models.tiny.stable_diffusion import (
     build_edit,
     build_latent_upscaler,
     build_stable_diffusion,
     build_upscaler,
 )
-from batchgen.spec import Model
+from batchgen.records import ConditionBatch
+from batchgen.spec.model import Model
 from tests.family_stages import FamilyStages, batch, call, picture
 from tests.model_folders import edit
 from tests.plain_stable_diffusion import Plain, check_equal
@@ -169,17 +169,17 @@ def test_a_model_of_other_channels_is_refused(tmp_path: Path, pipeline: str, wan
     shutil.copytree(folder / "scheduler", folder / "low_res_scheduler")
     edit(folder / "model_index.json", _class_name=pipeline, low_res_scheduler=scheduler)
     with pytest.raises(ModelError, match=f"unet takes 4 channels, .* for {TASK} takes {wanted} "):
-        replicas.inspect(Model(path=str(folder)), TASK)
+        models.inspect(Model(path=str(folder)), TASK)
 
 
 def test_a_model_without_its_second_scheduler_is_refused(tmp_path: Path) -> None:
     folder = build_upscaler(tmp_path / "x4")
     edit(folder / "model_index.json", low_res_scheduler=[None, None])
     with pytest.raises(ModelError, match=r"low_res_scheduler: .* names none"):
-        replicas.inspect(Model(path=str(folder)), TASK)
+        models.inspect(Model(path=str(folder)), TASK)
 
 
 def test_a_model_for_edits_is_no_upscaler(tmp_path: Path) -> None:
     folder = build_edit(tmp_path / "edit")
     with pytest.raises(ModelError, match=r"it fits image-edit, not super-resolution"):
-        replicas.inspect(Model(path=str(folder)), TASK)
+        models.inspect(Model(path=str(folder)), TASK)

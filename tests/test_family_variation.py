@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from batchgen.families.variation import FAMILIES
+from batchgen.models.tiny.parts import seeded
+from batchgen.models.tiny.variation import BUILDERS, save_ip_adapter
 from batchgen.records import Call, ConditionBatch
-from batchgen.replicas.tiny.parts import seeded
-from batchgen.replicas.tiny.variation import BUILDERS, save_ip_adapter
 from tests.family_stages import (
     Array,
     FamilyStages,

@@ -23,16 +23,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from batchgen import runner
-from batchgen.images import encode_image
-from batchgen.ledger import DATA, PLAN, Ledger, Written
-from batchgen.plan import Plan, is_safe
-from batchgen.progress import Tally
+from batchgen.images.files import encode_image
+from batchgen.output.formats import FORMATS, IMAGE, format_of
+from batchgen.output.formats.image_folder import label_folder
+from batchgen.output.formats.json_rows import line, samples, table_of
+from batchgen.output.ledger import DATA, PLAN, Ledger, Written
+from batchgen.output.verify import Findings, verify
+from batchgen.plan.plan import Plan, is_safe
+from batchgen.progress.display import Tally
+from batchgen.report.finalize import finalize
 from batchgen.storage import open_store
-from batchgen.verify import Findings, verify
-from batchgen.writer import FORMATS, IMAGE, format_of
-from batchgen.writer.image_folder import label_folder
-from batchgen.writer.json_rows import line, samples, table_of
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
 
@@ -65,7 +65,7 @@ def made(path: Path, out: Path, name: str, **dotted: Any) -> tuple[Plan, Ledger]
     plan = plan_for(path, out, **settings)
     ledger = Ledger(open_store(str(out)))
     make_output(plan, ledger)
-    runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    finalize(plan, ledger, Tally(plan.shards, plan.samples))
     return plan, ledger
 
 

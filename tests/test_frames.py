@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen import frames
 from batchgen.errors import StorageFailed, from_facts
-from batchgen.frames import Frame, from_block
 from batchgen.records import Call, Dropped, Sample, ShardRows
-from batchgen.shard import Notes, ShardWork
+from batchgen.shard import frames
+from batchgen.shard.compose import Notes, ShardWork
+from batchgen.shard.frames import Frame, from_block
 from tests.datasets_on_disk import png, text_column
 
 TABLE = pa.table(

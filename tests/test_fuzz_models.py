@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import BatchgenError, ModelError
-from batchgen.fit import settle
-from batchgen.replicas import inspect
-from batchgen.replicas.find import SHIPPED
-from batchgen.spec import build
+from batchgen.models import inspect
+from batchgen.models.find import SHIPPED
+from batchgen.plan.checks import settle
+from batchgen.spec.build import build
 from tests.fuzzing import fuzz
 
 SOURCE = SHIPPED / "digits-shapes"

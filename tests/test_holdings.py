@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from batchgen import runner
-from batchgen.claim import claim, plan_to_keep
 from batchgen.errors import DamagedRecord, InputError, PlanChanged
-from batchgen.holdings import (
+from batchgen.output.claim import claim, plan_to_keep
+from batchgen.output.formats import FORMATS
+from batchgen.output.holdings import (
     anything_made,
     card_is_ours,
     holdings_of,
@@ -18,11 +19,11 @@ from batchgen.holdings import (
     refuse_unless_free,
     remove_output,
 )
-from batchgen.ledger import FailedMarker, Ledger
-from batchgen.progress import Tally
+from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.verify import verify
+from batchgen.progress.display import Tally
+from batchgen.report.finalize import finalize
 from batchgen.storage import Store, open_store
-from batchgen.verify import verify
-from batchgen.writer import FORMATS
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import paper_plan, plan_for, write_prompts
 from tests.outputs import spec_for
@@ -49,7 +50,7 @@ def made(folder: Path, rows: int = 6, **settings: object) -> Ledger:
     plan = plan_for(path, folder, output__samples_per_shard=3, **settings)
     ledger = Ledger(open_store(str(folder)))
     make_output(plan, ledger)
-    runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    finalize(plan, ledger, Tally(plan.shards, plan.samples))
     return ledger
 
 
@@ -112,7 +113,7 @@ def test_a_card_that_somebody_wrote_is_never_replaced(tmp_path: Path) -> None:
     card = tmp_path / "out" / "README.md"
     card.write_text("---\nlicense: mit\n---\n# Synthetic images of mine\n")
     plan = ledger.require_plan()
-    outcome = runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
     assert card.read_text().endswith("images of mine\n")
     assert "README.md there is not batchgen's and stays" in outcome.message
     assert "accepted" in (tmp_path / "out/_batchgen/README.md").read_text()
@@ -222,7 +223,7 @@ def test_a_moved_output_names_the_place_where_it_is(tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path / "moved")))
     plan = ledger.require_plan()
     assert plan.spec.output.url == str(tmp_path / "moved")
-    outcome = runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
     assert str(tmp_path / "moved") in outcome.message
     assert str(tmp_path / "out") not in outcome.message
     assert plan.fingerprint == replace(plan, frozen=None).fingerprint

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.errors import BatchgenError, InputError
-from batchgen.export import export
-from batchgen.ledger import Ledger
+from batchgen.output.export import export
+from batchgen.output.formats import FORMATS, parquet_bytes
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.records import derive_seed
 from batchgen.storage import open_store
-from batchgen.verify import verify
-from batchgen.writer import FORMATS, parquet_bytes
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, png, prompts, write_columns
 

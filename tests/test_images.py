@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchgen.images import ImageFormat, _font, caption_lines, contact_sheet, encode_image
+from batchgen.images.files import ImageFormat, _font, caption_lines, contact_sheet, encode_image
 
 Array = np.ndarray[Any, Any]
 

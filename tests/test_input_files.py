@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from batchgen.errors import InputError, SpecError
-from batchgen.reader import make_spans, read_columns, read_span
-from batchgen.spec import build, merge
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.spec.build import build
+from batchgen.spec.tree import merge
 from batchgen.storage import find_files, open_input
 from tests.datasets_on_disk import plan_for, write_prompts
 

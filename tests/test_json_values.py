@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen.writer.json_values import from_json, to_json
+from batchgen.output.formats.json_values import from_json, to_json
 from tests.fuzzing import fuzz
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.ledger import Ledger
-from batchgen.plan import Plan
-from batchgen.reader import make_spans, read_columns, read_span
-from batchgen.shard import Trial
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.output.formats import FORMATS
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
+from batchgen.plan.plan import Plan
+from batchgen.shard.compose import Trial
 from batchgen.storage import open_store
-from batchgen.verify import verify
-from batchgen.writer import FORMATS
 from tests.arithmetic_stages import arithmetic_stages, make_output
 from tests.datasets_on_disk import plan_for, write_prompts
 

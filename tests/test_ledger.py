@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from batchgen import lease as lease_module
 from batchgen.errors import (
     DamagedRecord,
     InputError,
@@ -26,7 +25,8 @@ from batchgen.errors import (
     PlanChanged,
     StorageFailed,
 )
-from batchgen.lease import (
+from batchgen.output import lease as lease_module
+from batchgen.output.lease import (
     LEASE_SECONDS,
     LEASES,
     Lease,
@@ -34,7 +34,7 @@ from batchgen.lease import (
     hold_lease,
     holders_of,
 )
-from batchgen.ledger import (
+from batchgen.output.ledger import (
     Counts,
     FailedMarker,
     Ledger,
@@ -45,7 +45,7 @@ from batchgen.ledger import (
     parse_marker,
     rejects_name,
 )
-from batchgen.outcome import tally_of
+from batchgen.output.outcome import tally_of
 from batchgen.storage import Store, open_store
 from tests.datasets_on_disk import paper_plan, spec_for
 
@@ -409,7 +409,7 @@ def test_a_beat_renews(store: Store) -> None:
 
 DIE_HOLDING = """
 import os, sys
-from batchgen.lease import acquire_lease
+from batchgen.output.lease import acquire_lease
 from batchgen.storage import open_store
 acquire_lease(open_store(sys.argv[1]))
 os._exit(9)

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.ledger import Marker
-from batchgen.spec import Spec, build
+from batchgen.output.ledger import Marker
+from batchgen.spec.build import build
+from batchgen.spec.spec import Spec
 from jobs.task_inputs import caption, drawn, png
 from tests.added_files import build_lora
 from tests.in_process import stream

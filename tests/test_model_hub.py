@@ -15,8 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from batchgen.records import tupled
-from batchgen.replicas import ModelInfo
+from batchgen.records import ModelInfo, tupled
 from tests.ldm_layout import single_file
 from tests.model_folders import inspect, run_python
 from tests.tiny_models import build_model
@@ -116,11 +115,12 @@ def hub(folder: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
 def inspect_in(environment: dict[str, str], path: str, **model: Any) -> ModelInfo | str:
     """What a fresh process finds: the model, or the text of its ModelError."""
     code = (
-        "import dataclasses, json; from batchgen import replicas, spec\n"
+        "import dataclasses, json; from batchgen import models\n"
+        "from batchgen.spec.model import Model\n"
         "try:\n"
-        f"    found = replicas.inspect(spec.Model(path={path!r}, **{model!r}), 'text-to-image')\n"
+        f"    found = models.inspect(Model(path={path!r}, **{model!r}), 'text-to-image')\n"
         "    print(json.dumps(dataclasses.asdict(found)))\n"
-        "except replicas.inspection.ModelError as error:\n"
+        "except models.inspection.ModelError as error:\n"
         "    print(json.dumps(str(error)))\n"
     )
     done = run_python(code, environment)

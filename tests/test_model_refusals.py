@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from batchgen import replicas
+from batchgen import models
 from tests.model_folders import IMAGE, TEXT, edit, inspect, refusal, spec_of
 from tests.tiny_models import build_model
 
@@ -59,7 +59,7 @@ def test_either_pipeline_serves_either_task(folder: Path) -> None:
     edit(folder / "model_index.json", _class_name="StableDiffusionImg2ImgPipeline")
     for task in (TEXT, IMAGE):
         ready = spec_of(folder, task)
-        denoiser = replicas.load_denoiser(inspect(folder, task), ready)
+        denoiser = models.load_denoiser(inspect(folder, task), ready)
         expected = diffusers.StableDiffusionPipeline
         if task == IMAGE:
             expected = diffusers.StableDiffusionImg2ImgPipeline
@@ -159,13 +159,13 @@ def test_schedulers_are_checked_by_name(folder: Path) -> None:
     message = refusal(folder, scheduler="DDIMSchedular")
     assert "got 'DDIMSchedular'; allowed: DDIMScheduler, " in message
     assert "did you mean 'DDIMScheduler'?" in message
-    for name in replicas.REFUSED_SCHEDULERS:
+    for name in models.REFUSED_SCHEDULERS:
         assert f"scheduler {name} cannot be used: it draws noise" in refusal(folder, scheduler=name)
     edit(folder / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
     assert "DPMSolverSDEScheduler cannot be used" in refusal(folder)
     assert inspect(folder, scheduler="DDIMScheduler").scheduler == "DDIMScheduler"
 
 
-@pytest.mark.parametrize("name", [*replicas.SCHEDULERS, *replicas.REFUSED_SCHEDULERS])
+@pytest.mark.parametrize("name", [*models.SCHEDULERS, *models.REFUSED_SCHEDULERS])
 def test_scheduler_names_are_those_of_diffusers(name: str) -> None:
     assert isinstance(getattr(diffusers, name), type)

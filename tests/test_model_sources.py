@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import InputError, ModelError, StorageFailed
-from batchgen.fetch import CACHE, fetch
-from batchgen.replicas.tiny import ldm, stable_diffusion
+from batchgen.models.tiny import ldm, stable_diffusion
 from batchgen.secrets import without_secrets
 from batchgen.storage import Stat, Store
+from batchgen.storage.cache import CACHE, fetch
 from tests.family_stages import FamilyStages, batch, call
 from tests.model_folders import TEXT, edit, inspect, refusal, spec_of
 from tests.source_pixels import pixels
@@ -111,13 +111,13 @@ def test_another_node_fetches_for_itself(
     url = folder.as_uri()
     info, ready = inspect(url), spec_of(Path("x"))
     ready = ready.model_copy(update={"model": ready.model.model_copy(update={"path": url})})
-    assert replicas.load_decoder(info, ready).batch_size == 2
+    assert models.load_decoder(info, ready).batch_size == 2
     shutil.rmtree(cache)
-    assert replicas.load_decoder(replace(info, path="/of/another/node"), ready).batch_size == 2
+    assert models.load_decoder(replace(info, path="/of/another/node"), ready).batch_size == 2
     assert len(folders_in(cache)) == 1
     edit(folder / "vae" / "config.json", scaling_factor=0.5)
     with pytest.raises(ModelError, match="is not the planned one: its files hash to"):
-        replicas.load_decoder(replace(info, path="/of/a/third"), ready)
+        models.load_decoder(replace(info, path="/of/a/third"), ready)
 
 
 def test_images_are_those_of_the_folder(saved: Path, url: str, cache: Path) -> None:
@@ -125,11 +125,11 @@ def test_images_are_those_of_the_folder(saved: Path, url: str, cache: Path) -> N
     ready = stages.spec.model_copy(
         update={"model": stages.spec.model.model_copy(update={"path": url})}
     )
-    info = replicas.inspect(ready.model, TEXT)
+    info = models.inspect(ready.model, TEXT)
     given = batch([0, 1, 2], call())
-    made = replicas.load_encoder(info, ready)(given)
-    latents = replicas.load_denoiser(info, ready)(made)
-    other = replicas.load_decoder(info, ready)(latents).pixels
+    made = models.load_encoder(info, ready)(given)
+    latents = models.load_denoiser(info, ready)(made)
+    other = models.load_decoder(info, ready)(latents).pixels
     assert np.array_equal(other, stages.fused(given).pixels)
 
 

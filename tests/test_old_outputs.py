@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen import runner
-from batchgen.export import export
-from batchgen.ledger import Ledger
-from batchgen.repair import repair
-from batchgen.saved_plan import read_plan
-from batchgen.spec import stored
+from batchgen.output.export import export
+from batchgen.output.formats import FORMATS
+from batchgen.output.ledger import Ledger
+from batchgen.output.repair import repair
+from batchgen.output.verify import verify
+from batchgen.plan.saved import read_plan
+from batchgen.spec.build import stored
 from batchgen.storage import open_store
-from batchgen.verify import verify
-from batchgen.writer import FORMATS
 
 OLD = Path(__file__).parent / "old_outputs" / "v0.1"
 ONCE = "/data/batchgen-0.1"  # where these outputs were made

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from batchgen.export import export
-from batchgen.ledger import Ledger
+from batchgen.output.export import export
+from batchgen.output.formats import FORMATS
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
-from batchgen.writer import FORMATS
 from tests import oracle
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_table

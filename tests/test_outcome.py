@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 
 from batchgen.cli import main
 from batchgen.errors import InputError
-from batchgen.ledger import Counts, Example, FailedMarker, Ledger, Marker, parse_marker
-from batchgen.outcome import count, hopeless, reason_lines, reasons_of, tally_of, verdict
-from batchgen.plan import Plan
-from batchgen.rejects import by_reason
+from batchgen.output.ledger import Counts, Example, FailedMarker, Ledger, Marker, parse_marker
+from batchgen.output.outcome import count, hopeless, reason_lines, reasons_of, tally_of, verdict
+from batchgen.output.rejects import by_reason
+from batchgen.output.tally import Tally
+from batchgen.plan.plan import Plan
 from batchgen.storage import open_store
-from batchgen.tally import Tally
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import paper_plan, plan_for
 

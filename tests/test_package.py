@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_the_model_and_the_templates(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    model = "batchgen/models/digits-shapes"
+    model = "batchgen/shipped/digits-shapes"
     for name in (
         f"{model}/model_index.json",
         f"{model}/unet/diffusion_pytorch_model.safetensors",

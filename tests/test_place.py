@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
+from batchgen.models import place
+from batchgen.models.tiny import BUILDERS
 from batchgen.records import ConditionBatch
-from batchgen.replicas import place
-from batchgen.replicas.tiny import BUILDERS
-from batchgen.tasks import task_named
+from batchgen.spec.tasks import task_named
 from tests.family_stages import FamilyStages, batch, call, mask, picture
 from tests.tiny_models import build_model
 from tests.tiny_stages import stages
@@ -139,4 +139,4 @@ def test_a_model_that_fits_nowhere_is_refused(saved: Path, monkeypatch: pytest.M
     monkeypatch.setattr(place, "_free", lambda device: 1000)
     known = stages(saved, TASK)
     with pytest.raises(ModelError, match=r"UNet2DConditionModel takes .* \(num_gpus\)"):
-        replicas.load_denoiser(known.info, known.spec, TWO)
+        models.load_denoiser(known.info, known.spec, TWO)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import batchgen
 from batchgen.cli import main
 from batchgen.cli.echo import echo_json
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
 from batchgen.plain_text import plain
 from batchgen.storage import open_store
 from tests.datasets_on_disk import plan_for, write_prompts

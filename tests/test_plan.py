@@ -15,9 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged
-from batchgen.plan import Plan, plan_fingerprint, row_key, safe_key, settle
-from batchgen.saved_plan import compare, read_plan
-from batchgen.spec import build, canonical_json, merge, result_fields
+from batchgen.plan.plan import Plan, plan_fingerprint, row_key, safe_key, settle
+from batchgen.plan.saved import compare, read_plan
+from batchgen.spec.build import build
+from batchgen.spec.spec import result_fields
+from batchgen.spec.tree import canonical_json, merge
 from tests.datasets_on_disk import (
     MODEL,
     paper_plan,

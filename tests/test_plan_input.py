@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.errors import DamagedRecord, InputError
-from batchgen.plan import make_plan
-from batchgen.saved_plan import read_plan
+from batchgen.plan.plan import make_plan
+from batchgen.plan.saved import read_plan
 from tests.datasets_on_disk import (
     MODEL,
     plan_for,

@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from batchgen import engine
-from batchgen.engine.actors import Decode, Denoise, Encode
-from batchgen.frames import Frame
-from batchgen.ledger import FailedMarker, Ledger, Marker
-from batchgen.plan import Plan
+from batchgen.engine.actors import Decode, Denoise, Encode, Generate, StageActor
+from batchgen.engine.pools import Share
+from batchgen.engine.stream import generate
+from batchgen.output.ledger import FailedMarker, Ledger, Marker
+from batchgen.output.verify import verify
+from batchgen.plan.plan import Plan
 from batchgen.records import ConditionBatch, EncodedBatch, LatentBatch
-from batchgen.shard import Trial
+from batchgen.shard.compose import Trial
+from batchgen.shard.frames import Frame
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.arithmetic_stages import (
     ArithmeticDecoder,
     ArithmeticDenoiser,
@@ -30,7 +31,7 @@ from tests.arithmetic_stages import (
 from tests.datasets_on_disk import plan_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-ONE = engine.Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
+ONE = Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
 POISON_SEED, HANG_SEED, RAISE_SEED = 666_000_001, 666_000_002, 666_000_003
 
 
@@ -55,7 +56,7 @@ class PoisonedDenoiser(ArithmeticDenoiser):
         return super().__call__(batch)
 
 
-class Poisoned(engine.Generate):
+class Poisoned(Generate):
     """A sample's seed says what happens to whoever encodes it."""
 
     def load(self) -> None:
@@ -78,7 +79,7 @@ class PlainDecode(Decode):
         self.stage = ArithmeticDecoder()  # type: ignore[assignment]
 
 
-class Forgetful(engine.Generate):
+class Forgetful(Generate):
     """Its first shard kills the process that holds the record of attempts, and then fails once."""
 
     def load(self) -> None:
@@ -93,15 +94,15 @@ class Forgetful(engine.Generate):
         return super().work(frame, trial)
 
 
-FUSED: list[tuple[type[engine.StageActor], engine.Share]] = [(Poisoned, ONE)]
-STAGED: list[tuple[type[engine.StageActor], engine.Share]] = [
+FUSED: list[tuple[type[StageActor], Share]] = [(Poisoned, ONE)]
+STAGED: list[tuple[type[StageActor], Share]] = [
     (actor, ONE) for actor in (PlainEncode, PoisonedDenoise, PlainDecode)
 ]
 
 
 def stream(plan: Plan, ledger: Ledger, pools: Any) -> dict[int, Marker | FailedMarker]:
     pending = ledger.states(plan).pending
-    events = list(engine.generate(plan, ledger, pending, pools))
+    events = list(generate(plan, ledger, pending, pools))
     assert sorted(event.shard for event in events) == pending
     return {event.shard: event for event in events}
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from batchgen import engine, runner
+from batchgen import runner
 from batchgen.engine import demand, pools
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate
-from batchgen.engine.pools import Share, lacking
+from batchgen.engine.pools import Share, lacking, pools_of
 from batchgen.errors import UsageError
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
@@ -38,7 +38,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def shares(tmp_path: Path, count: int, **resources: Any) -> dict[type, Share]:
     plan = plan_for(prompts_at(tmp_path), tmp_path / "out", resources=resources)
-    return dict(engine.pools_of(plan, count))
+    return dict(pools_of(plan, count))
 
 
 def prompts_at(folder: Path) -> Path:

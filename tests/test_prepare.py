@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.fit import settle
-from batchgen.plan import Plan, is_safe
-from batchgen.prepare import Prepared, prepare
+from batchgen.plan.checks import settle
+from batchgen.plan.plan import Plan, is_safe
 from batchgen.records import ShardRows, derive_seed
+from batchgen.shard.prepare import Prepared, prepare
 from tests.datasets_on_disk import MODEL, model_for, png, spec_for, text_column
 
 OVERRIDES = ("seed", "num_inference_steps", "guidance_scale", "width", "height")

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen import progress as progress_module
-from batchgen import tally as tally_module
 from batchgen.attempts import Attempts, News
-from batchgen.bars import ECHO
-from batchgen.progress import LOG_EVERY_S, Progress
-from batchgen.tally import Tally, duration, figure
+from batchgen.output import tally as tally_module
+from batchgen.output.tally import Tally, duration, figure
+from batchgen.progress import display as progress_module
+from batchgen.progress.bars import ECHO
+from batchgen.progress.display import LOG_EVERY_S, Progress
 
 
 class Clock:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from batchgen import replicas
-from batchgen.encode import Encoder
+from batchgen import models
 from batchgen.families import FAMILIES, family_named
-from batchgen.prepare import prepare
+from batchgen.models import weighting
+from batchgen.models.tiny import BUILDERS
 from batchgen.records import Call, ConditionBatch
-from batchgen.replicas import weighting
-from batchgen.replicas.tiny import BUILDERS
+from batchgen.shard.prepare import prepare
+from batchgen.stages.encode import Encoder
 from tests.added_files import build_lora, drawn, lora_call, named, token_file
 from tests.family_stages import (
     Array,
@@ -185,8 +185,8 @@ def test_nested_parentheses_take_no_time() -> None:
     """Without a memory compel's parser takes ten times as long for each pair more."""
     start = time.process_time()
     for depth in range(1, 30):
-        replicas.check_prompt("(" * depth + "red" + ")" * depth)
-        replicas.check_prompt("(" * depth + "red")
+        models.check_prompt("(" * depth + "red" + ")" * depth)
+        models.check_prompt("(" * depth + "red")
     assert time.process_time() - start < 10
 
 
@@ -205,7 +205,7 @@ REFUSED = [
 @pytest.mark.parametrize(("prompt", "told"), REFUSED)
 def test_prompts_that_are_refused(prompt: str, told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)):
-        replicas.check_prompt(prompt)
+        models.check_prompt(prompt)
 
 
 def test_a_bad_prompt_rejects_its_row_alone() -> None:
@@ -242,9 +242,9 @@ def test_compel_that_is_missing(folders: dict[str, Path], monkeypatch: pytest.Mo
 
 def test_planning_loads_no_compel(folders: dict[str, Path]) -> None:
     code = (
-        "import sys; from batchgen import replicas; from batchgen.spec import Model\n"
+        "import sys; from batchgen import models; from batchgen.spec.model import Model\n"
         f"model = Model(path={str(folders[SD])!r}, prompt_weighting='compel')\n"
-        "replicas.inspect(model, 'text-to-image')\n"
+        "models.inspect(model, 'text-to-image')\n"
         "assert not {'torch', 'compel', 'pyparsing'} & set(sys.modules)\n"
     )
     done = run_python(code, {})

@@ -17,12 +17,13 @@ import torch
 import transformers
 from diffusers.quantizers import PipelineQuantizationConfig
 
-from batchgen import replicas, spec
+from batchgen import models
 from batchgen.errors import ModelError, SpecError
 from batchgen.families import family_named
-from batchgen.replicas import quantize
-from batchgen.replicas.tiny import BUILDERS
-from batchgen.replicas.tiny.stable_diffusion_xl import build_ensemble
+from batchgen.models import quantize
+from batchgen.models.tiny import BUILDERS
+from batchgen.models.tiny.stable_diffusion_xl import build_ensemble
+from batchgen.spec.build import build
 from tests.added_files import build_lora, lora_call, named, pixels, plain_pixels
 from tests.family_stages import FamilyStages, batch, call, check_family
 from tests.model_folders import edit, refusal, run_python
@@ -99,7 +100,7 @@ def test_as_the_plain_pipeline(folders: dict[str, Path], family: str, backend: s
     assert KINDS[backend] in kinds(encoder)  # quanto leaves some layers of T5 as they are
     as_saved = FamilyStages(folder, TASK)
     for stage, other in ((stages.denoise, as_saved.denoise), (stages.encode, as_saved.encode)):
-        assert replicas.parameter_counts(stage) == replicas.parameter_counts(other)
+        assert models.parameter_counts(stage) == models.parameter_counts(other)
     assert not np.array_equal(pixels(as_saved, call()), wanted), "int8 is not float32"
 
 
@@ -264,7 +265,7 @@ def test_what_is_refused_while_planning(folder: Path, field: dict[str, Any], tol
 def test_specs_that_are_refused(value: dict[str, Any], field: str, told: str) -> None:
     base = {"input": {"path": "x"}, "output": {"url": "y"}, "model": {"quantization": value}}
     with pytest.raises(SpecError, match=re.escape(told)) as caught:
-        spec.build(base)
+        build(base)
     assert caught.value.field == f"model.quantization.{field}"
 
 
@@ -290,9 +291,9 @@ def test_planning_loads_no_backend(folder: Path) -> None:
     need("torchao")
     field = json.dumps(asked("torchao", "unet")["quantization"])
     code = (
-        "import sys; from batchgen import replicas; from batchgen.spec import Model\n"
+        "import sys; from batchgen import models; from batchgen.spec.model import Model\n"
         f"model = Model.model_validate({{'path': {str(folder)!r}, 'quantization': {field}}})\n"
-        "replicas.inspect(model, 'text-to-image')\n"
+        "models.inspect(model, 'text-to-image')\n"
         "assert not {'torch', 'torchao', 'diffusers'} & set(sys.modules)\n"
     )
     done = run_python(code, {})

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from batchgen.engine.read import Read
 from batchgen.errors import InputError, RetryShard, SpecError, from_facts
-from batchgen.frames import STOPPED, from_block
-from batchgen.plan import Plan, make_plan, row_key
-from batchgen.reader import CountingFile, make_spans, read_columns, read_span, span_from_json
+from batchgen.input.reader import CountingFile, make_spans, read_columns, read_span, span_from_json
+from batchgen.plan.plan import Plan, make_plan, row_key
 from batchgen.records import ShardRows
+from batchgen.shard.frames import STOPPED, from_block
 from tests.datasets_on_disk import model_for, plan_for, spec_for, write_prompts, write_table
 
 
@@ -288,7 +288,7 @@ def test_a_lost_connection_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "a.parquet"
     plan = planned(path)
     remote = Unreliable(path.read_bytes())
-    monkeypatch.setattr("batchgen.reader.open_input", lambda *_: remote)
+    monkeypatch.setattr("batchgen.input.reader.open_input", lambda *_: remote)
     with pytest.raises(RetryShard, match="Connection reset by peer") as caught:
         read_all(plan, [0])
     assert str(path) in str(caught.value)

@@ -14,15 +14,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchgen.claim import plan_to_keep
 from batchgen.cli import main
 from batchgen.errors import BatchgenError
-from batchgen.holdings import refuse_unless_free
-from batchgen.lease import holders_of
-from batchgen.ledger import FailedMarker, Ledger
-from batchgen.outcome import tally_of
+from batchgen.output.claim import plan_to_keep
+from batchgen.output.holdings import refuse_unless_free
+from batchgen.output.lease import holders_of
+from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.outcome import tally_of
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_prompts
 from tests.fuzzing import fuzz

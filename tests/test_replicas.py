@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
-from batchgen.records import tupled
-from batchgen.replicas import ModelInfo
+from batchgen.records import ModelInfo, tupled
 from tests.model_folders import IMAGE, TEXT, edit, inspect, refusal, run_python, spec_of
 from tests.tiny_models import build_model
 
@@ -115,7 +114,7 @@ def test_a_variant_is_found_and_loaded(tmp_path: Path) -> None:
     assert "unet" not in refusal(folder)  # the first one named is the text encoder
     assert "there are model.fp16.safetensors (model.variant is None)" in refusal(folder)
     info, ready = inspect(folder, IMAGE, variant="fp16"), spec_of(folder, IMAGE, variant="fp16")
-    for load in (replicas.load_encoder, replicas.load_denoiser, replicas.load_decoder):
+    for load in (models.load_encoder, models.load_denoiser, models.load_decoder):
         assert parameter_dtypes(load(info, ready)) == {torch.float32}
 
 
@@ -126,8 +125,8 @@ def parameter_dtypes(stage: Any) -> set[torch.dtype]:
 
 
 def test_the_shipped_models_are_found_by_name(folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("batchgen.replicas.find.SHIPPED", folder.parent)
-    assert replicas.shipped_names() == ["tiny"]
+    monkeypatch.setattr("batchgen.models.find.SHIPPED", folder.parent)
+    assert models.shipped_names() == ["tiny"]
     info = inspect("tiny")
     assert (info.model_id, info.path) == ("tiny", str(folder))
     assert "no shipped model of that name (tiny; did you mean 'tiny'?)" in refusal("tinny")
@@ -135,8 +134,8 @@ def test_the_shipped_models_are_found_by_name(folder: Path, monkeypatch: Any) ->
 
 def test_inspecting_imports_no_torch(saved: Path) -> None:
     code = (
-        "import sys; from batchgen import replicas, spec\n"
-        f"print(replicas.inspect(spec.Model(path={str(saved)!r}), 'text-to-image').scheduler)\n"
+        "import sys; from batchgen import models; from batchgen.spec.model import Model\n"
+        f"print(models.inspect(Model(path={str(saved)!r}), 'text-to-image').scheduler)\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'ray'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -156,16 +155,16 @@ def stored(folder: Path, component: str, *prefixes: str) -> int:
 @pytest.mark.parametrize("task", [TEXT, IMAGE])
 def test_each_stage_holds_only_its_parts(saved: Path, task: str) -> None:
     info, ready = inspect(saved, task), spec_of(saved, task)
-    encoder = replicas.load_encoder(info, ready)
-    denoiser = replicas.load_denoiser(info, ready)
-    decoder = replicas.load_decoder(info, ready)
+    encoder = models.load_encoder(info, ready)
+    denoiser = models.load_denoiser(info, ready)
+    decoder = models.load_decoder(info, ready)
     expected = {"text_encoder": stored(saved, "text_encoder")}
     if task == IMAGE:
         expected["vae"] = stored(saved, "vae", "encoder.", "quant_conv.")
-    assert replicas.parameter_counts(encoder) == expected
-    assert replicas.parameter_counts(denoiser) == {"unet": stored(saved, "unet")}
+    assert models.parameter_counts(encoder) == expected
+    assert models.parameter_counts(denoiser) == {"unet": stored(saved, "unet")}
     kept = stored(saved, "vae", "decoder.", "post_quant_conv.")
-    assert replicas.parameter_counts(decoder) == {"vae": kept}
+    assert models.parameter_counts(decoder) == {"vae": kept}
     assert encoder.pipeline.scheduler is decoder.pipeline.scheduler is None
     assert denoiser.pipeline.tokenizer is None
     assert denoiser.batch_size == decoder.batch_size == 2
@@ -173,7 +172,7 @@ def test_each_stage_holds_only_its_parts(saved: Path, task: str) -> None:
 
 def test_parts_are_frozen_and_in_eval(saved: Path) -> None:
     info, ready = inspect(saved, IMAGE), spec_of(saved, IMAGE)
-    for load in (replicas.load_encoder, replicas.load_denoiser, replicas.load_decoder):
+    for load in (models.load_encoder, models.load_denoiser, models.load_decoder):
         for part in load(info, ready).pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 assert not any(module.training for module in part.modules())
@@ -184,13 +183,13 @@ def test_parts_are_frozen_and_in_eval(saved: Path) -> None:
 def test_every_part_gets_the_asked_dtype_whatever_was_stored(tmp_path: Path, dtype: str) -> None:
     folder = build_model(tmp_path / "half", dtype=torch.float16)
     info, ready = inspect(folder, IMAGE), spec_of(folder, IMAGE, dtype=dtype)
-    for load in (replicas.load_encoder, replicas.load_denoiser, replicas.load_decoder):
+    for load in (models.load_encoder, models.load_denoiser, models.load_decoder):
         assert parameter_dtypes(load(info, ready)) == {getattr(torch, dtype)}
 
 
 def test_the_scheduler_is_replaced_with_the_models_own_configuration(saved: Path) -> None:
     ready = spec_of(saved, scheduler="EulerDiscreteScheduler")
-    scheduler = replicas.load_denoiser(inspect(saved), ready).pipeline.scheduler
+    scheduler = models.load_denoiser(inspect(saved), ready).pipeline.scheduler
     assert type(scheduler) is diffusers.EulerDiscreteScheduler
     assert scheduler.config.beta_schedule == "scaled_linear"
     assert scheduler.config.steps_offset == 1
@@ -199,13 +198,13 @@ def test_the_scheduler_is_replaced_with_the_models_own_configuration(saved: Path
 def test_loading_and_running_say_nothing(folder: Path) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", steps_offset=0)  # an outdated file
     code = (
-        "from batchgen import replicas, spec\n"
+        "from batchgen import models; from batchgen.spec.build import build\n"
         "from batchgen.records import Call, ConditionBatch, Sample\n"
-        "ready = spec.build({'input': {'path': 'x'}, 'output': {'url': 'y'},"
+        "ready = build({'input': {'path': 'x'}, 'output': {'url': 'y'},"
         f" 'model': {{'path': {str(folder)!r}}}}})\n"
-        "info = replicas.inspect(ready.model, ready.task)\n"
-        "stages = [load(info, ready) for load in (replicas.load_encoder,"
-        " replicas.load_denoiser, replicas.load_decoder)]\n"
+        "info = models.inspect(ready.model, ready.task)\n"
+        "stages = [load(info, ready) for load in (models.load_encoder,"
+        " models.load_denoiser, models.load_decoder)]\n"
         "value = ConditionBatch((Sample('k', 's', 0, 0, 1, 'long ' * 50, '',"
         " Call(2, 3.0, None, 32, 32)),), None)\n"
         "for stage in stages: value = stage(value)\n"
@@ -216,24 +215,24 @@ def test_loading_and_running_say_nothing(folder: Path) -> None:
 
 
 def test_a_folder_that_is_not_here_is_found_again_by_name(folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("batchgen.replicas.find.SHIPPED", folder.parent)
+    monkeypatch.setattr("batchgen.models.find.SHIPPED", folder.parent)
     ready = spec_of(Path("tiny"))
     info = replace(inspect("tiny"), path="/of/the/machine/that/planned")
-    assert replicas.load_decoder(info, ready).batch_size == 2
+    assert models.load_decoder(info, ready).batch_size == 2
     edit(folder / "vae" / "config.json", scaling_factor=0.5)
     info = replace(info, path="/of/another/machine")
     with pytest.raises(ModelError, match="is not the planned one: its files hash to"):
-        replicas.load_decoder(info, ready)
+        models.load_decoder(info, ready)
 
 
 def test_a_folder_that_changed_since_the_plan_is_refused(folder: Path) -> None:
     info = inspect(folder)
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.03)
     with pytest.raises(ModelError, match="is not the planned one: its files hash to"):
-        replicas.load_denoiser(info, spec_of(folder))
+        models.load_denoiser(info, spec_of(folder))
 
 
 def test_a_local_folder_that_is_not_here_is_refused(saved: Path) -> None:
     info = replace(inspect(saved), path="/nowhere/tiny", model_id="/nowhere/tiny")
     with pytest.raises(ModelError, match="'/nowhere/tiny': no such folder"):
-        replicas.load_decoder(info, spec_of(Path("/nowhere/tiny")))
+        models.load_decoder(info, spec_of(Path("/nowhere/tiny")))

@@ -21,14 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from batchgen import report, runner
-from batchgen.ledger import FailedMarker, Ledger
-from batchgen.progress import Tally
+from batchgen import report
+from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.progress.display import Tally
 from batchgen.report.card import CATEGORIES, SHOWN_LABELS, _labels, card_of, cell
 from batchgen.report.digest import Digest
+from batchgen.report.finalize import finalize
 from batchgen.report.settings import applying, differing, model_name
+from batchgen.spec.tasks import TASK_NAMES
 from batchgen.storage import open_store
-from batchgen.tasks import TASK_NAMES
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import paper_plan, plan_for
 
@@ -57,7 +58,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_output(plan, ledger)
     (folder / "out" / "_batchgen" / "shards" / "00003.json").unlink()
     ledger.fail(FailedMarker(3, 2, "RuntimeError", "it <b>broke</b>", "trace", 3, "host", 0.0))
-    runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    finalize(plan, ledger, Tally(plan.shards, plan.samples))
     return folder / "out"
 
 

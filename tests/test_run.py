@@ -16,9 +16,10 @@ from PIL import Image
 
 from batchgen import runner
 from batchgen.errors import PlanChanged
-from batchgen.ledger import Counts, Ledger, Marker
+from batchgen.output.ledger import Counts, Ledger, Marker
+from batchgen.output.outcome import Outcome
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.conftest import LOGICAL_CPUS
 from tests.outputs import digests_of, rejects_of, spec_for, table_of
 
@@ -30,7 +31,7 @@ def ledger(output: Path) -> Ledger:
     return Ledger(open_store(str(output)))
 
 
-def make(source: Path, output: Path, **settings: Any) -> runner.Outcome:
+def make(source: Path, output: Path, **settings: Any) -> Outcome:
     return runner.run(spec_for(source, output, **settings), quiet=True)
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.lease import acquire_lease
-from batchgen.ledger import Ledger
+from batchgen.output.lease import acquire_lease
+from batchgen.output.ledger import Ledger
 from batchgen.storage import configure, open_store
 from tests.chaos.store import chaos, table
 from tests.object_store.server import S3Server
@@ -42,7 +42,7 @@ def test_disturbed_runs_lose_and_double_nothing(
 REACH = """
 import json, sys, time
 from batchgen.errors import OutputBusy
-from batchgen.lease import acquire_lease
+from batchgen.output.lease import acquire_lease
 from batchgen.storage import open_store
 try:
     lease = acquire_lease(open_store(sys.argv[1]))
@@ -80,9 +80,9 @@ def test_of_twelve_runs_one_works_and_eleven_name_it(
             run.kill()
             run.wait()
     # Its process is gone: on this machine at once, from elsewhere once the lease has expired.
-    monkeypatch.setattr("batchgen.lease._is_dead_neighbour", lambda owner: False)
-    monkeypatch.setattr("batchgen.lease.LEASE_SECONDS", 1.0)
-    monkeypatch.setattr("batchgen.lease.WATCH_SECONDS", 0.1)
+    monkeypatch.setattr("batchgen.output.lease._is_dead_neighbour", lambda owner: False)
+    monkeypatch.setattr("batchgen.output.lease.LEASE_SECONDS", 1.0)
+    monkeypatch.setattr("batchgen.output.lease.WATCH_SECONDS", 0.1)
     time.sleep(1.1)
     assert acquire_lease(open_store(url)).still_held()
     assert Ledger(open_store(url)).plan() is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchgen.errors import InputError, StorageFailed
-from batchgen.lease import acquire_lease
+from batchgen.output.lease import acquire_lease
 from batchgen.storage import (
     Limits,
     abort,

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.ledger import Ledger
-from batchgen.replicas.find import SHIPPED
+from batchgen.models.find import SHIPPED
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import Store, open_store
-from batchgen.verify import verify
 from tests.object_store.proxy import FaultProxy, Rule
 from tests.object_store.server import KEY, SECRET, S3Server
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from batchgen.cli import main
 from batchgen.errors import BatchgenError, InputError, SpecError
 from batchgen.secrets import redact, secret_in, without_secrets
-from batchgen.spec import build, check_options, merge, parse_yaml
-from batchgen.spec.storage_section import HARMLESS
+from batchgen.spec.build import build
+from batchgen.spec.storage_section import HARMLESS, check_options
+from batchgen.spec.tree import merge
+from batchgen.spec.yaml_text import parse_yaml
 from batchgen.storage import configure, open_store
 from tests.fuzzing import fuzz
 

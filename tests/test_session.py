@@ -18,10 +18,10 @@ import psutil
 import pytest
 import ray
 
-from batchgen.engine import session, sweeper
-from batchgen.engine.cluster import _init
+from batchgen.cluster import session, sweeper
+from batchgen.cluster.join import _init
+from batchgen.cluster.ray_token import close_token
 from batchgen.errors import UsageError
-from batchgen.ray_token import close_token
 
 GONE_WITHIN_S = 10.0
 ENDS_WITHIN_S = 180.0  # on a machine that has other work
@@ -150,7 +150,7 @@ SURROUNDINGS = """
 import os
 from pathlib import Path
 from ray._private import ray_constants
-from batchgen.engine.session import private_session
+from batchgen.cluster.session import private_session
 
 with private_session() as folder:
     assert "RAY_AUTH_TOKEN" not in os.environ

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from batchgen import replicas
+from batchgen import models
 from batchgen.errors import ModelError
-from batchgen.fetch import CACHE
-from batchgen.replicas.tiny import ldm, stable_diffusion, stable_diffusion_xl
-from batchgen.replicas.tiny.parts import clip_text_config, seeded, unet
+from batchgen.models.tiny import ldm, stable_diffusion, stable_diffusion_xl
+from batchgen.models.tiny.parts import clip_text_config, seeded, unet
+from batchgen.storage.cache import CACHE
 from tests.family_stages import FamilyStages
 from tests.ldm_layout import single_file
 from tests.model_folders import IMAGE, TEXT, edit, inspect, refusal, spec_of
@@ -119,13 +119,13 @@ def test_a_single_file_is_known_by_its_content(files: Files, tmp_path: Path) -> 
     moved = Path(shutil.copy(file, tmp_path / "moved.safetensors"))
     assert inspect(moved, config=str(config)).manifest_sha256 == info.manifest_sha256
     ready = spec_of(moved, config=str(config))
-    assert replicas.load_decoder(replace(info, path="/of/another/node"), ready).batch_size == 2
+    assert models.load_decoder(replace(info, path="/of/another/node"), ready).batch_size == 2
     weights = load_file(file)
     weights["first_stage_model.encoder.conv_in.bias"] += 1
     save_file(weights, moved)
     assert inspect(moved, config=str(config)).manifest_sha256 != info.manifest_sha256
     with pytest.raises(ModelError, match="is not the planned one"):
-        replicas.load_decoder(replace(info, path="/of/a/third"), ready)
+        models.load_decoder(replace(info, path="/of/a/third"), ready)
 
 
 def test_a_single_file_and_its_configurations_may_stand_at_urls(files: Files, cache: Path) -> None:

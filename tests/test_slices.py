@@ -10,11 +10,12 @@ import pytest
 
 from batchgen import runner
 from batchgen.errors import OutputBusy, SpecError
-from batchgen.lease import acquire_lease
-from batchgen.ledger import Ledger
-from batchgen.runner import part_of
+from batchgen.output.lease import acquire_lease
+from batchgen.output.ledger import Ledger
+from batchgen.output.outcome import Outcome
+from batchgen.output.shard_range import parse_range
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.datasets_on_disk import paper_plan
 from tests.outputs import digests_of, spec_for
 
@@ -25,22 +26,22 @@ from tests.outputs import digests_of, spec_for
 )
 def test_parts_are_read(text: str, part: tuple[int, int]) -> None:
     plan = paper_plan([[5]], output__samples_per_shard=1)
-    assert part_of(plan, text) == part
-    assert part_of(plan, None) is None
+    assert parse_range(text, plan.shards) == part
+    assert parse_range(None, plan.shards) is None
 
 
 @pytest.mark.parametrize("text", ["3", "2:2", "3:2", "0:6", "-1:2", "a:b", "1:2:3", ""])
 def test_what_is_no_part_of_the_plan_is_refused(text: str) -> None:
     plan = paper_plan([[5]], output__samples_per_shard=1)
     with pytest.raises(SpecError, match=r"--shards: got .* 0 <= A < B <= 5"):
-        part_of(plan, text)
+        parse_range(text, plan.shards)
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_two_runs_at_once_make_what_one_makes(prompts: Callable[..., Path], tmp_path: Path) -> None:
     source = prompts(11)
     assert runner.run(spec_for(source, tmp_path / "one"), quiet=True).exit_code == 0
-    spec, outcomes = spec_for(source, tmp_path / "two"), dict[str, runner.Outcome]()
+    spec, outcomes = spec_for(source, tmp_path / "two"), dict[str, Outcome]()
 
     def make(shards: str) -> None:
         outcomes[shards] = runner.run(spec, quiet=True, shards=shards)

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from batchgen import replicas
-from batchgen.model_spec import Model
-from batchgen.replicas.find import shipped_names, shipped_parts
-from batchgen.replicas.own import ClassEmbedder
+from batchgen import models
+from batchgen.models.find import shipped_names, shipped_parts
+from batchgen.models.own import ClassEmbedder
+from batchgen.spec.model import Model
 from jobs.small_model import classes
 from jobs.small_model.__main__ import main
 from jobs.small_model.added import load_frozen
@@ -26,7 +26,7 @@ from jobs.small_model.data import COLOURS, SHAPES, drawn_shapes
 from jobs.small_model.judges import fit_digit_judge
 from jobs.small_model.recipe import class_recipe, control_recipe
 
-MODEL = Path(__file__).parents[1] / "batchgen" / "models" / "digits-shapes"
+MODEL = Path(__file__).parents[1] / "batchgen" / "shipped" / "digits-shapes"
 CANNY = MODEL.with_name("digits-shapes-canny")
 PARTS = (MODEL / "class_embedder", CANNY)
 MOST_BYTES = 6 * 1000 * 1000
@@ -57,13 +57,13 @@ def test_the_card_names_the_parts_figures() -> None:
 
 def test_a_shipped_part_is_found_by_its_name_and_is_no_model() -> None:
     model = Model(path="digits-shapes", components={"controlnet": "digits-shapes-canny"})
-    assert replicas.inspect(model, "control").controls == 1
+    assert models.inspect(model, "control").controls == 1
     assert shipped_parts() == ["digits-shapes-canny"]
     assert shipped_names() == ["digits-shapes"]
 
 
 def test_classes_go_by_name() -> None:
-    info = replicas.inspect(Model(path="digits-shapes"), "class-conditional")
+    info = models.inspect(Model(path="digits-shapes"), "class-conditional")
     assert (info.family, info.class_names) == ("ldm-class", CLASSES)
 
 

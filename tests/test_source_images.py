@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchgen import source_images
 from batchgen.errors import RejectRow
-from batchgen.source_images import Turn, open_image, open_mask
+from batchgen.images import source
+from batchgen.images.source import Turn, open_image, open_mask
 from tests.datasets_on_disk import png
 
 
@@ -35,7 +35,7 @@ def test_in_strips_or_whole_the_pixels_are_the_same(
         image = Image.fromarray(drawn, "RGBA").convert(mode)
     data = file_of(image, "TIFF" if mode == "CMYK" else "PNG")
     whole, mask = open_image(data), open_mask(data)
-    monkeypatch.setattr(source_images, "STRIP_PIXELS", 50)
+    monkeypatch.setattr(source, "STRIP_PIXELS", 50)
     assert np.array_equal(np.asarray(open_image(data)), np.asarray(whole))
     assert np.array_equal(np.asarray(open_mask(data)), np.asarray(mask))
 
@@ -51,7 +51,7 @@ def test_the_limit_of_pixels_is_the_specs() -> None:
 
 
 def test_large_images_are_in_hand_of_one_row_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_images, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(source, "LARGE_PIXELS", 100)
     entered, done = threading.Event(), threading.Event()
 
     def another_row() -> None:
@@ -74,8 +74,9 @@ def test_large_images_are_in_hand_of_one_row_at_a_time(monkeypatch: pytest.Monke
 
 PEAK = """
 import sys
-from batchgen.conditions import fit_image
-from batchgen.source_images import open_image
+from batchgen.images import source
+from batchgen.images.conditions import fit_image
+from batchgen.images.source import open_image
 fit_image(open_image(open(sys.argv[1], "rb").read()), 64, 64, "fill")
 status = open("/proc/self/status").read()
 print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)

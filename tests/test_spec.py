@@ -10,8 +10,12 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from batchgen.errors import InputError, SpecError
-from batchgen.spec import Model, Sampling, Spec, build, flatten, merge, read_yaml
-from batchgen.tasks import task_named
+from batchgen.spec.build import build
+from batchgen.spec.model import Model
+from batchgen.spec.sections import Sampling
+from batchgen.spec.spec import Spec
+from batchgen.spec.tasks import task_named
+from batchgen.spec.tree import flatten, merge, read_yaml
 
 MINIMAL: dict[str, Any] = {"input": {"path": "in.parquet"}, "output": {"url": "out"}}
 IMAGES: dict[str, Any] = merge(

@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 from batchgen.cli import FIELDS, main
 from batchgen.cli.options import DEMO, DTYPES, IMAGE_FORMATS, LAYOUTS
 from batchgen.errors import BatchgenError, InputError, SpecError
-from batchgen.ledger import JOB, Ledger
-from batchgen.spec import Model, Output, Resources, Spec, build, flatten, merge, parse_yaml, stored
+from batchgen.output.ledger import JOB, Ledger
+from batchgen.spec.build import build, stored
 from batchgen.spec.faults import FLAGS
+from batchgen.spec.model import Model
+from batchgen.spec.sections import Output, Resources
+from batchgen.spec.spec import Spec
+from batchgen.spec.tree import flatten, merge
+from batchgen.spec.yaml_text import parse_yaml
 from batchgen.storage import open_store
 from tests.fuzzing import fuzz
 

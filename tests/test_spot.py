@@ -12,7 +12,7 @@ from ray.autoscaler._private.constants import BOTO_CREATE_MAX_RETRIES
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_NODE_KIND
 
-from batchgen.spot import MARKET, SpotFirst
+from batchgen.cluster.spot import MARKET, SpotFirst
 from tests.cluster.files import LAUNCHER
 
 SUBNET = "subnet-00000000"

@@ -12,8 +12,7 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from batchgen import replicas, wire
-from batchgen.decode import to_bytes
+from batchgen import models
 from batchgen.families.calls import unscaled
 from batchgen.records import (
     Call,
@@ -21,6 +20,8 @@ from batchgen.records import (
     EncodedBatch,
     LatentBatch,
 )
+from batchgen.shard import tensor_bytes
+from batchgen.stages.decode import to_bytes
 from tests.tiny_models import build_model
 from tests.tiny_stages import (
     TASKS,
@@ -123,7 +124,7 @@ def test_a_shift_factor_is_added_after_scaling() -> None:
 # --- a sample's bytes do not depend on its neighbours --------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", replicas.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", models.SCHEDULERS)
 @pytest.mark.parametrize("task", TASKS)
 def test_bytes_are_the_same_whatever_neighbours_position_and_padding(
     folder: Path, task: str, scheduler: str
@@ -145,7 +146,7 @@ def test_samples_taken_out_of_a_batch_keep_their_bytes(folder: Path, task: str) 
     whole = ours.encode(batch_of(task, [0, 1, 2]))
     expected = ours.decode(ours.denoise(whole)).pixels
     for places in ([1], [2, 0]):
-        (encoded,) = wire.encoded_from_bytes(wire.encoded_to_bytes([whole]))
+        (encoded,) = tensor_bytes.encoded_from_bytes(tensor_bytes.encoded_to_bytes([whole]))
         early = ours.decode(ours.denoise(encoded.take(places)))
         late = ours.decode(ours.denoise(whole).take(places))
         assert np.array_equal(early.pixels, expected[places])
@@ -195,8 +196,10 @@ def test_payloads_carry_everything(folder: Path, task: str) -> None:
         run.encode(batch_of(task, [0, 1])),
         run.encode(batch_of(task, [2], guidance_scale=1.0)),
     ]
-    arrived = wire.encoded_from_bytes(wire.encoded_to_bytes(batches))
-    latents = wire.latents_from_bytes(wire.latents_to_bytes([run.denoise(b) for b in arrived]))
+    arrived = tensor_bytes.encoded_from_bytes(tensor_bytes.encoded_to_bytes(batches))
+    latents = tensor_bytes.latents_from_bytes(
+        tensor_bytes.latents_to_bytes([run.denoise(b) for b in arrived])
+    )
     for before, after, denoised in zip(batches, arrived, latents, strict=True):
         assert_same_encoded(before, after)
         assert np.array_equal(run.decode(denoised).pixels, run.decode(run.denoise(before)).pixels)
@@ -223,16 +226,18 @@ def test_payloads_are_exact_to_the_bit(dtype: torch.dtype) -> None:
     tensor = raw.view(torch.float16 if dtype == torch.float32 else dtype)  # NaNs, infinities too
     tensor = tensor.to(dtype).reshape(4, 4, 64, 64)
     batch = LatentBatch(Call(2, 0.1 + 0.2, None, 8, 8), tensor[1:3], (True, False))
-    (after,) = wire.latents_from_bytes(wire.latents_to_bytes([batch]))
+    (after,) = tensor_bytes.latents_from_bytes(tensor_bytes.latents_to_bytes([batch]))
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     assert (after.call, after.truncated) == (batch.call, batch.truncated)
     assert torch.equal(after.latents.view(bits), tensor[1:3].view(bits))
 
 
 def test_a_payload_of_another_kind_is_refused() -> None:
-    latents = wire.latents_to_bytes([LatentBatch(Call(1, 1.0, None, 8, 8), torch.zeros(1), ())])
+    latents = tensor_bytes.latents_to_bytes(
+        [LatentBatch(Call(1, 1.0, None, 8, 8), torch.zeros(1), ())]
+    )
     with pytest.raises(ValueError, match="expected a payload of encoded, got one of latents"):
-        wire.encoded_from_bytes(latents)
+        tensor_bytes.encoded_from_bytes(latents)
     for data in (b"", b"\x80\x04K\x01.", b"\x02\0\0\0\0\0\0\0{}"):
         with pytest.raises(ValueError, match="not a payload of batchgen"):
-            wire.latents_from_bytes(data)
+            tensor_bytes.latents_from_bytes(data)

@@ -12,7 +12,8 @@ from fsspec import filesystem as fsspec_filesystem
 
 from batchgen.errors import InputError, SpecError, StorageFailed
 from batchgen.secrets import redact
-from batchgen.spec import build, merge
+from batchgen.spec.build import build
+from batchgen.spec.tree import merge
 from batchgen.storage import Limits, configure, open_store
 from batchgen.storage.faults import persist
 

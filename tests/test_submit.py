@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchgen.cluster.submit import Cluster as Client
 from batchgen.errors import SpecError, UsageError
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.submit import Cluster as Client
-from batchgen.verify import verify
 from tests.object_store.server import free_port
 
 TOKEN = "token-of-this-cluster-never-to-be-seen-0123456789"

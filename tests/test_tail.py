@@ -9,22 +9,24 @@ from pathlib import Path
 import psutil
 import pytest
 
-from batchgen import engine
-from batchgen.frames import Frame
-from batchgen.ledger import Ledger, Marker
-from batchgen.shard import Trial
+from batchgen.engine.actors import Generate
+from batchgen.engine.pools import Share
+from batchgen.engine.stream import generate
+from batchgen.output.ledger import Ledger, Marker
+from batchgen.shard.compose import Trial
+from batchgen.shard.frames import Frame
 from batchgen.storage import open_store
 from tests.arithmetic_stages import arithmetic_stages
 from tests.cluster.nodes import until
 from tests.datasets_on_disk import plan_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-TWO = engine.Share(min_replicas=1, max_replicas=2, start_replicas=2, num_cpus=0.5, num_gpus=0)
+TWO = Share(min_replicas=1, max_replicas=2, start_replicas=2, num_cpus=0.5, num_gpus=0)
 SHARDS = 4
 ENDS_WITHIN_S = 60
 
 
-class LastOne(engine.Generate):
+class LastOne(Generate):
     """Works on the last shard only when it is the only replica left."""
 
     def load(self) -> None:
@@ -54,5 +56,5 @@ def test_replicas_end_while_the_last_shard_is_made(
     )
     ledger = Ledger(open_store(str(tmp_path / "out")))
     ledger.freeze(plan, plan.spec)
-    events = list(engine.generate(plan, ledger, range(SHARDS), [(LastOne, TWO)]))
+    events = list(generate(plan, ledger, range(SHARDS), [(LastOne, TWO)]))
     assert [type(event) for event in events] == [Marker] * SHARDS, events

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from batchgen.errors import RejectRow
-from batchgen.ledger import Ledger
+from batchgen.input.uris import Uris, uris_of
+from batchgen.output.ledger import Ledger
 from batchgen.storage import open_store
-from batchgen.uris import Uris, uris_of
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, png, spec_for, write_columns
 from tests.outputs import rejects_of, table_of
@@ -162,7 +162,9 @@ def test_what_leads_out_is_refused(uri: str) -> None:
 
 def test_what_takes_too_long_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("batchgen.uris.read_limited", lambda *_, **__: release.wait(30) and b"")
+    monkeypatch.setattr(
+        "batchgen.input.uris.read_limited", lambda *_, **__: release.wait(30) and b""
+    )
     began = time.monotonic()
     try:
         found = Uris("/in", ("/in",), 1000, 0.1).fetch(["a.png"])
@@ -181,7 +183,7 @@ def test_each_object_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(place)
         return b"x"
 
-    monkeypatch.setattr("batchgen.uris.read_limited", read)
+    monkeypatch.setattr("batchgen.input.uris.read_limited", read)
     found = Uris(store.url, (store.url,), 1000, 5.0).fetch(["a.png", "b.png", "a.png"])
     assert found == {"a.png": b"x", "b.png": b"x"}
     assert sorted(asked) == [f"{store.url}/a.png", f"{store.url}/b.png"]

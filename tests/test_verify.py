@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.ledger import REJECTS, Ledger, data_name
-from batchgen.planned import names_of
+from batchgen.output.formats import parquet_bytes
+from batchgen.output.ledger import REJECTS, Ledger, data_name
+from batchgen.output.planned import names_of
+from batchgen.output.verify import MAX_PROBLEMS, Findings, verify
 from batchgen.storage import open_store
-from batchgen.verify import MAX_PROBLEMS, Findings, verify
-from batchgen.writer import parquet_bytes
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
 

@@ -17,15 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from batchgen import writer
-from batchgen.images import encode_image
-from batchgen.ledger import Ledger, data_name, rejects_name
-from batchgen.plan import Plan
-from batchgen.prepare import prepare
-from batchgen.reader import make_spans, read_columns, read_span
-from batchgen.records import Dropped, ShardRows
-from batchgen.storage import open_store
-from batchgen.writer import (
+from batchgen.images.files import encode_image
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.output import formats
+from batchgen.output.formats import (
     COLUMNS,
     Finished,
     kept_columns,
@@ -33,6 +28,11 @@ from batchgen.writer import (
     parquet,
     write_shard,
 )
+from batchgen.output.ledger import Ledger, data_name, rejects_name
+from batchgen.plan.plan import Plan
+from batchgen.records import Dropped, ShardRows
+from batchgen.shard.prepare import prepare
+from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import (
     plan_for,
@@ -350,7 +350,7 @@ def group_bytes(data: bytes) -> Sequence[int]:
 def test_row_groups_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 100_000)
     images = [{"bytes": bytes(10_000), "path": "x"} for _ in range(95)]
-    data = writer.parquet_bytes(pa.table({"image": pa.array(images, writer.IMAGE)}))
+    data = formats.parquet_bytes(pa.table({"image": pa.array(images, formats.IMAGE)}))
     sizes = group_bytes(data)
     assert len(sizes) >= 9
     assert max(sizes) < 120_000
@@ -362,7 +362,7 @@ def test_an_image_above_the_bound_has_a_row_group_of_its_own(
 ) -> None:
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1000)
     images = [{"bytes": bytes(5000), "path": "x"} for _ in range(3)]
-    data = writer.parquet_bytes(pa.table({"image": pa.array(images, writer.IMAGE)}))
+    data = formats.parquet_bytes(pa.table({"image": pa.array(images, formats.IMAGE)}))
     assert len(group_bytes(data)) == 3
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchgen.cli import main
-from batchgen.replicas.tiny import control, ldm, stable_diffusion, stable_diffusion_xl, variation
+from batchgen.models.tiny import control, ldm, stable_diffusion, stable_diffusion_xl, variation
 from jobs import task_inputs
 
 

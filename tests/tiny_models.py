@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-from batchgen.replicas.load import quiet_libraries
-from batchgen.replicas.tiny.parts import (
+from batchgen.models.load import quiet_libraries
+from batchgen.models.tiny.parts import (
     autoencoder,
     clip_text_encoder,
     clip_tokenizer,

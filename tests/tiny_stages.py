@@ -11,10 +11,7 @@ import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from batchgen import replicas, spec
-from batchgen.decode import Decoder
-from batchgen.denoise import Denoiser
-from batchgen.encode import Encoder, sample_generator
+from batchgen import models
 from batchgen.records import (
     Call,
     ConditionBatch,
@@ -22,6 +19,10 @@ from batchgen.records import (
     Sample,
     derive_seed,
 )
+from batchgen.spec.build import build
+from batchgen.stages.decode import Decoder
+from batchgen.stages.denoise import Denoiser
+from batchgen.stages.encode import Encoder, sample_generator
 
 TASKS = ("text-to-image", "image-to-image")
 PLAIN = {
@@ -37,7 +38,7 @@ class Stages:
 
     def __init__(self, folder: Path, task: str, batch_size: int = B, **model: Any) -> None:
         columns = {"image": "image"} if task == "image-to-image" else {}
-        self.spec = spec.build(
+        self.spec = build(
             {
                 "input": {"path": "in.parquet", "columns": columns},
                 "output": {"url": "out"},
@@ -46,10 +47,10 @@ class Stages:
                 "resources": {"batch_size": batch_size},
             }
         )
-        self.info = replicas.inspect(self.spec.model, task)
-        self.encode: Encoder = replicas.load_encoder(self.info, self.spec)
-        self.denoise: Denoiser = replicas.load_denoiser(self.info, self.spec)
-        self.decode: Decoder = replicas.load_decoder(self.info, self.spec)
+        self.info = models.inspect(self.spec.model, task)
+        self.encode: Encoder = models.load_encoder(self.info, self.spec)
+        self.denoise: Denoiser = models.load_denoiser(self.info, self.spec)
+        self.decode: Decoder = models.load_decoder(self.info, self.spec)
 
     def __call__(self, batch: ConditionBatch) -> ImageBatch:
         return self.decode(self.denoise(self.encode(batch)))

@@ -11,7 +11,7 @@ from batchgen.cli.options import main
 from batchgen.errors import SpecError
 
 if TYPE_CHECKING:
-    from batchgen.tasks import Task
+    from batchgen.spec.tasks import Task
 
 
 @main.command()
@@ -23,9 +23,9 @@ def tasks(name: str | None) -> None:
     batchgen tasks
     batchgen tasks inpainting
     """
-    from batchgen import explain
+    from batchgen.cli import task_pages
 
-    echo(explain.task_page(_task(name)) if name else explain.tasks_table())
+    echo(task_pages.task_page(_task(name)) if name else task_pages.tasks_table())
 
 
 @main.group()
@@ -46,19 +46,19 @@ def make_tiny(task: str, folder: str, family: str | None) -> None:
     \b
     batchgen models make-tiny super-resolution models/tiny-upscaler
     """
-    from batchgen import explain
+    from batchgen.cli import task_pages
 
     found = _task(task)
-    known = [one.name for one in explain.families_of(found)]
+    known = [one.name for one in task_pages.families_of(found)]
     if family not in (None, *known):
         raise SpecError("--family", family, ", ".join(known))
-    made = explain.make_tiny(found, family or known[0], folder)
+    made = task_pages.make_tiny(found, family or known[0], folder)
     echo(f"a tiny {family or known[0]} model for {task}: {made}")
 
 
 def _task(name: str) -> Task:
     from batchgen.errors import nearest
-    from batchgen.tasks import TASK_NAMES, task_named
+    from batchgen.spec.tasks import TASK_NAMES, task_named
 
     if name not in TASK_NAMES:
         raise SpecError("task", name, f"{', '.join(TASK_NAMES)}{nearest(name, TASK_NAMES)}")

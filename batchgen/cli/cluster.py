@@ -17,12 +17,12 @@ from batchgen.cli.options import (
     spec_options,
     storage_option,
 )
-from batchgen.progress import duration
+from batchgen.progress.display import duration
 
 if TYPE_CHECKING:
-    from batchgen.ledger import Ledger
-    from batchgen.spec import Spec
-    from batchgen.submit import Cluster
+    from batchgen.cluster.submit import Cluster
+    from batchgen.output.ledger import Ledger
+    from batchgen.spec.spec import Spec
 
 
 def address_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,8 +65,8 @@ def submit(
     \b
     batchgen submit job.yaml --address http://head:8265
     """
-    from batchgen.runner import anywhere
-    from batchgen.submit import Cluster
+    from batchgen.cluster.submit import Cluster
+    from batchgen.spec.places import anywhere
 
     cluster = Cluster(address)
     options = ["--shards", shards] if shards else []
@@ -124,8 +124,8 @@ def resume_on(
     packages: bool,
 ) -> int:
     """Submit that an output's job is gone on with, and watch it."""
+    from batchgen.cluster.submit import Cluster
     from batchgen.storage import absolute
-    from batchgen.submit import Cluster
 
     cluster = Cluster(address)
     options = [word for one in storage_options for word in ("--storage-option", one)]
@@ -147,8 +147,8 @@ class Found:
 
 def ask(job: str, address: str | None) -> Found:
     """Look for a job, by submission id or by output, where a cluster should be."""
+    from batchgen.cluster.submit import OUTPUT, Cluster
     from batchgen.errors import UsageError
-    from batchgen.submit import OUTPUT, Cluster
 
     try:
         cluster = Cluster(address)
@@ -163,7 +163,7 @@ def ask(job: str, address: str | None) -> Found:
 
 def last_run(ledger: Ledger) -> str:
     """Who works on an output, or when somebody did last."""
-    from batchgen.lease import holders_of
+    from batchgen.output.lease import holders_of
 
     holders = holders_of(ledger.store)
     if not holders:
@@ -182,7 +182,7 @@ def last_run(ledger: Ledger) -> str:
 
 def at_work(ledger: Ledger) -> list[str]:
     """The runs that are at work on an output, in words."""
-    from batchgen.lease import holders_of
+    from batchgen.output.lease import holders_of
 
     return [str(one) for one in holders_of(ledger.store) if one.at_work]
 
@@ -193,8 +193,8 @@ def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:
     Raises:
         UsageError: there is no such output either.
     """
+    from batchgen.cluster.submit import output_of
     from batchgen.errors import UsageError
-    from batchgen.submit import output_of
 
     try:
         output = output_of(job)
@@ -207,7 +207,7 @@ def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:
 
 
 def _watch(cluster: Cluster, name: str) -> int:
-    from batchgen.submit import exit_code
+    from batchgen.cluster.submit import exit_code
 
     for text in cluster.follow(name):
         echo(text, nl=False)

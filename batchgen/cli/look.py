@@ -27,12 +27,12 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending,
     4 when a committed file is missing or has another size.
     """
-    from batchgen.outcome import reason_lines, reasons_of, tally_of, verdict_of
+    from batchgen.output.outcome import reason_lines, reasons_of, tally_of, verdict_of
 
     facts: dict[str, object] = {}
     output = job
     if address or ("/" not in job and not os.path.isdir(job)):
-        from batchgen.submit import output_of
+        from batchgen.cluster.submit import output_of
 
         found = ask(job, address)
         output = found.output or output_of(job)
@@ -115,8 +115,8 @@ def verify(
     Exits 0 when it is proven and 4 when not. With --repair it exits 3 when `resume` will make what
     was withdrawn.
     """
-    from batchgen import repair
-    from batchgen import verify as checks
+    from batchgen.output import repair
+    from batchgen.output import verify as checks
 
     ledger = open_ledger(output, storage_options)
     mended = repair.repair(ledger, quick) if mend else None
@@ -151,7 +151,7 @@ def rejects(
     output: str, reason: str | None, limit: int, storage_options: tuple[str, ...], as_json: bool
 ) -> int:
     """List the rejected and failed samples of OUTPUT by reason."""
-    from batchgen.rejects import by_reason
+    from batchgen.output.rejects import by_reason
 
     groups = by_reason(open_ledger(output, storage_options), reason, limit or None)
     if as_json:

@@ -21,9 +21,9 @@ from batchgen.cli.options import (
 from batchgen.plain_text import plain
 
 if TYPE_CHECKING:
-    from batchgen.outcome import Outcome
-    from batchgen.plan import Plan
-    from batchgen.spec import Spec
+    from batchgen.output.outcome import Outcome
+    from batchgen.plan.plan import Plan
+    from batchgen.spec.spec import Spec
 
 
 @main.command()
@@ -69,9 +69,9 @@ def _ask_to_remove(spec: Spec) -> None:
         UsageError: the answer was no, or nobody was there to answer.
     """
     from batchgen.errors import UsageError
-    from batchgen.holdings import holdings_of
-    from batchgen.ledger import Ledger
-    from batchgen.runner import reach_stores
+    from batchgen.output.holdings import holdings_of
+    from batchgen.output.ledger import Ledger
+    from batchgen.spec.places import reach_stores
     from batchgen.storage import open_store
 
     reach_stores(spec)
@@ -142,7 +142,7 @@ def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
 
 def _check_address(address: str | None) -> None:
     """Before anything is planned."""
-    from batchgen.addresses import check_head, joined
+    from batchgen.cluster.addresses import check_head, joined
 
     if wanted := joined(address):
         check_head(wanted, "--address" if address else "RAY_ADDRESS")
@@ -151,7 +151,7 @@ def _check_address(address: str | None) -> None:
 def _withdraw(output: str, storage_options: tuple[str, ...]) -> None:
     """Say what is damaged and withdraw it; stop where making it again would not mend it."""
     from batchgen.errors import VerifyFailed
-    from batchgen.repair import repair
+    from batchgen.output.repair import repair
 
     mended = repair(open_ledger(output, storage_options))
     for line in (*mended.found.problems, *mended.lines()):
@@ -161,7 +161,7 @@ def _withdraw(output: str, storage_options: tuple[str, ...]) -> None:
 
 
 def _finish(outcome: Outcome, as_json: bool) -> int:
-    from batchgen.outcome import reason_lines
+    from batchgen.output.outcome import reason_lines
 
     if as_json:
         echo_json(asdict(outcome))

@@ -14,11 +14,11 @@ import click
 from batchgen import __version__
 from batchgen.cli.echo import echo
 from batchgen.errors import BatchgenError, SpecError, StopJob
-from batchgen.tasks import TASK_NAMES
+from batchgen.spec.tasks import TASK_NAMES
 
 if TYPE_CHECKING:
-    from batchgen.ledger import Ledger
-    from batchgen.spec import Spec
+    from batchgen.output.ledger import Ledger
+    from batchgen.spec.spec import Spec
 
 EXIT_CODES = """
 Exit codes: 0 complete; 1 usage or spec; 2 finished with failed samples, or with more rejected than
@@ -113,7 +113,8 @@ def _parameter(flag: str) -> str:
 def _spec(
     spec_file: str | None, flags: dict[str, Any], settings: tuple[str, ...], no_key_check: bool
 ) -> Spec:
-    from batchgen.spec import build, merge, read_yaml
+    from batchgen.spec.build import build
+    from batchgen.spec.tree import merge, read_yaml
 
     dotted = _parsed("--set", settings, "FIELD=VALUE")
     for flag, value in flags.items():
@@ -196,7 +197,8 @@ def parse_storage_options(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     Raises:
         SpecError: not of the form, or a secret that is written down.
     """
-    from batchgen.spec import check_options, merge
+    from batchgen.spec.storage_section import check_options
+    from batchgen.spec.tree import merge
 
     dotted = _parsed("--storage-option", given, "PROTOCOL.OPTION=VALUE")
     options: dict[str, dict[str, Any]] = merge({}, dotted)
@@ -206,7 +208,7 @@ def parse_storage_options(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def _parsed(flag: str, given: tuple[str, ...], form: str) -> dict[str, Any]:
     """Dotted name -> value, of options that are written as NAME=VALUE with a value in YAML."""
-    from batchgen.spec import parse_yaml
+    from batchgen.spec.yaml_text import parse_yaml
 
     dotted: dict[str, Any] = {}
     for one in given:
@@ -220,7 +222,7 @@ def _parsed(flag: str, given: tuple[str, ...], form: str) -> dict[str, Any]:
 
 def open_ledger(output: str, storage_options: tuple[str, ...]) -> Ledger:
     """The ledger of an output that is reached by these options."""
-    from batchgen.ledger import Ledger
+    from batchgen.output.ledger import Ledger
     from batchgen.storage import configure, open_store
 
     configure(parse_storage_options(storage_options))

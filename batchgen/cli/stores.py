@@ -13,8 +13,8 @@ from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, spec_options, storage_option
 
 if TYPE_CHECKING:
-    from batchgen.machine import Check
-    from batchgen.spec import Spec
+    from batchgen.cli.machine import Check
+    from batchgen.spec.spec import Spec
 
 
 @main.command()
@@ -43,11 +43,11 @@ def doctor(spec: Spec | None, as_json: bool) -> int:
 
 def _checks(spec: Spec | None) -> Iterator[Check]:
     if spec is None:
-        from batchgen.machine import look_round
+        from batchgen.cli.machine import look_round
 
         return look_round()
-    from batchgen import doctor as tries
-    from batchgen.runner import anywhere, reach_stores
+    from batchgen.cli import doctor as tries
+    from batchgen.spec.places import anywhere, reach_stores
 
     reach_stores(spec)
     return tries.examine(anywhere(spec))
@@ -64,7 +64,7 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
     Only what lies below OUTPUT/data and OUTPUT/_batchgen is touched, and only while no run is at
     work on it.
     """
-    from batchgen.clean import clean as remove
+    from batchgen.output.clean import clean as remove
 
     cleaned = remove(open_ledger(output, storage_options), dry_run)
     if as_json:
@@ -101,18 +101,19 @@ def export(
     \b
     batchgen export out/images out/tars --format webdataset
     """
-    from batchgen import runner
-    from batchgen.export import export as write_again
-    from batchgen.ledger import Ledger
-    from batchgen.progress import Tally
+    from batchgen.engine.interrupt import interruptible
+    from batchgen.output.export import export as write_again
+    from batchgen.output.ledger import Ledger
+    from batchgen.progress.display import Tally
+    from batchgen.report.finalize import finalize
     from batchgen.storage import open_store
 
     source = open_ledger(output, storage_options)
     ledger = Ledger(open_store(target))
-    with runner.interruptible():
+    with interruptible():
         shards = write_again(source, ledger.store, format_name)
     plan = ledger.require_plan()
-    outcome = runner.finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
     if as_json:
         echo_json({**asdict(outcome), "written_now": shards})
     else:

@@ -13,20 +13,21 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from batchgen import frames, replicas, shard
+from batchgen import models
 from batchgen.attempts import Attempts, Judgement, judge
-from batchgen.engine.cluster import living_nodes, this_actor, this_node
-from batchgen.engine.devices import devices
+from batchgen.cluster.devices import devices
+from batchgen.cluster.join import living_nodes, this_actor, this_node
 from batchgen.engine.loading import load_model
 from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.watch import Watch
 from batchgen.errors import RetryShard, StopJob, StorageFailed
-from batchgen.frames import Frame
-from batchgen.ledger import FailedMarker, Ledger
-from batchgen.plan import Plan
+from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
-from batchgen.shard import Trial
-from batchgen.spec import Pool
+from batchgen.shard import compose, frames
+from batchgen.shard.compose import Trial
+from batchgen.shard.frames import Frame
+from batchgen.spec.sections import Pool
 from batchgen.storage import configure, open_store
 
 BACKOFF_S = 0.5
@@ -247,10 +248,10 @@ class Generate(StageActor):
         return self.plan.spec.resources.generate
 
     def load(self) -> None:
-        self.stages = shard.FusedStages(
-            replicas.load_encoder(self.plan.model, self.plan.spec, self.devices),
-            replicas.load_denoiser(self.plan.model, self.plan.spec, self.devices),
-            replicas.load_decoder(self.plan.model, self.plan.spec, self.devices),
+        self.stages = compose.FusedStages(
+            models.load_encoder(self.plan.model, self.plan.spec, self.devices),
+            models.load_denoiser(self.plan.model, self.plan.spec, self.devices),
+            models.load_decoder(self.plan.model, self.plan.spec, self.devices),
             self.devices[0],
         )
 
@@ -268,14 +269,18 @@ class Encode(StageActor):
         return self.plan.spec.resources.encode
 
     def load(self) -> None:
-        self.stage = replicas.load_encoder(self.plan.model, self.plan.spec, self.devices)
+        self.stage = models.load_encoder(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
-        from batchgen import wire  # torch comes with it, which readers and the driver do without
+        from batchgen.shard import (
+            tensor_bytes,
+        )  # torch comes with it, which readers and the driver do without
 
         with self.lock:
-            work, batches = shard.encode_shard(self.stage, frames.to_rows(frame), self.plan, trial)
-        tensors = wire.encoded_to_bytes(batches)
+            work, batches = compose.encode_shard(
+                self.stage, frames.to_rows(frame), self.plan, trial
+            )
+        tensors = tensor_bytes.encoded_to_bytes(batches)
         return frames.from_work(work, frames.ENCODED, frame.attempt, tensors)
 
 
@@ -287,15 +292,15 @@ class Denoise(StageActor):
         return self.plan.spec.resources.denoise
 
     def load(self) -> None:
-        self.stage = replicas.load_denoiser(self.plan.model, self.plan.spec, self.devices)
+        self.stage = models.load_denoiser(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
-        from batchgen import wire
+        from batchgen.shard import tensor_bytes
 
-        encoded = wire.encoded_from_bytes(frame.tensors)
+        encoded = tensor_bytes.encoded_from_bytes(frame.tensors)
         with self.lock:
-            work, latents = shard.denoise_shard(self.stage, frames.to_work(frame), encoded, trial)
-        tensors = wire.latents_to_bytes(latents)
+            work, latents = compose.denoise_shard(self.stage, frames.to_work(frame), encoded, trial)
+        tensors = tensor_bytes.latents_to_bytes(latents)
         return frames.from_work(work, frames.DENOISED, frame.attempt, tensors)
 
 
@@ -307,13 +312,13 @@ class Decode(StageActor):
         return self.plan.spec.resources.decode
 
     def load(self) -> None:
-        self.stage = replicas.load_decoder(self.plan.model, self.plan.spec, self.devices)
+        self.stage = models.load_decoder(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
-        from batchgen import wire
+        from batchgen.shard import tensor_bytes
 
-        latents = wire.latents_from_bytes(frame.tensors)
-        marker = shard.decode_shard(
+        latents = tensor_bytes.latents_from_bytes(frame.tensors)
+        marker = compose.decode_shard(
             self.stage,
             self.lock,
             frames.to_work(frame),

@@ -15,7 +15,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
 
-from batchgen.engine.cluster import nodes_that_stay
+from batchgen.cluster.join import nodes_that_stay
 from batchgen.engine.pools import Pools, Resources, Share, lacking
 from batchgen.errors import UsageError
 

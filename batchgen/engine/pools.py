@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import ray
 
+from batchgen.cluster.join import nodes_that_stay
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate, StageActor
-from batchgen.engine.cluster import nodes_that_stay
-from batchgen.plan import Plan
-from batchgen.spec import Pool
+from batchgen.plan.plan import Plan
+from batchgen.spec.sections import Pool
 
 SLIVER = 0.001  # of ``accelerator_type:X`` that Ray asks for, of the 1 that every such node has
 GPU_CPUS = 0.5  # that a replica on a GPU takes: it waits for the device most of the time

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from batchgen import frames
 from batchgen.engine.actors import pause
 from batchgen.errors import RetryShard, StopJob
-from batchgen.reader import read_span, span_from_json
-from batchgen.spec import Spec
+from batchgen.input.reader import read_span, span_from_json
+from batchgen.shard import frames
+from batchgen.spec.spec import Spec
 from batchgen.storage import configure
 
 

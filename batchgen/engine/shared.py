@@ -10,7 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchgen.attempts import Attempt, Attempts, News
-from batchgen.engine.cluster import this_node
+from batchgen.cluster.join import this_node
 
 HEAR_WITHIN_S = 10.0
 

@@ -13,7 +13,7 @@ class Family:
 
     Attributes:
         name: as people call the family; unique within a task.
-        task: a task of ``batchgen.tasks``.
+        task: a task of ``batchgen.spec.tasks``.
         pipeline: the diffusers class whose call is the denoise stage.
         saved_as: the classes (of ``model_index.json``) whose folders serve this family.
         encoder: components that the encode stage holds. ``vae`` here means its encoding half.

@@ -9,17 +9,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batchgen import __version__
 from batchgen.errors import LimitExceeded, VerifyFailed
-from batchgen.holdings import CARD, CARD_MARK, card_is_ours
-from batchgen.images import contact_sheet
-from batchgen.ledger import Ledger
-from batchgen.outcome import reasons_of
-from batchgen.plan import Plan
+from batchgen.images.files import contact_sheet
+from batchgen.output.holdings import CARD, CARD_MARK, card_is_ours
+from batchgen.output.ledger import Ledger
+from batchgen.output.outcome import reasons_of
+from batchgen.output.tally import Tally
+from batchgen.output.verify import damaged
+from batchgen.plan.plan import Plan
 from batchgen.report.card import card_of
 from batchgen.report.digest import digest_of
 from batchgen.report.gallery import shown_of
 from batchgen.report.settings import differing, model_name
-from batchgen.tally import Tally
-from batchgen.verify import damaged
 
 __all__ = ["OTHER_CARD", "PAGE", "SHEET", "write"]
 

@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from batchgen import __version__
-from batchgen.outcome import Reason
+from batchgen.output.formats import format_of, kept_columns, own_columns
+from batchgen.output.outcome import Reason
+from batchgen.output.tally import Tally
 from batchgen.plain_text import plain, short
-from batchgen.plan import Plan
+from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, model_name
-from batchgen.tally import Tally
-from batchgen.writer import format_of, kept_columns, own_columns
 
 SHOWN_LABELS = 50
 SHOWN_COLUMNS = 100

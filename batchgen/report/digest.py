@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
 
 MOST_LABELS = 1000
 

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.errors import BatchgenError
-from batchgen.images import thumbnail
-from batchgen.ledger import DATA, Ledger
+from batchgen.images.files import thumbnail
+from batchgen.output.formats import format_of
+from batchgen.output.ledger import DATA, Ledger
 from batchgen.plain_text import short
-from batchgen.plan import Plan
-from batchgen.writer import format_of
+from batchgen.plan.plan import Plan
 
 IMAGES = 64
 SHARDS = 8

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from batchgen.plan import Plan
-from batchgen.spec import Spec, build
-from batchgen.tasks import task_named
+from batchgen.plan.plan import Plan
+from batchgen.spec.build import build
+from batchgen.spec.spec import Spec
+from batchgen.spec.tasks import task_named
 
 
 def applying(plan: Plan) -> dict[str, Any]:

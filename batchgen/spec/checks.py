@@ -9,10 +9,10 @@ from batchgen.errors import SpecError
 from batchgen.secrets import secret_in
 from batchgen.spec.faults import NEEDED, missing
 from batchgen.spec.sections import Columns, Conditioning, Output, Sampling
-from batchgen.tasks import TASKS, Task, is_image, parse_lora, task_named
+from batchgen.spec.tasks import TASKS, Task, is_image, parse_lora, task_named
 
 if TYPE_CHECKING:
-    from batchgen.spec import Spec
+    from batchgen.spec.spec import Spec
 
 
 def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
-from batchgen.model_spec import Section
 from batchgen.spec.faults import NEEDED, Faults, missing
+from batchgen.spec.model import Section
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt: above twice what the longest text encoder here reads

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from batchgen.errors import SpecError
-from batchgen.model_spec import Section
 from batchgen.secrets import secret_in
 from batchgen.spec.faults import kind_of
+from batchgen.spec.model import Section
 from batchgen.storage import Limits
 from batchgen.storage.connect import REFERENCE
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch import nn
 
-from batchgen.replicas.own import ClassEmbedder
+from batchgen.models.own import ClassEmbedder
 from jobs.small_model.added import (
     draw_batch,
     images_for,

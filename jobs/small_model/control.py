@@ -17,7 +17,7 @@ from diffusers import (
 from PIL import Image
 from torch.nn import functional
 
-from batchgen.conditions import make_condition
+from batchgen.images.conditions import make_condition
 from jobs.small_model.added import (
     draw_batch,
     images_for,

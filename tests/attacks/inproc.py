@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from batchgen.spec import build, merge
+from batchgen.spec.build import build
+from batchgen.spec.tree import merge
 from tests.in_process import stream
 
 

@@ -314,7 +314,8 @@ def a8m(ctx: Ctx) -> Result:
     script.write_text("""
 import json, random, sys, shutil, os, traceback
 from pathlib import Path
-from batchgen.spec import build, merge
+from batchgen.spec.build import build
+from batchgen.spec.tree import merge
 from batchgen import runner
 from batchgen.errors import BatchgenError
 home, src, n = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -19,11 +19,11 @@ import ray
 
 from batchgen import runner
 from batchgen.families import FAMILIES, Family
-from batchgen.ledger import Ledger
-from batchgen.replicas.tiny import BUILDERS
-from batchgen.shard import environment
+from batchgen.models.tiny import BUILDERS
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
+from batchgen.shard.compose import environment
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from jobs import task_inputs
 from tests.family_specs import family_spec
 from tests.outputs import digests_of

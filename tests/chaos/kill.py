@@ -23,16 +23,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.outputs import digests_of
 
 SAMPLES_PER_SHARD = 8
 LONGEST_S = 300.0
 IMPATIENT = """
 from batchgen.cli import main
-from batchgen.engine import daemons
+from batchgen.cluster import daemons
 daemons.HEAD_GONE_FOR_S = 2.0
 main()
 """

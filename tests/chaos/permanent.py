@@ -26,9 +26,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.ledger import PLAN, Ledger
+from batchgen.output.ledger import PLAN, Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import Store, configure, open_store
-from batchgen.verify import verify
 from tests.chaos.store import digests
 from tests.object_store.proxy import FaultProxy, Rule
 from tests.object_store.server import S3Server, make_bucket

@@ -31,10 +31,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen import clean
-from batchgen.ledger import Ledger
+from batchgen.output import clean
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import configure, open_store, unfinished_uploads
-from batchgen.verify import verify
 from tests.chaos.kill import replicas_of
 from tests.object_store.proxy import FaultProxy, Rule, Seen
 from tests.object_store.server import S3Server, make_bucket

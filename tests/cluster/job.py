@@ -27,9 +27,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import configure, open_store
-from batchgen.verify import verify
 from tests.chaos.store import digests
 from tests.cluster.nodes import Nodes, busy_worker, cluster, replicas, subnet, until
 from tests.object_store.server import S3Server, make_bucket

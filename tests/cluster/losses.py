@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from batchgen.ledger import Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from batchgen.verify import verify
 from tests.chaos.store import digests
 from tests.cluster import pressure
 from tests.cluster.job import BUCKET, committed, flags, run_alone, store, write_prompts

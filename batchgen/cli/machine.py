@@ -1,0 +1,167 @@
+"""Looks at this machine: what it has for a job, and what of its Rays is open to others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import stat
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchgen import __version__
+from batchgen.cluster.ray_token import is_open, token_file
+
+LIBRARIES = ("torch", "diffusers", "transformers", "ray", "pyarrow")
+LITTLE_BYTES = 2 << 30
+LISTENING = "0A"  # the state in /proc/net/tcp
+RAYS = ("gcs_server", "raylet")
+RAY_FOLDER = Path("/tmp/ray")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried. ``grade`` is ``ok``, ``warning`` or ``failed``."""
+
+    name: str
+    grade: str
+    message: str
+
+
+def look_round() -> Iterator[Check]:
+    """What this machine has, and what of it is open to others, each as it is found."""
+    python = f"{platform.python_version()} at {sys.executable}, {platform.platform()}"
+    yield Check("Python", "ok", python)
+    yield _libraries()
+    yield gpus()
+    for name, folder in {"temporary folder": _temporary(), "object store": "/dev/shm"}.items():
+        yield from _free(name, folder)
+    yield _hugging_face()
+    yield _token()
+    yield _ports()
+    yield _folders()
+
+
+def _libraries() -> Check:
+    found, absent = [f"batchgen {__version__}"], []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(f"{name} is not installed")
+    return Check("libraries", "failed" if absent else "ok", ", ".join([*found, *absent]))
+
+
+def gpus() -> Check:
+    """What torch can use, and why not what is there besides."""
+    from batchgen.cluster import devices
+
+    seen = devices.seen_by_torch()
+    if seen:
+        return Check("GPUs", "ok", ", ".join(seen))
+    if hidden := devices.hidden_gpu():
+        return Check("GPUs", "warning", f"{hidden}; torch cannot use it: {devices.why_none()}")
+    return Check("GPUs", "ok", "none; jobs run on the CPUs")
+
+
+def _temporary() -> str:
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+
+
+def _free(name: str, folder: str) -> Iterator[Check]:
+    with suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        grade = "warning" if free < LITTLE_BYTES else "ok"
+        yield Check(name, grade, f"{folder} has {gib(free)} free")
+
+
+def gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 28 else f"{size / (1 << 20):.1f} MiB"
+
+
+def _hugging_face() -> Check:
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    folder = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    models = sorted(path.name for path in folder.glob("models--*"))
+    offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else ""
+    return Check("models of the hub", "ok", f"{len(models)} in {folder}{offline}")
+
+
+def _token() -> Check:
+    path = token_file()
+    if is_open(path):
+        return Check("Ray's token", "warning", f"others may read {path}: chmod 600 {path}")
+    if path.exists():
+        return Check("Ray's token", "ok", f"{path}, for you alone")
+    return Check("Ray's token", "ok", f"none in {path}; a local run makes its own")
+
+
+def _ports() -> Check:
+    """What running heads and nodes of Ray have open beyond the loopback address."""
+    wide = [f"{name} ({pid}) at {at}" for name, pid, at in listening(RAYS) if not _is_loopback(at)]
+    if not wide:
+        return Check("open ports", "ok", "no Ray of this machine listens beyond loopback")
+    reach = "who reaches one and has the token, or if there is none, runs code as its owner"
+    return Check("open ports", "warning", f"{', '.join(sorted(wide))}: {reach}")
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("127.", "[::1]", "[::ffff:127."))
+
+
+def listening(names: tuple[str, ...]) -> Iterator[tuple[str, int, str]]:
+    """Name, pid and HOST:PORT of the listening sockets of processes of these names (Linux)."""
+    sockets = dict(_sockets())
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            name = (folder / "comm").read_text().strip()
+            if name in names:
+                for one in (folder / "fd").iterdir():
+                    if at := sockets.get(os.readlink(one)):
+                        yield name, int(folder.name), at
+
+
+def _sockets() -> Iterator[tuple[str, str]]:
+    """``socket:[INODE]`` -> HOST:PORT of what listens."""
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTENING:
+                    yield f"socket:[{fields[9]}]", _address(*fields[1].split(":"))
+
+
+def _address(host: str, port: str) -> str:
+    """From hexadecimal words of this machine's byte order."""
+    words = [int(host[at : at + 8], 16) for at in range(0, len(host), 8)]
+    raw = struct.pack(f"={len(words)}I", *words)
+    if len(raw) == 4:
+        return f"{socket.inet_ntop(socket.AF_INET, raw)}:{int(port, 16)}"
+    return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]:{int(port, 16)}"
+
+
+def _folders() -> Check:
+    """Ray opens its sessions' folders to everybody; those of local runs lie in a closed one."""
+    found = [path for path in RAY_FOLDER.glob("session_2*") if _is_for_others(path)]
+    if not found:
+        return Check("Ray's folders", "ok", f"none in {RAY_FOLDER} that others may write")
+    return Check(
+        "Ray's folders",
+        "warning",
+        f"others may write to {len(found)} in {RAY_FOLDER}, with logs and sockets: remove those of "
+        "clusters that have ended, and close the others (chmod 700)",
+    )
+
+
+def _is_for_others(path: Path) -> bool:
+    try:
+        return bool(stat.S_IMODE(path.stat().st_mode) & 0o022)
+    except OSError:
+        return False

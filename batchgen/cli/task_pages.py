@@ -1,0 +1,168 @@
+"""The catalogue in words: what each task reads, which models serve it, and a spec to copy."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from batchgen.errors import UsageError
+from batchgen.families import FAMILIES, Family
+from batchgen.images.conditions import MAKERS, Maker
+from batchgen.spec.sections import Columns, Sampling
+from batchgen.spec.tasks import TASKS, Task, is_image
+
+_WIDTH = 96
+_GUIDANCE = {
+    "negative": "classifier-free, against the negative prompt",
+    "null": "classifier-free, against no condition",
+    "embedded": "a number that the model reads",
+    "none": "none",
+}
+
+
+def families_of(task: Task) -> list[Family]:
+    """The families that serve a task, in the catalogue's order."""
+    return [family for family in FAMILIES if family.task == task.name]
+
+
+def tasks_table() -> str:
+    """One paragraph a task: what it makes, the columns of its rows, the families."""
+    blocks = []
+    for task in TASKS:
+        needs = ", ".join(task.needs) or "none"
+        names = ", ".join(family.name for family in families_of(task))
+        lines = [f"{task.name}: {task.about}"]
+        lines += _hanging("  needs    ", needs)
+        lines += _hanging("  takes    ", ", ".join(task.takes))
+        lines += _hanging("  models   ", names)
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def task_table() -> str:
+    """The tasks as Markdown, for ``docs/tasks.md``, each with a link to its own page."""
+    lines = ["| task | makes | needs | may have | families |", "| --- | --- | --- | --- | --- |"]
+    for task in TASKS:
+        needs, takes = (", ".join(parts) or "nothing" for parts in (task.needs, _own(task)))
+        names = ", ".join(family.name for family in families_of(task))
+        link = f"[{task.name}](tasks/{task.name}.md)"
+        lines.append(f"| {link} | {task.about} | {needs} | {takes} | {names} |")
+    return "\n".join(lines)
+
+
+def family_table() -> str:
+    """The families as Markdown, for ``docs/tasks.md``: who holds what, how the call is cut."""
+    head = ("task", "family", "pipeline", "encoder", "denoiser", "decoder", "how the call is cut")
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for task in TASKS:
+        for number, family in enumerate(families_of(task)):
+            held = (family.encoder, family.denoiser, family.decoder)
+            cells = [
+                "" if number else f"**{task.name}**",
+                family.name,
+                f"`{family.pipeline}`",
+                *(", ".join(f"`{name}`" for name in names) or "nothing" for names in held),
+                family.split,
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def maker_table() -> str:
+    """The makers of conditions as Markdown, for ``docs/tasks/control.md``."""
+    lines = ["| maker | makes | options |", "| --- | --- | --- |"]
+    for maker in MAKERS.values():
+        options = ", ".join(f"`{name}` ({one.default:g})" for name, one in maker.options.items())
+        lines.append(f"| `{maker.name}` | {maker.about} | {options} |")
+    return "\n".join(lines)
+
+
+def _own(task: Task) -> list[str]:
+    """The parts that a task may have, without those that all tasks may."""
+    common = set.intersection(*(set(one.takes) for one in TASKS))
+    return [part for part in task.takes if part not in common]
+
+
+def task_page(task: Task) -> str:
+    """Everything about one task, ending with a spec to copy."""
+    lines = [f"{task.name}: {task.about}", "", "Columns (input.columns)"]
+    for part in task.parts:
+        note = Columns.model_fields[part].description
+        note = f" ({note})" if note else ""
+        needed = "needed" if part in task.needs else "optional"
+        lines += _hanging(f"  {part:<21} ", f"{needed}{note}")
+    if any(is_image(part) for part in task.parts):
+        lines += ["", "Conditions that can be made from an image (conditioning.make)"]
+        lines += [line for one in MAKERS.values() for line in _maker(one)]
+    for family in families_of(task):
+        lines += ["", *_family(family)]
+    lines += ["", "A spec to copy", "", textwrap.indent(example_spec(task), "  ")]
+    return "\n".join(lines)
+
+
+def make_tiny(task: Task, family: str, folder: str) -> Path:
+    """Write a tiny model of a family; imports the model libraries.
+
+    Raises:
+        UsageError: the folder has something in it, or cannot be written.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"folder {folder} has something in it already; name a new one")
+    from batchgen.models.load import quiet_libraries
+    from batchgen.models.tiny import BUILDERS
+
+    quiet_libraries()
+    try:
+        return BUILDERS[task.name, family](target)
+    except OSError as error:
+        raise UsageError(f"folder {folder}: {error.strerror or error}") from error
+
+
+def _maker(maker: Maker) -> list[str]:
+    options = ", ".join(f"{name}={one.default:g}" for name, one in maker.options.items())
+    return _hanging(f"  {maker.name:<21} ", f"{maker.about}{f' ({options})' if options else ''}")
+
+
+def _family(family: Family) -> Iterator[str]:
+    yield f"Models: {family.name} ({family.pipeline})"
+    for name in ("encoder", "denoiser", "decoder"):
+        yield f"  {name:<10} {', '.join(getattr(family, name)) or 'holds nothing'}"
+    yield from _hanging("  split      ", family.split)
+    yield f"  guidance   {_GUIDANCE[family.guidance]}"
+    yield f"  settings   {', '.join(family.settings) or 'steps, guidance and size alone'}"
+    if family.upscale > 1:
+        yield f"  upscale    {family.upscale}, each way"
+    if family.fixed_size:
+        yield "  size       the model's own alone"
+    yield from _hanging("  saved as   ", ", ".join(family.saved_as))
+    yield f"  from elsewhere (model.components): {', '.join(family.external) or 'none'}"
+
+
+def _hanging(head: str, text: str) -> list[str]:
+    """Wrapped, with further lines below the first one's text."""
+    return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [
+        head.rstrip()
+    ]
+
+
+def example_spec(task: Task) -> str:
+    """A spec of the task as YAML: it needs only its paths changed."""
+    columns = dict.fromkeys(task.needs, "") | ({"prompt": ""} if task.prompt_column else {})
+    settings = {
+        name: Sampling.model_fields[name].default
+        for name in ("strength", "image_guidance_scale", "control_scale")
+        if name in task.parts and name in {one for f in families_of(task) for one in f.settings}
+    }
+    if task.name == "control":
+        columns["control"] = ""
+    lines = ["task: " + task.name, "input:", "  path: data/rows.parquet"]
+    if columns:
+        lines += ["  columns:", *(f"    {part}: {part}" for part in columns)]
+    lines += ["model:", f"  path: models/{task.name}"]
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    if chosen:
+        lines += ["sampling:", *(f"  {name}: {value}" for name, value in chosen.items())]
+    lines += ["variants: 2", "output:", f"  url: out/{task.name}"]
+    return "\n".join(lines) + "\n"

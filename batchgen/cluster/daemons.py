@@ -1,0 +1,69 @@
+"""Ends a run with words when a process of Ray is lost that Ray ends its driver for, wordless."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+
+from batchgen.cluster.join import this_node
+
+LOOK_EVERY_S = 1.0
+ANSWERS_WITHIN_S = 5.0
+HEAD_GONE_FOR_S = 40.0  # Ray ends this process after 60 s, and to end in order takes 10 or more
+
+Address = tuple[str, int]
+
+
+@contextmanager
+def guarded(interrupt: Callable[[str], None]) -> Iterator[None]:
+    """Inside, ``interrupt`` is called once if the raylet here or the cluster's head is lost."""
+    over = threading.Event()
+    raylet, head = _raylet(), _head()
+    seen = {one for one in (raylet, head) if _answers(one)}  # some networks hide them from here
+
+    def look() -> None:
+        answered = time.monotonic()
+        while not over.wait(LOOK_EVERY_S):
+            if raylet in seen and _answers(raylet) is False:
+                interrupt("Ray's process of this machine, the raylet, has ended")
+                return
+            if head not in seen or _answers(head):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > HEAD_GONE_FOR_S:
+                at = f"{head[0]}:{head[1]}"
+                interrupt(f"Ray's head at {at} has not answered for {HEAD_GONE_FOR_S:g} s")
+                return
+
+    thread = threading.Thread(target=look, name="daemons", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _raylet() -> Address:
+    (node,) = (one for one in ray.nodes() if one["NodeID"] == this_node())
+    return node["NodeManagerAddress"], node["NodeManagerPort"]
+
+
+def _head() -> Address:
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _answers(address: Address) -> bool | None:
+    """False where nobody listens; None where nothing comes back, as of a machine that is busy."""
+    try:
+        socket.create_connection(address, ANSWERS_WITHIN_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return None
+    return True

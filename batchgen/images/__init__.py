@@ -1,0 +1,1 @@
+"""Pixels: conditioning images opened, fitted and made; images written and shown."""

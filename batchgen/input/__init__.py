@@ -1,0 +1,1 @@
+"""The input dataset: rows in spans, and conditioning images at URIs."""

@@ -1,0 +1,34 @@
+"""From the spec's model to ready stages: the only home of finding, checking and loading models."""
+
+from batchgen.families.schedulers import (
+    FLOW_SCHEDULERS,
+    REFUSED_SCHEDULERS,
+    SCHEDULERS,
+    check_scheduler,
+    chosen_scheduler,
+)
+from batchgen.models.find import shipped_names
+from batchgen.models.inspection import inspect, packages_used
+from batchgen.models.load import (
+    load_decoder,
+    load_denoiser,
+    load_encoder,
+    parameter_counts,
+)
+from batchgen.models.weighting import check_prompt
+
+__all__ = [
+    "FLOW_SCHEDULERS",
+    "REFUSED_SCHEDULERS",
+    "SCHEDULERS",
+    "check_prompt",
+    "check_scheduler",
+    "chosen_scheduler",
+    "inspect",
+    "load_decoder",
+    "load_denoiser",
+    "load_encoder",
+    "packages_used",
+    "parameter_counts",
+    "shipped_names",
+]

@@ -1,0 +1,341 @@
+"""What a model is, read from its files alone: that it is whole and fits the task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from batchgen.errors import ModelError, shown
+from batchgen.families import FAMILIES, Family
+from batchgen.families.schedulers import check_options, chosen_scheduler
+from batchgen.models.additions import added_files, components_added
+from batchgen.models.files import (
+    MOST,
+    Part,
+    check_control_parts,
+    check_text_parts,
+    files_of,
+    latent_facts,
+    need,
+    pipeline_index,
+    read_json,
+    whole,
+)
+from batchgen.models.find import (
+    RECOMMENDED_FILE,
+    Found,
+    find_component,
+    find_model,
+    find_pipeline,
+)
+from batchgen.models.quantize import BACKENDS, check_quantization
+from batchgen.models.single_file import NAME, from_single_file
+from batchgen.models.weighting import check_weighting
+from batchgen.records import ModelInfo
+from batchgen.secrets import without_secrets
+from batchgen.spec.model import Model
+from batchgen.spec.sections import MAX_SIZE, MIN_SIZE
+
+
+def inspect(model: Model, task: str) -> ModelInfo:
+    """Find a model and check that it can serve the task, without importing torch.
+
+    A name in ``batchgen/shipped`` is looked for first, then a local folder, then the Hugging Face
+    hub (its cache alone where ``HF_HUB_OFFLINE`` is set); a URL is fetched. Reads every file once,
+    for its hash.
+
+    Raises:
+        ModelError: not found or not cached; no pipeline, component, weights or scheduler that can
+            be used. The message names the component and the file.
+        StorageFailed: the store of a URL refuses or fails.
+    """
+    found = find_model(model, task)
+    try:
+        return _inspected(found, model, task)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ModelError(
+            f"model {found.path}: one of its configurations holds what no such model has "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _inspected(found: Found, model: Model, task: str) -> ModelInfo:
+    folder = found.folder
+    index = pipeline_index(folder)
+    family = family_for(folder, index, model, task)
+    parts = parts_of(folder, index, model, family)
+    if found.file is not None:
+        parts = from_single_file(found.file, folder, family, parts)
+    named = _files(found, parts, model)
+    check_text_parts(parts)
+    check_quantization(model, family, parts)
+    check_weighting(model, family)
+    named |= added_files(model, family, parts)
+    scheduler = chosen_scheduler(index["scheduler"][1], model.scheduler)
+    check_options(scheduler, model.scheduler_options)
+    if family.schedulers and scheduler not in family.schedulers:
+        allowed = ", ".join(family.schedulers)
+        raise ModelError(
+            f"scheduler {scheduler}: a {family.name} model for {task} works with {allowed} alone"
+        )
+    classes = _class_names(index, parts) if task == "class-conditional" else ()
+    guidable = family.guided_classes in (0, len(classes))
+    latents = latent_facts(_part(parts, family.vae))
+    height, width = _native_size(parts, family, latents.factor)
+    steps, guidance = _recommended(folder, family)
+    manifest = _manifest_sha256(named)
+    return ModelInfo(
+        model_id=without_secrets(model.path),
+        path=str(found.path),
+        revision=found.commit or f"sha256:{manifest[:12]}",
+        manifest_sha256=manifest,
+        pipeline_class=index["_class_name"],
+        family=family.name,
+        scheduler=scheduler,
+        latent_channels=latents.channels,
+        vae_scale_factor=latents.factor,
+        width=width,
+        height=height,
+        multiple_of=latents.factor * (family.multiple_of or latents.factor),
+        num_inference_steps=steps,
+        guidance_scale=guidance if guidable else min(guidance, 1.0),
+        class_names=classes,
+        controls=sum(part.name in CONTROLS for part in parts),
+        upscale=family.upscale or latents.factor,
+        fixed_size=family.fixed_size,
+        settings=family.settings,
+        strength=family.strength,
+        optional_control=family.optional_control,
+        needs=family.needs,
+        schedulers=family.schedulers,
+        min_steps=family.min_steps,
+        guidable=guidable,
+        max_noise_level=int(index.get("max_noise_level") or 999),
+    )
+
+
+def packages_used(model: Model) -> tuple[str, ...]:
+    """Packages, as pip names them, on which images depend because of what the section asks for."""
+    quantised = model.quantization
+    return (
+        *(("peft",) if model.loras else ()),
+        *((BACKENDS[quantised.backend].package,) if quantised else ()),
+        *((model.prompt_weighting,) if model.prompt_weighting else ()),
+    )
+
+
+CONTROLS = ("controlnet", "adapter")
+
+
+def _files(found: Found, parts: list[Part], model: Model) -> dict[str, Path]:
+    """Name in the manifest -> file, of everything that would be loaded of the model itself."""
+    folder = found.folder
+    files = [folder / "model_index.json", folder / RECOMMENDED_FILE]
+    named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
+    if found.file is not None:
+        named[NAME] = found.file
+    for part in parts:
+        named |= {f"{part.label}/{path.name}": path for path in files_of(part, model)}
+        if whole := part.name.rpartition(".")[0]:
+            named[f"{whole}/model_index.json"] = part.folder.parent / "model_index.json"
+    return named
+
+
+def family_for(folder: Path, index: Mapping[str, Any], model: Model, task: str) -> Family:
+    """The family that a saved model serves a task as.
+
+    Raises:
+        ModelError: none; says what is missing or does not fit, and which tasks do.
+    """
+    saved_as = index.get("_class_name")
+    reasons: list[tuple[bool, str]] = []
+    for family in FAMILIES:
+        if family.task == task and saved_as in family.saved_as:
+            reason = _misfit(folder, index, model, family)
+            if reason is None:
+                return family
+            reasons.append((not set(model.components) <= set(family.external), reason))
+    others = [
+        family.task
+        for family in FAMILIES
+        if saved_as in family.saved_as and _misfit(folder, index, model, family) is None
+    ]
+    fitting = f"; it fits {', '.join(dict.fromkeys(others))}" if others else ""
+    if reasons:
+        _, nearest_reason = min(reasons, key=lambda one: one[0])  # of one that takes the components
+        raise ModelError(f"{nearest_reason}{fitting}")
+    names = {name for one in FAMILIES if one.task == task for name in one.saved_as}
+    known = sorted(names, key=lambda name: ("StableDiffusion" not in name, len(name), name))
+    shortly = ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
+    raise ModelError(
+        f"model {folder} is a {saved_as if isinstance(saved_as, str) else shown(saved_as)}"
+        + (fitting or f"; allowed for {task}: {shortly} (`batchgen tasks {task}` tells of all)")
+        + f", not {task}" * bool(fitting)
+    )
+
+
+def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> str | None:
+    """Why the model's parts are not those of the family, from their configurations alone."""
+    try:
+        parts = parts_of(folder, index, model, family)
+        _check_channels(parts, family)
+        check_control_parts(parts)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _check_channels(parts: list[Part], family: Family) -> None:
+    """That the denoiser takes what the task gives it, which loading the parts does not show."""
+    channels = latent_facts(_part(parts, family.vae)).channels
+    first = next(part for part in parts if part.name in ("unet", "transformer", "prior"))
+    allowed = [times * channels + plus for times, plus in family.channels]
+    for denoiser in (first, *(part for part in parts if part.name.endswith(".unet"))):
+        taken = whole(denoiser, "in_channels")
+        if taken not in allowed:
+            wanted = " or ".join(str(one) for one in allowed)
+            raise ModelError(
+                f"{denoiser.name} takes {taken} channels, a {family.name} model for {family.task}"
+                f" takes {wanted} (its {family.vae}'s latents have {channels}): a model for another"
+                " task, or parts of two models"
+            )
+    if family.image_latent_channels not in (None, channels):
+        raise ModelError(
+            f"{family.vae} has {channels} latent channels; allowed for {family.task}:"
+            f" {family.image_latent_channels}"
+        )
+
+
+def parts_of(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> list[Part]:
+    """Every component that some stage holds, with the folder that it is loaded from.
+
+    Raises:
+        ModelError: one is missing, or given where the family takes none from elsewhere.
+    """
+    if family.needs_ip_adapter and model.ip_adapter is None:
+        raise ModelError(
+            f"a {family.name} model for {family.task} needs an IP-Adapter; give one by"
+            " model.ip_adapter"
+        )
+    if model.ip_adapter is not None and not family.needs_ip_adapter:
+        raise ModelError(f"model.ip_adapter: a {family.name} model for {family.task} takes none")
+    for name in model.components:
+        if name not in family.external:
+            allowed = ", ".join(family.external) or "none"
+            raise ModelError(
+                f"model.components.{name}: a {family.name} model for {family.task} takes none from"
+                f" elsewhere; allowed: {allowed}"
+            )
+    return [
+        part for name in family.components for part in _parts(folder, index, model, family, name)
+    ]
+
+
+def _parts(
+    folder: Path, index: Mapping[str, Any], model: Model, family: Family, name: str
+) -> Iterator[Part]:
+    if "." in name:
+        yield _inner_part(model, family, *name.split("."))
+        return
+    given = model.components.get(name)
+    if given is not None:
+        paths = [given] if isinstance(given, str) else list(given)
+        for number, path in enumerate(paths):
+            found = find_component(path, name, model)
+            label = name if len(paths) == 1 else f"{name}.{number}"
+            yield Part.from_elsewhere(name, label, found)
+        return
+    entry = index.get(name)
+    if entry in (None, [None, None]):
+        added = components_added(model).get(name)
+        if added is not None and added.is_dir():
+            yield Part.from_elsewhere(name, name, added)
+            return
+        if name in family.optional:
+            return
+        raise ModelError(_missing(folder, family, name))
+    yield Part.from_index(folder, name, entry)
+
+
+def _inner_part(model: Model, family: Family, whole: str, name: str) -> Part:
+    """A component of a second pipeline, which stands in a folder of its own."""
+    path = model.components.get(whole)
+    if not isinstance(path, str):
+        raise ModelError(
+            f"{whole}: a {family.name} model needs one; give its folder by model.components.{whole}"
+        )
+    folder = find_pipeline(path, whole, model, family.task)
+    index, wanted = pipeline_index(folder), dict(family.pipelines)[whole]
+    if index.get("_class_name") != wanted:
+        raise ModelError(f"{whole}: {folder} is a {index.get('_class_name')}; allowed: {wanted}")
+    part = Part.from_index(folder, name, index.get(name))
+    return replace(part, name=f"{whole}.{name}", label=f"{whole}.{name}")
+
+
+def _missing(folder: Path, family: Family, name: str) -> str:
+    elsewhere = f"; give one by model.components.{name}" if name in family.external else ""
+    return f"{name}: {folder / 'model_index.json'} names none{elsewhere}"
+
+
+def _part(parts: list[Part], name: str) -> Part:
+    return next(part for part in parts if part.name == name)
+
+
+def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, int]:
+    """(height, width) in pixels that the denoiser was made for."""
+    size: Any
+    if isinstance(family.size, int):
+        size = family.size
+    else:
+        component, key = family.size
+        part = _part(parts, component)
+        size = need(part, key)
+        sizes = size if isinstance(size, list) else [size]
+        sides = [one * factor for one in sizes if type(one) is int]
+        fits = all(MIN_SIZE <= one <= MAX_SIZE and one % MIN_SIZE == 0 for one in sides)
+        if not fits or len(sides) != len(sizes) or len(sizes) not in (1, 2):
+            raise ModelError(
+                f"{component}: {part.folder} has {key} {shown(size)}, for images of {factor} "
+                f"times that; allowed: {MIN_SIZE} to {MAX_SIZE} pixels, a multiple of {MIN_SIZE}"
+            )
+    height, width = (size, size) if isinstance(size, int) else (sizes[0], sizes[-1])
+    return height * factor, width * factor
+
+
+def _class_names(index: Mapping[str, Any], parts: list[Part]) -> tuple[str, ...]:
+    """Names by class number, from ``id2label`` in the model's index or in its class embedding."""
+    labels: Any = index.get("id2label")
+    for part in parts:
+        labels = labels or part.config.get("id2label")
+    labels = labels or {}
+    for part in parts:
+        count = part.config.get("num_embeds_ada_norm") or part.config.get("num_classes")
+        if count:
+            if type(count) is not int or not 0 < count <= MOST:
+                raise ModelError(f"{part.name}: {part.folder} has {shown(count)} classes")
+            return tuple(str(labels.get(str(number), "")) for number in range(count))
+    raise ModelError("the model names no number of classes (num_embeds_ada_norm or num_classes)")
+
+
+def _recommended(folder: Path, family: Family) -> tuple[int, float]:
+    path = folder / RECOMMENDED_FILE
+    given = read_json(path) if path.is_file() else {}
+    steps = given.get("num_inference_steps", family.recommended[0])
+    guidance = given.get("guidance_scale", family.recommended[1])
+    if type(steps) is not int or not 1 <= steps <= 1000:
+        raise ModelError(f"{path}: num_inference_steps is {steps!r}; allowed: 1 to 1000")
+    if type(guidance) not in (int, float) or not 0 <= guidance <= 100:
+        raise ModelError(f"{path}: guidance_scale is {guidance!r}; allowed: 0 to 100")
+    return steps, float(guidance)
+
+
+def _manifest_sha256(named: Mapping[str, Path]) -> str:
+    manifest = hashlib.sha256()
+    for name, path in sorted(named.items()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        manifest.update(f"{name}\x1f{path.stat().st_size}\x1f{digest}\n".encode())
+    return manifest.hexdigest()

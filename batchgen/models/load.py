@@ -1,0 +1,363 @@
+"""Live replicas: a stage's parts read from a checked model folder onto a device."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchgen.errors import ModelError
+from batchgen.families import Family
+from batchgen.models.attach import Switch, add_to_denoiser, add_to_encoder
+from batchgen.models.files import (
+    DIFFUSERS_MODULES,
+    Part,
+    config_name,
+    is_pickled,
+    pipeline_index,
+)
+from batchgen.models.find import Found, find_model
+from batchgen.models.inspection import family_for, inspect, parts_of
+from batchgen.models.place import place
+from batchgen.models.quantize import elements_of, is_quantized, loading
+from batchgen.models.single_file import from_single_file, load_single_file
+from batchgen.models.weighting import weighted
+from batchgen.records import ModelInfo
+from batchgen.spec.model import Model
+from batchgen.spec.spec import Spec
+
+if TYPE_CHECKING:
+    from batchgen.stages.decode import Decoder
+    from batchgen.stages.denoise import Denoiser
+    from batchgen.stages.encode import Encoder
+
+CPU = ("cpu",)
+
+
+class Stub:
+    """What a pipeline asks of a component that another stage holds: its configuration and dtype.
+
+    Not a module, so that the pipeline finds its device among the components that are there.
+    """
+
+    def __init__(self, config: Any, dtype: Any) -> None:
+        self.config = config
+        self.dtype = dtype
+
+    def to(self, *_: Any, **__: Any) -> Stub:
+        return self
+
+
+def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Encoder:
+    """Tokenizers, text encoders and, for image tasks, the encoding half of the VAE.
+
+    Args:
+        info: the model as planned.
+        spec: gives task, dtype, variant and thread count.
+        devices: torch devices, such as ``cpu`` or ``cuda``; over several of them the stage's
+            largest model is spread.
+
+    Raises:
+        ModelError: the folder cannot be reached from this machine or holds another model, or the
+            devices are too small for it.
+    """
+    from batchgen.stages.encode import Encoder
+
+    family, pipeline = _load(info, spec, "encoder")
+    if family.vae in family.encoder:
+        _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
+    add_to_encoder(pipeline, spec.model)
+    return Encoder(
+        _on(devices, pipeline, family),
+        weighted(family.adapter, spec.model),
+        spec.resources.batch_size,
+        switch=Switch(spec.model),
+    )
+
+
+def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Denoiser:
+    """U-Net or transformer, and scheduler, for calls of ``resources.batch_size`` samples."""
+    from batchgen.stages.denoise import Denoiser
+
+    family, pipeline = _load(info, spec, "denoiser")
+    add_to_denoiser(pipeline, spec.model)
+    switch = Switch(spec.model, pipeline.scheduler)
+    pipeline.scheduler = switch.scheduler()
+    pipeline = _on(devices, pipeline, family)
+    return Denoiser(pipeline, family.adapter, spec.resources.batch_size, switch)
+
+
+def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Decoder:
+    """The decoding half of the VAE, for calls of ``resources.batch_size`` samples."""
+    from batchgen.stages.decode import Decoder
+
+    family, pipeline = _load(info, spec, "decoder")
+    _drop(getattr(pipeline, family.vae), "encoder", "quant_conv")
+    return Decoder(_on(devices, pipeline, family), family.adapter, spec.resources.batch_size)
+
+
+def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
+    """Component -> number of parameters held, for the components of a stage that have any."""
+    return _counts(vars(stage.pipeline))
+
+
+def _counts(parts: Mapping[str, Any]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, part in parts.items():
+        if hasattr(part, "components"):  # a second pipeline
+            inner = _counts(part.components)
+            counts |= {f"{name}.{component}": count for component, count in inner.items()}
+        elif hasattr(part, "parameters"):
+            counts[name] = sum(elements_of(parameter) for parameter in part.parameters())
+    return counts
+
+
+def _on(devices: Sequence[str], pipeline: Any, family: Family) -> Any:
+    """The pipeline on its devices, with the second ones that it has."""
+    seconds = [getattr(pipeline, name) for name, _ in family.pipelines if hasattr(pipeline, name)]
+    place([*seconds, pipeline], devices)
+    return pipeline
+
+
+def _drop(module: Any, *halves: str) -> None:
+    """Take away what the stage does not run.
+
+    An empty module stays in its place: the VAE of Qwen-Image counts the layers of both its halves.
+    """
+    import torch
+
+    for name in halves:
+        if hasattr(module, name):
+            setattr(module, name, torch.nn.Module().eval())
+
+
+def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
+    """The family, and a pipeline of its class that holds one stage's components.
+
+    Other components are None; those that the pipeline must ask for their configuration are stubs.
+    Components of batchgen's own classes are mere attributes: the pipeline's class knows of none.
+    """
+    _prepare_libraries(spec.resources.torch_threads)
+    import torch
+
+    found = _planned_model(info, spec.model.model_dump_json(), spec.task)
+    folder = found.folder
+    index = pipeline_index(folder)
+    family = family_for(folder, index, spec.model, spec.task)
+    held: tuple[str, ...] = getattr(family, stage)
+    dtype = getattr(torch, spec.model.dtype)
+    own = [name for name in family.components if "." not in name]
+    given: dict[str, Any] = dict.fromkeys((*own, *family.null))
+    later: dict[str, Any] = {}
+    parts = parts_of(folder, index, spec.model, family)
+    if found.file is not None:
+        parts = from_single_file(found.file, folder, family, parts)
+    for part in parts:
+        if "." in part.name:
+            continue  # see _second_pipelines
+        if part.library == "batchgen":
+            del given[part.name]
+            if part.name in held:
+                later[part.name] = _load_part(part, dtype, spec.model)
+        elif part.name in held and _comes_with(found, part, index, spec.model):
+            given.pop(part.name, None)  # the pipeline's class loads it
+        elif part.name in held:
+            _add(given, part, _load_part(part, dtype, spec.model))
+        elif part.name in family.stubs:
+            empty = _without_weights(part)
+            given[part.name] = empty
+            later[part.name] = Stub(empty.config, dtype)
+    given = {name: _together(one) if type(one) is list else one for name, one in given.items()}
+    empty = {name: given[name] for name in later if given.get(name) is not None}
+    if "safety_checker" in family.null:
+        given["requires_safety_checker"] = False
+    pipeline = _whole(family.pipeline, found, spec, given, later)
+    for name, second in _second_pipelines(family, parts, held, spec, empty, later):
+        setattr(pipeline, name, second)
+    return family, pipeline
+
+
+def _comes_with(found: Found, part: Part, index: Mapping[str, Any], model: Model) -> bool:
+    """The pipeline's class loads the part, since it is in its place and nothing special."""
+    in_place = part.folder == found.folder / part.label and index.get(part.name)
+    return bool(in_place) and not _is_loaded_alone(part, model)
+
+
+def _is_loaded_alone(part: Part, model: Model) -> bool:
+    return is_pickled(part, model) or is_quantized(part, model)
+
+
+def _second_pipelines(
+    family: Family,
+    parts: list[Part],
+    held: tuple[str, ...],
+    spec: Spec,
+    empty: Mapping[str, Any],
+    stubs: Mapping[str, Any],
+) -> Iterator[tuple[str, Any]]:
+    """Name and pipeline of the second pipelines that a stage has part of.
+
+    What the first pipeline has as stubs, and as ``empty`` modules before, they have as well.
+    """
+    import torch
+
+    for name, class_name in family.pipelines:
+        inner = [one for one in parts if one.name in held and one.name.startswith(f"{name}.")]
+        if not inner:
+            continue
+        folder, loaded = inner[0].folder.parent, [one.name.rpartition(".")[2] for one in inner]
+        known = [one for one, entry in pipeline_index(folder).items() if isinstance(entry, list)]
+        given = {one: empty.get(one) for one in known if one not in loaded}
+        later = {one: stubs[one] for one in empty if one in given}
+        alone = [one for one in inner if _is_loaded_alone(one, spec.model)]
+        dtype = getattr(torch, spec.model.dtype)
+        given |= {one.name.rpartition(".")[2]: _load_part(one, dtype, spec.model) for one in alone}
+        yield name, _whole(class_name, Found(folder), spec, given, later)
+
+
+def _whole(
+    class_name: str, found: Found, spec: Spec, given: dict[str, Any], later: dict[str, Any]
+) -> Any:
+    """A pipeline with a model's components; those of ``later`` are put into their places at last.
+
+    ``given`` components (None: none) are not loaded.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        # of outdated scheduler files, which diffusers mends by itself
+        warnings.simplefilter("ignore", FutureWarning)
+        dtype = getattr(torch, spec.model.dtype)
+        if found.file is not None:
+            pipeline = load_single_file(class_name, found.file, found.folder, dtype, given)
+        else:
+            pipeline = _from_folder(class_name, found.folder, dtype, spec.model.variant, given)
+    for name, component in later.items():
+        setattr(pipeline, name, component)
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.eval().requires_grad_(False)
+    return pipeline
+
+
+def _from_folder(
+    class_name: str, folder: Path, dtype: Any, variant: str | None, given: Mapping[str, Any]
+) -> Any:
+    import diffusers
+
+    return getattr(diffusers, class_name).from_pretrained(
+        folder,
+        dtype=dtype,
+        variant=variant,
+        use_safetensors=True,
+        local_files_only=True,
+        **given,
+    )
+
+
+def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:
+    """One component, or a list of those whose label has a number (several ControlNets)."""
+    if part.label == part.name:
+        given[part.name] = loaded
+    else:
+        given[part.name] = [*(given[part.name] or []), loaded]
+
+
+def _together(several: list[Any]) -> Any:
+    """Several ControlNets or T2I-Adapters as the one component that a pipeline's folder has."""
+    import diffusers
+
+    joined = {"ControlNetModel": "MultiControlNetModel", "T2IAdapter": "MultiAdapter"}
+    name = joined.get(type(several[0]).__name__)
+    return several if name is None else getattr(diffusers, name)(several)
+
+
+def _class_of(part: Part) -> Any:
+    import diffusers
+    import transformers
+
+    from batchgen.models import own
+
+    libraries = {"diffusers": diffusers, "transformers": transformers, "batchgen": own}
+    modules = [getattr(diffusers.pipelines, name) for name in DIFFUSERS_MODULES]
+    homes = (libraries[part.library], *modules)
+    return next(getattr(one, part.class_name) for one in homes if hasattr(one, part.class_name))
+
+
+def _load_part(part: Part, dtype: Any, model: Model) -> Any:
+    """One component from its folder."""
+    options = {"dtype": dtype, "local_files_only": True, "variant": model.variant}
+    if part.library != "transformers":
+        options["torch_dtype"] = options.pop("dtype")
+    safe = not is_pickled(part, model)
+    with loading(part, model) as quantised:
+        loaded: Any = _class_of(part).from_pretrained(
+            part.folder, use_safetensors=safe, **options, **quantised
+        )
+    return loaded
+
+
+def _without_weights(part: Part) -> Any:
+    """A component of which the configuration alone is real."""
+    import torch
+
+    with torch.device("meta"):
+        return _class_of(part).from_config(
+            _class_of(part).load_config(part.folder / config_name(part.name))
+        )
+
+
+def quiet_libraries() -> None:
+    """What the model libraries have to say of themselves is not for our users."""
+    for name in ("torchao", "torch.utils._pytree"):  # which diffusers imports where it is installed
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers
+
+    speaking: Any = transformers.utils.logging
+    speaking.set_verbosity_error()  # before diffusers' import, which makes transformers speak
+    speaking.disable_progress_bar()
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def _prepare_libraries(threads: int) -> None:
+    """Settings of the whole process that a sample's bytes depend on; and the libraries be quiet."""
+    # Left alone, Intel's MKL adds in another order where the memory of weights begins elsewhere:
+    # two copies of a model gave latents that differ by 5e-6 (Sapphire Rapids). It costs no time.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    import torch
+
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+@cache
+def _planned_model(info: ModelInfo, model_json: str, task: str) -> Found:
+    """The planned model on this machine, which need not be the one that planned.
+
+    Its files are hashed again, once a process; those of a hub's commit cannot change.
+    """
+    model = Model.model_validate_json(model_json)
+    here = Path(info.path).exists()
+    if not info.revision.startswith("sha256:"):
+        if here and not model.components and not list(model.added()):
+            return Found(Path(info.path))
+        model = model.model_copy(update={"revision": info.revision})
+    elif here:
+        model = model.model_copy(update={"path": info.path})
+    found = inspect(model, task)
+    if found.manifest_sha256 != info.manifest_sha256:
+        raise ModelError(
+            f"model {info.model_id} in {found.path} is not the planned one: its files hash to"
+            f" {found.manifest_sha256[:12]}, those planned to {info.manifest_sha256[:12]}"
+        )
+    return Found(Path(found.path)) if model.config is None else find_model(model, task)

@@ -1,0 +1,246 @@
+"""Components with weights of fewer bits: what is allowed, and how the libraries are told."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from batchgen.errors import ModelError, nearest
+from batchgen.families import Family
+from batchgen.models.files import Part
+from batchgen.spec.model import Model
+
+FIELD = "model.quantization"
+# Of torchao's kinds those that leave activations as they are. The others take the range of a whole
+# micro-batch, so that a sample's pixels would depend on its neighbours.
+TORCHAO_TYPES: Mapping[str, tuple[str, ...]] = {
+    "Int8WeightOnlyConfig": (),
+    "Int4WeightOnlyConfig": ("group_size",),
+    "Float8WeightOnlyConfig": ("weight_dtype",),
+    "IntxWeightOnlyConfig": ("weight_dtype",),
+}
+OUTLIERS = (
+    "bitsandbytes_8bit looks for outliers in a whole micro-batch, so that a sample's pixels depend"
+    " on its neighbours"
+)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One library that quantises.
+
+    Attributes:
+        package: as pip names it.
+        module: as Python does.
+        options: those of its configuration that have a use here; of some, the values allowed.
+    """
+
+    package: str
+    module: str
+    options: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "bitsandbytes_4bit": Backend(
+        "bitsandbytes",
+        "bitsandbytes",
+        {
+            "bnb_4bit_quant_type": ("fp4", "nf4"),
+            "bnb_4bit_compute_dtype": ("float32", "float16", "bfloat16"),
+            "bnb_4bit_use_double_quant": (True, False),
+            "bnb_4bit_quant_storage": (),
+            "llm_int8_skip_modules": (),
+        },
+    ),
+    "bitsandbytes_8bit": Backend(
+        "bitsandbytes", "bitsandbytes", {"llm_int8_threshold": (), "llm_int8_skip_modules": ()}
+    ),
+    "quanto": Backend(
+        "optimum-quanto",
+        "optimum.quanto",
+        {"weights_dtype": ("float8", "int8", "int4", "int2"), "modules_to_not_convert": ()},
+    ),
+    "torchao": Backend(
+        "torchao",
+        "torchao",
+        {
+            "quant_type": tuple(TORCHAO_TYPES),
+            "group_size": (),
+            "weight_dtype": (
+                *(f"int{bits}" for bits in range(1, 9)),
+                "float8_e4m3fn",
+                "float8_e5m2",
+            ),
+            "modules_to_not_convert": (),
+        },
+    ),
+}
+SAVED_AS = ("bitsandbytes", "quanto", "torchao")  # ``quant_method`` of a saved configuration
+
+
+def check_quantization(model: Model, family: Family, parts: Sequence[Part]) -> None:
+    """That what is to be quantised can be, and what was saved so can be read. Imports nothing.
+
+    Raises:
+        ModelError: a component or option that is not allowed, or a package that is missing.
+    """
+    for part in parts:
+        saved = part.config.get("quantization_config")
+        if part.weighted and saved:
+            _check_saved(part, saved)
+    asked = model.quantization
+    if asked is None:
+        return
+    vaes = (family.vae, f".{family.vae}")
+    able = {part.name: part for part in parts if _is_able(part) and not part.name.endswith(vaes)}
+    for name in asked.components:
+        if name not in able:
+            raise ModelError(
+                f"{FIELD}.components: got {name!r}; allowed for a {family.name} model, of those"
+                f" with weights in a folder: {', '.join(able) or 'none'}{nearest(name, able)}"
+            )
+        if able[name].config.get("quantization_config"):
+            raise ModelError(
+                f"{FIELD}.components: {name} in {able[name].folder} was saved quantised already"
+            )
+    _check_options(asked.backend, asked.options)
+    if asked.backend == "bitsandbytes_8bit" and any(map(_in_batches, asked.components)):
+        _check_threshold(f"{FIELD}.options", asked.options)
+    _require(asked.backend, FIELD)
+
+
+def is_quantized(part: Part, model: Model) -> bool:
+    """The part's weights are of fewer bits: made so now, or saved so."""
+    saved = part.weighted and part.config.get("quantization_config")
+    return _is_asked(part, model) or bool(saved)
+
+
+@contextmanager
+def loading(part: Part, model: Model) -> Iterator[dict[str, Any]]:
+    """The arguments of ``from_pretrained`` that quantise; and what goes wrong is said of the field.
+
+    Raises:
+        ModelError: the backend cannot quantise here, or cannot read what was saved.
+    """
+    if not is_quantized(part, model):
+        yield {}
+        return
+    what = f"{FIELD}: {part.name}" if _is_asked(part, model) else f"{part.name}: {part.folder}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of backends that diffusers gives up
+            yield {"quantization_config": _config(part, model)} if _is_asked(part, model) else {}
+    except (
+        *(ImportError, AttributeError, AssertionError, KeyError),
+        *(TypeError, ValueError, RuntimeError),  # that of a GPU that is missing
+    ) as error:
+        told = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ModelError(f"{what} cannot be quantised here: {told}") from error
+
+
+def elements_of(parameter: Any) -> int:
+    """Numbers that a parameter stands for. Those of bitsandbytes in 4 bits hold two in a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if packed is None else packed.shape.numel())
+
+
+def _is_able(part: Part) -> bool:
+    return part.weighted and part.library in ("diffusers", "transformers")
+
+
+def _is_asked(part: Part, model: Model) -> bool:
+    return model.quantization is not None and part.name in model.quantization.components
+
+
+def _in_batches(component: str) -> bool:
+    """Several samples go through it at a time. Prompts are encoded one by one."""
+    return "text_encoder" not in component
+
+
+def _config(part: Part, model: Model) -> Any:
+    """The configuration of one component, of the library that it is of."""
+    import diffusers
+    import transformers
+
+    asked = model.quantization
+    assert asked is not None
+    options: dict[str, Any] = {
+        name: list(one) if isinstance(one, tuple) else one for name, one in asked.options.items()
+    }
+    library: Any = transformers if part.library == "transformers" else diffusers
+    if asked.backend == "torchao":
+        skipped = options.pop("modules_to_not_convert", None)
+        return library.TorchAoConfig(_torchao_type(options), modules_to_not_convert=skipped)
+    if asked.backend == "quanto":
+        if library is transformers and "weights_dtype" in options:
+            options["weights"] = options.pop("weights_dtype")
+        return library.QuantoConfig(**options)
+    bits = asked.backend.removeprefix("bitsandbytes_")
+    return library.BitsAndBytesConfig(**{f"load_in_{bits}": True}, **options)
+
+
+def _torchao_type(options: dict[str, Any]) -> Any:
+    import torch
+    import torchao.quantization
+
+    kind = options.pop("quant_type", next(iter(TORCHAO_TYPES)))
+    if "weight_dtype" in options:
+        options["weight_dtype"] = getattr(torch, str(options["weight_dtype"]))
+    return getattr(torchao.quantization, kind)(**options)
+
+
+def _check_options(backend: str, options: Mapping[str, Any]) -> None:
+    known = BACKENDS[backend].options
+    kind = options.get("quant_type", next(iter(TORCHAO_TYPES)))
+    for name, value in options.items():
+        if name not in known:
+            raise ModelError(
+                f"{FIELD}.options.{name}: {backend} has none here; allowed: {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
+        if known[name] and value not in known[name]:
+            allowed = ", ".join(str(one) for one in known[name])
+            raise ModelError(f"{FIELD}.options.{name}: got {value!r}; allowed: {allowed}")
+        own = {option for each in TORCHAO_TYPES.values() for option in each}
+        if backend == "torchao" and name in own and name not in TORCHAO_TYPES[kind]:
+            raise ModelError(f"{FIELD}.options.{name}: {kind} has none")
+
+
+def _check_threshold(what: str, options: Mapping[str, Any]) -> None:
+    if options.get("llm_int8_threshold", 6.0) != 0:
+        raise ModelError(
+            f"{what}: {OUTLIERS}; allowed: llm_int8_threshold of 0, which looks for none"
+        )
+
+
+def _check_saved(part: Part, saved: Mapping[str, Any]) -> None:
+    what = f"{part.name}: {part.folder} was saved quantised"
+    method = saved.get("quant_method")
+    if method is None and (saved.get("load_in_4bit") or saved.get("load_in_8bit")):
+        method = "bitsandbytes"
+    if method not in SAVED_AS:
+        raise ModelError(f"{what} by {method}; allowed: {', '.join(SAVED_AS)}")
+    if method == "bitsandbytes":
+        method = "bitsandbytes_4bit" if saved.get("load_in_4bit") else "bitsandbytes_8bit"
+    if method == "bitsandbytes_8bit" and _in_batches(part.name):
+        _check_threshold(what, saved)
+    if method == "quanto" and saved.get("activations"):
+        raise ModelError(f"{what} with activations of {saved['activations']}; allowed: weights")
+    if method == "torchao":
+        kind = (saved.get("quant_type") or {}).get("default", {}).get("_type")
+        if kind not in TORCHAO_TYPES:
+            raise ModelError(f"{what} as {kind}; allowed: {', '.join(TORCHAO_TYPES)}")
+    _require(method, what)
+
+
+def _require(name: str, what: str) -> None:
+    backend = BACKENDS[name]
+    root = backend.module.partition(".")[0]
+    if find_spec(root) is None or find_spec(backend.module) is None:
+        raise ModelError(
+            f"{what}: the package {backend.package} is missing; pip install {backend.package}"
+        )

@@ -1,0 +1,128 @@
+"""Weights of a whole model in one safetensors file, as Stable Diffusion's own programs write them.
+
+What the file does not tell (configurations, tokenizers, the scheduler) is in a folder in diffusers
+layout. diffusers gives the weights the names that they have there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from batchgen.errors import ModelError
+from batchgen.families import Family
+from batchgen.families.diffusers_source import mixins_of
+from batchgen.models.additions import Shapes, shapes_of
+from batchgen.models.files import Part, need
+
+NAME = "single_file.safetensors"  # in the manifest, whatever the file is called
+_UNET = "model.diffusion_model."
+_ATTENDING = ".attn2.to_k.weight"  # of as many columns as the embeddings are wide
+_TOKENS = "token_embedding.weight"
+# Class of a component -> tensors of its, one of which the file must have.
+_MARKS = {
+    "UNet2DConditionModel": (f"{_UNET}input_blocks.0.0.weight",),
+    "AutoencoderKL": ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight"),
+    "CLIPTextModel": (
+        f"cond_stage_model.transformer.text_model.embeddings.{_TOKENS}",
+        f"conditioner.embedders.0.transformer.text_model.embeddings.{_TOKENS}",
+        f"cond_stage_model.model.{_TOKENS}",
+    ),
+    "CLIPTextModelWithProjection": (
+        f"conditioner.embedders.1.model.{_TOKENS}",
+        f"conditioner.embedders.0.model.{_TOKENS}",
+    ),
+}
+
+
+def from_single_file(file: Path, folder: Path, family: Family, parts: Sequence[Part]) -> list[Part]:
+    """The parts, those of ``folder`` without weights of their own: the file must have them.
+
+    Raises:
+        ModelError: it has not, or those of another model; or diffusers cannot read such a file.
+    """
+    if not any(name.endswith("FromSingleFileMixin") for name in mixins_of(family.pipeline)):
+        raise ModelError(
+            f"model {file}: a {family.name} model for {family.task} ({family.pipeline}) cannot be"
+            " read from a single file; allowed: a folder in diffusers layout"
+        )
+    shapes = shapes_of("model", file)
+    inside = [part for part in parts if part.weighted and part.folder == folder / part.label]
+    for part in inside:
+        _check(part, file, shapes)
+    widths = [need(part, "hidden_size") for part in inside if part.class_name.startswith("CLIP")]
+    if len(set(widths)) < len(widths):
+        raise ModelError(
+            f"model {file}: both text encoders are {widths[0]} wide, and diffusers tells those of a"
+            " single file apart by their width; allowed: a folder in diffusers layout"
+        )
+    return [replace(part, weighted=False) if part in inside else part for part in parts]
+
+
+def load_single_file(
+    class_name: str, file: Path, folder: Path, dtype: Any, given: Mapping[str, Any]
+) -> Any:
+    """A pipeline with the file's components, but for those ``given`` (None: none)."""
+    import diffusers
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    try:
+        pipeline = getattr(diffusers, class_name).from_single_file(
+            str(file), config=str(folder), local_files_only=True, dtype=dtype, **given
+        )
+    except NotImplementedError as error:  # of torch, where values are missing
+        raise ModelError(
+            f"model {file} lacks weights that the configurations of {folder} name: of another"
+            " model, or not whole"
+        ) from error
+    except (SingleFileComponentError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        told = str(error).strip().partition("\n")[0][:300]
+        raise ModelError(
+            f"model {file} cannot be read with the configurations of {folder}: {told}"
+        ) from error
+    for name, component in pipeline.components.items():
+        if given.get(name) is None and hasattr(component, "named_parameters"):
+            _require_whole(name, component, file)
+    return pipeline
+
+
+def _check(part: Part, file: Path, shapes: Shapes) -> None:
+    marks = _MARKS.get(part.class_name)
+    if marks is None:
+        raise ModelError(
+            f"{part.name}: a {part.class_name} cannot be read from a single file; allowed:"
+            f" {', '.join(_MARKS)}"
+        )
+    mark = next((key for key in marks if key in shapes), None)
+    if mark is None:
+        raise ModelError(
+            f"{part.name}: {file} has none that diffusers would find: it lacks"
+            f" {' and '.join(marks)}"
+        )
+    attending = [key for key in shapes if key.startswith(_UNET) and key.endswith(_ATTENDING)]
+    if part.class_name == "UNet2DConditionModel":
+        wanted = {mark: [need(part, "block_out_channels")[0], need(part, "in_channels")]}
+        attended = need(part, "cross_attention_dim")
+        wanted |= {key: [shapes[key][0], attended] for key in attending}
+    elif part.class_name == "AutoencoderKL":
+        wanted = {mark: [need(part, "block_out_channels")[-1], need(part, "latent_channels")]}
+    else:
+        wanted = {mark: [need(part, "vocab_size"), need(part, "hidden_size")]}
+    for key, sizes in wanted.items():
+        if list(shapes[key][:2]) != sizes:
+            raise ModelError(
+                f"{part.name}: {part.folder} does not fit {file}: {key} is"
+                f" {list(shapes[key][:2])}, by the configuration it is {sizes}"
+            )
+
+
+def _require_whole(name: str, component: Any, file: Path) -> None:
+    """What diffusers did not find of a text encoder, it has left without values."""
+    missing = [key for key, one in component.named_parameters() if one.is_meta]
+    if missing:
+        raise ModelError(
+            f"model {file} lacks weights of the {name}, such as {missing[0]}: of another model, or"
+            " not whole"
+        )

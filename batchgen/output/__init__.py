@@ -1,0 +1,1 @@
+"""What lies in an output, who may write it, and what is done with a finished one."""

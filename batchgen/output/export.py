@@ -1,0 +1,128 @@
+"""A finished output in another format: the same samples and image bytes, nothing made again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from batchgen.errors import InputError, Interrupted, SpecError
+from batchgen.output.formats import FORMATS, DataFile, put_data, put_file
+from batchgen.output.lease import LEASES, hold_lease
+from batchgen.output.ledger import JOB, Ledger, Marker, rejects_name
+from batchgen.output.proof import Prover
+from batchgen.output.verify import prover_of
+from batchgen.plan.plan import Plan
+from batchgen.plan.saved import compare
+from batchgen.spec.spec import Spec
+from batchgen.storage import TEMPORARY, Store, is_within
+
+_THREADS = 4  # each holds one shard
+_NAMED = 5
+
+
+def export(source: Ledger, target: Store, format: str) -> int:
+    """Write the output at ``source`` once more, to ``target``, in another format.
+
+    The target gets a plan, markers and rejects of its own, so that ``verify`` proves it. An
+    export that was interrupted goes on where it stopped.
+
+    Returns:
+        How many shards were written now.
+
+    Raises:
+        SpecError: no such format.
+        InputError: the source is not finished, is damaged or not what its plan makes; the target
+            holds something else or lies in the source.
+        PlanChanged: the target is an output of another plan.
+        OutputBusy, Interrupted: another process writes to the target.
+    """
+    if format not in FORMATS:
+        raise SpecError("output.format", format, ", ".join(FORMATS))
+    plan = source.require_plan()
+    _refuse_unfinished(source, plan)
+    if is_within(target.url, source.store.url) or is_within(source.store.url, target.url):
+        raise InputError(f"target {target.url} and source {source.store.url} lie in each other")
+    exported = replace(plan, spec=_moved(plan.spec, target, format), frozen=None)
+    ledger = Ledger(target)
+    with hold_lease(target, lambda reason: None) as lease:
+        exported = _prepare(source, ledger, exported)
+        pending = ledger.states(exported).pending
+        for _ in _each(source, plan, ledger, exported, pending):
+            if lease.lost.is_set():
+                raise Interrupted("another run has taken over the lease of the target")
+    return len(pending)
+
+
+def _refuse_unfinished(source: Ledger, plan: Plan) -> None:
+    pending = source.states(plan).pending
+    if pending:
+        more = ", ..." if len(pending) > _NAMED else ""
+        numbers = ", ".join(map(str, pending[:_NAMED])) + more
+        raise InputError(
+            f"source {source.store.url}: {len(pending)} of {plan.shards} shards are pending or "
+            f"failed ({numbers}); `batchgen resume` makes them"
+        )
+
+
+def _moved(spec: Spec, target: Store, format: str) -> Spec:
+    output = spec.output.model_copy(update={"url": target.url, "format": format})
+    return spec.model_copy(update={"output": output})
+
+
+def _prepare(source: Ledger, ledger: Ledger, exported: Plan) -> Plan:
+    """Freeze the plan in an empty target, or see that it is the one that is there."""
+    job = _moved(source.job(), ledger.store, exported.spec.output.format)
+    saved = ledger.plan()
+    if saved is None:
+        _refuse_unless_empty(ledger.store)
+        ledger.freeze(exported, job)
+        return exported
+    exported = compare(saved, exported)
+    ledger.store.put(JOB, job.to_yaml().encode())  # the last export may have ended before it
+    return exported
+
+
+def _refuse_unless_empty(target: Store) -> None:
+    ours = (f"{LEASES}/", f"{TEMPORARY}/")
+    others = sorted(name for name in target.find("") if not name.startswith(ours))
+    if others:
+        raise InputError(f"target {target.url} is not empty ({others[0]}); name an empty folder")
+
+
+def _each(
+    source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shards: list[int]
+) -> Iterator[Marker]:
+    """Export the shards some at a time; the first error ends it."""
+    prover = prover_of(source, plan)
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="export")
+    try:
+        yield from pool.map(lambda shard: _shard(prover, ledger, exported, shard), shards)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shard(prover: Prover, ledger: Ledger, exported: Plan, shard: int) -> Marker:
+    """One shard: its data files in the new format, its rejects as they are, its marker last."""
+    source = prover.ledger
+    marker = source.marker(shard)
+    if marker is None:
+        raise InputError(f"source {source.store.url}: the marker of shard {shard} vanished")
+    proof = prover.read(marker)
+    if proof.table is None or proof.problems:
+        raise InputError(
+            f"source {source.store.url}: {proof.problems[0]}; see `batchgen verify "
+            f"{source.store.url}`"
+        )
+    files = put_data(ledger.store, exported, shard, proof.table)
+    if proof.rejects is not None:
+        rows = marker.counts.rejected + marker.counts.failed
+        files.append(put_file(ledger.store, DataFile(rejects_name(shard), proof.rejects, rows)))
+    return ledger.commit(
+        replace(
+            marker,
+            files=tuple(files),
+            spec_fingerprint=exported.fingerprints.spec,
+            plan_fingerprint=exported.fingerprint,
+        )
+    )

@@ -1,0 +1,51 @@
+"""Writes a shard: its accepted samples in one of three formats, and the rejects as Parquet."""
+
+from __future__ import annotations
+
+from batchgen.output.formats.format import SCHEMAS, UNREADABLE, DataFile, Format
+from batchgen.output.formats.parquet import parquet_bytes, read_parquet
+from batchgen.output.formats.tables import (
+    COLUMNS,
+    EXTRA_COLUMNS,
+    IMAGE,
+    REJECT_COLUMNS,
+    Finished,
+    conditioning_text,
+    data_table,
+    image_extension,
+    kept_columns,
+    label_counts,
+    lora_text,
+    output_schema,
+    own_columns,
+    rejects_table,
+)
+from batchgen.output.formats.write import FORMATS, format_of, put_data, put_file, write_shard
+
+__all__ = [
+    "COLUMNS",
+    "EXTRA_COLUMNS",
+    "FORMATS",
+    "IMAGE",
+    "REJECT_COLUMNS",
+    "SCHEMAS",
+    "UNREADABLE",
+    "DataFile",
+    "Finished",
+    "Format",
+    "conditioning_text",
+    "data_table",
+    "format_of",
+    "image_extension",
+    "kept_columns",
+    "label_counts",
+    "lora_text",
+    "output_schema",
+    "own_columns",
+    "parquet_bytes",
+    "put_data",
+    "put_file",
+    "read_parquet",
+    "rejects_table",
+    "write_shard",
+]

@@ -1,0 +1,151 @@
+"""Image folder: every image a file, in a folder for each label, with the columns beside them."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.output.formats import json_rows
+from batchgen.output.formats.format import DataFile, chosen, loading, schema_file, schema_of
+from batchgen.output.ledger import DATA
+from batchgen.plan.plan import safe_key
+from batchgen.spec.spec import Spec
+from batchgen.storage import Store
+
+UNLABELLED = "images"
+METADATA = "metadata.jsonl"
+_NAME = re.compile(r"data/[^/]+/(\d+)/[^/]+")
+_RESERVED = {UNLABELLED, "con", "prn", "aux", "nul"} | {
+    f"{port}{number}" for port in ("com", "lpt") for number in range(10)
+}
+_NO_TEXT = b"\xff"  # so that no other label has the digest
+_MARKED = re.compile(r"-u[0-9a-f]+$", re.IGNORECASE)
+# Hugging Face opens what columns with such names hold.
+_TAKEN = ("file_name", "file_names")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The format ``image-folder``: ``data/<label>/<shard>/<key>.png`` and ``metadata.jsonl``.
+
+    The first folder is the class, as torchvision's ImageFolder has it; ``metadata.jsonl`` is
+    Hugging Face's. A shard's metadata is written after its images.
+
+    ``portable``: folders of two labels stay apart where upper and lower case are one, and no label
+    is a name that Windows keeps for a device. The first outputs were made without.
+    """
+
+    portable: bool = True
+
+    def data_files(self) -> str:
+        return "data/**"
+
+    def how_to_load(self, spec: Spec) -> str:
+        return loading("imagefolder", self.data_files(), 'images[0]["image"], images[0]["prompt"]')
+
+    def file_name(self, shard: int, shards: int) -> str | None:
+        return None
+
+    def shard_of(self, name: str, shards: int) -> int | None:
+        found = _NAME.fullmatch(name)
+        shard = int(found.group(1)) if found else -1
+        return shard if 0 <= shard < shards and f"{shard:05d}" == name.split("/")[2] else None
+
+    def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
+        yield schema_file(table.schema)
+        names = _outside_names(table.column_names)
+        lines: dict[str, list[bytes]] = {}
+        for row, path, image in json_rows.samples(table):
+            folder = f"{DATA}/{label_folder(row['label'], self.portable)}/{shard:05d}"
+            yield DataFile(f"{folder}/{path}", image, 0)
+            shown = {"file_name": path, **{names[name]: value for name, value in row.items()}}
+            lines.setdefault(folder, []).append(json_rows.line(shown) + b"\n")
+        for folder, each in sorted(lines.items()):
+            yield DataFile(f"{folder}/{METADATA}", b"".join(each), len(each))
+
+    def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
+        rows = _rows_by_image(files)
+        order = [name for name in files if name in rows]  # the images' order is the samples'
+        schema = schema_of(files)
+        names, schema = _outside_names(schema.names), chosen(schema, columns)
+        inside = [
+            {name: rows[image][names[name]] for name in schema.names if name != "image"}
+            for image in order
+        ]
+        images = [{"bytes": files[name], "path": posixpath.basename(name)} for name in order]
+        return json_rows.table_of(inside, images, schema)
+
+    def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
+        return schema_of(files)
+
+    def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
+        left = count
+        for name in names:
+            if posixpath.basename(name) == METADATA and left:
+                lines = store.read(name).splitlines()[:left]
+                left -= len(lines)
+                for row in map(json.loads, lines):
+                    path = posixpath.join(posixpath.dirname(name), row["file_name"])
+                    yield {**row, "image": store.read(path)}
+
+
+def label_folder(label: Any, portable: bool = True) -> str:
+    """A label of any type as the name of a folder, from the label alone.
+
+    With ``portable``, a label with capitals ends in ``u`` and a hexadecimal number whose bits, from
+    the lowest, say which letters are: ``Cat-u1``, ``CAT-u7``; ``cat`` stays as it is.
+    """
+    if label is None:
+        return UNLABELLED
+    text = label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
+    name = safe_key(text)
+    if not portable or name != text:  # what was changed ends in a digest, and meets no other
+        return name
+    if name in _RESERVED or _MARKED.search(name):
+        return f"{name}-{safe_key(text.encode() + _NO_TEXT).rpartition('-')[2]}"
+    capitals = sum(1 << place for place, letter in enumerate(name) if letter.isupper())
+    return f"{name}-u{capitals:x}" if capitals else name
+
+
+def _outside_names(names: Sequence[str]) -> dict[str, str]:
+    """Column -> its name in the metadata: one that would be taken for a file gets a ``_``."""
+    outside: dict[str, str] = {}
+    for name in names:
+        taken = name in _TAKEN or name.endswith(tuple(f"_{one}" for one in _TAKEN))
+        shown = f"{name}_" if taken else name
+        while shown != name and shown in names:
+            shown += "_"
+        outside[name] = shown
+    return outside
+
+
+def _rows_by_image(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Name of the image -> its row; every image has one, and lies in its label's folder."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, data in files.items():
+        folder, base = posixpath.split(name)
+        for row in map(json.loads, data.splitlines() if base == METADATA else ()):
+            image = f"{folder}/{row['file_name']}"
+            if image in rows:
+                raise ValueError(f"{image} stands twice in its {METADATA}")
+            if image not in files:
+                raise ValueError(f"{image} stands in its {METADATA}, and is no file of the shard")
+            _refuse_other_folder(image, row["label"])
+            rows[image] = row
+    for name in files:
+        is_image = name.startswith(f"{DATA}/") and posixpath.basename(name) != METADATA
+        if is_image and name not in rows:
+            raise ValueError(f"{name} is not in the {METADATA} beside it")
+    return rows
+
+
+def _refuse_other_folder(image: str, label: Any) -> None:
+    folder = image.split("/")[1]
+    if folder not in (label_folder(label), label_folder(label, portable=False)):
+        raise ValueError(f"{image} does not lie in the folder of its label {label!r}")

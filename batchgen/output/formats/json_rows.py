@@ -1,0 +1,55 @@
+"""Samples as rows of JSON beside their images, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.errors import InputError
+from batchgen.output.formats.json_values import from_json, to_json
+from batchgen.plan.plan import is_safe
+
+EXTENSIONS = ("png", "jpg", "webp")
+
+
+def samples(table: pa.Table) -> Iterator[tuple[dict[str, Any], str, bytes]]:
+    """Of each sample its columns but the image as JSON values, the image's file name and bytes.
+
+    Raises:
+        InputError: a key or a name that no run gives; it must not become a path.
+    """
+    others = table.drop_columns(["image"])
+    columns = {
+        name: [value for chunk in others.column(name).chunks for value in to_json(chunk)]
+        for name in others.column_names
+    }
+    for index in range(table.num_rows):
+        image = table.column("image")[index].as_py()  # one at a time: they are large
+        row = {name: values[index] for name, values in columns.items()}
+        stem, _, extension = image["path"].partition(".")
+        if stem != row["key"] or not is_safe(stem) or extension not in EXTENSIONS:
+            raise InputError(f"image {image['path']!r} of key {row['key']!r}: no run names it so")
+        yield row, image["path"], image["bytes"]
+
+
+def line(row: Mapping[str, Any]) -> bytes:
+    """One row as JSON text."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+
+
+def table_of(
+    rows: Sequence[Mapping[str, Any]],
+    images: Sequence[Mapping[str, Any]],
+    schema: pa.Schema,
+) -> pa.Table:
+    """The table of which ``samples`` gave the rows. Raises KeyError where a row lacks a column."""
+    arrays = [
+        pa.array(images, field.type)
+        if field.name == "image"
+        else from_json([row[field.name] for row in rows], field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)

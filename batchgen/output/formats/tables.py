@@ -1,0 +1,293 @@
+"""The columns of the output: what is said of every accepted sample, and of every other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.images.conditions import describe
+from batchgen.output.formats.json_values import to_json
+from batchgen.plain_text import short
+from batchgen.plan.plan import Plan
+from batchgen.records import Dropped, Sample, ShardRows
+from batchgen.spec.spec import Spec
+from batchgen.spec.tasks import is_image
+
+MOST_LABELS = 100
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("image", IMAGE),
+        pa.field("prompt", pa.string()),
+        pa.field("negative_prompt", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("variant", pa.int32()),
+        pa.field("source_id", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("model_id", pa.string()),
+        pa.field("model_revision", pa.string()),
+        pa.field("scheduler", pa.string()),
+        pa.field("num_inference_steps", pa.int32()),
+        pa.field("guidance_scale", pa.float64()),
+        pa.field("strength", pa.float64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("sha256", pa.string()),
+        pa.field("prompt_truncated", pa.bool_()),
+        pa.field("pixel_mean", pa.float32()),
+        pa.field("pixel_std", pa.float32()),
+    ]
+)
+# Further columns, each where the task has it.
+EXTRA_COLUMNS = pa.schema(
+    [
+        pa.field("class_label", pa.int32()),
+        pa.field("eta", pa.float64()),
+        pa.field("image_guidance_scale", pa.float64()),
+        pa.field("noise_level", pa.int32()),
+        pa.field("control_scale", pa.list_(pa.float64())),
+        pa.field("image_prompt_scale", pa.float64()),
+        pa.field("denoising_end", pa.float64()),
+        pa.field("lora", pa.string()),
+        pa.field("conditioning", pa.string()),
+    ]
+)
+REJECT_COLUMNS = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("source_id", pa.string()),
+        pa.field("variant", pa.int32()),
+        pa.field("outcome", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One accepted sample: its image's stored bytes and its scores."""
+
+    sample: Sample
+    image: bytes
+    truncated: bool
+    pixel_mean: float
+    pixel_std: float
+
+
+def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
+    """Our columns for a spec and the settings that its model takes; without the source's."""
+    present = {
+        "class_label": spec.input.columns.class_label is not None,
+        "lora": bool(spec.model.loras),
+        "conditioning": any(is_image(part) for part in spec.input.columns.mapped()),
+    }
+    extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
+    return pa.schema([*COLUMNS, *extra])
+
+
+def kept_columns(spec: Spec, names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, str]:
+    """Source column -> its name in the output.
+
+    A column that plays a part and bears the part's own name (``prompt``) is there already; any
+    other that would collide with one of ours becomes ``source_<name>``, and so do ``key`` and
+    ``seed``, which the samples have of their own.
+    """
+    columns = spec.input.columns
+    wanted = spec.input.keep_columns
+    if wanted is None:
+        images = {name for part, name in columns.mapped().items() if is_image(part)}
+        wanted = tuple(name for name in names if name not in images)
+    ours = set(own_columns(spec, settings).names)
+    same = {part for part, name in columns.mapped().items() if part == name and part in ours}
+    same -= {"image", "key", "seed"}
+    kept: dict[str, str] = {}
+    for name in names:
+        if name in wanted and name not in same:
+            output = f"source_{name}" if name in ours else name
+            while output in kept.values() or (output != name and output in names):
+                output += "_"
+            kept[name] = output
+    return kept
+
+
+def output_schema(spec: Spec, source: pa.Schema, settings: Sequence[str] = ()) -> pa.Schema:
+    """The schema of the data files, with the Hugging Face features that make images decode.
+
+    Args:
+        spec: names the columns' parts.
+        source: the input's schema.
+        settings: the settings of a call that the model takes.
+    """
+    columns = own_columns(spec, settings)
+    label = spec.input.columns.label
+    if label is not None:
+        index = columns.get_field_index("label")
+        columns = columns.set(index, _stored_field(source.field(label), "label"))
+    kept = kept_columns(spec, source.names, settings)
+    for name, output in kept.items():
+        columns = columns.append(_stored_field(source.field(name), output))
+    return columns.with_metadata({"huggingface": json.dumps(_features(spec, source, kept))})
+
+
+def _stored_field(field: pa.Field, name: str) -> pa.Field:
+    return field.with_name(name).with_type(stored_type(field.type)).remove_metadata()
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The type that a source column has in the output: views are stored as what they view.
+
+    Arrow cannot take rows from most views, and other readers do not know them.
+    """
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.string()
+    if types.is_binary_view(kind):
+        return pa.binary()
+    if types.is_list(kind) or types.is_list_view(kind):
+        return pa.list_(_inside(kind.value_field))
+    if types.is_large_list(kind) or types.is_large_list_view(kind):
+        return pa.large_list(_inside(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_inside(kind.value_field), kind.list_size)
+    if types.is_struct(kind):
+        return pa.struct([_inside(field) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_inside(kind.key_field), _inside(kind.item_field), kind.keys_sorted)
+    return kind
+
+
+def _inside(field: pa.Field) -> pa.Field:
+    return field.with_type(stored_type(field.type))
+
+
+def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, Any]:
+    """Features that Arrow types do not tell: images, and what the input says of kept columns."""
+    label = spec.input.columns.label
+    copies = [*kept.items(), *([(label, "label")] if label else [])]
+    known = _inherited((source.metadata or {}).get(b"huggingface", b""))
+    features = {output: known[name] for name, output in copies if name in known}
+    return {"info": {"features": {**features, "image": {"_type": "Image"}}}}
+
+
+def _inherited(metadata: bytes) -> dict[str, Any]:
+    """The features that the input's own metadata tells; none where it has another shape."""
+    try:
+        tree = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return {}
+    for name in ("info", "features"):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    known = tree.items() if isinstance(tree, dict) else ()
+    return {name: told for name, told in known if isinstance(told, dict | list)}
+
+
+def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
+    """The accepted samples of a shard in the output's columns."""
+    spec, source = plan.spec, rows.table
+    schema = output_schema(spec, source.schema, plan.model.settings)
+    extension = image_extension(spec)
+    samples = [one.sample for one in finished]
+    positions = pa.array([sample.row for sample in samples], pa.int64())
+    images = [{"bytes": one.image, "path": f"{one.sample.key}.{extension}"} for one in finished]
+    values: dict[str, Any] = {
+        "key": [sample.key for sample in samples],
+        "image": images,
+        "prompt": [sample.prompt for sample in samples],
+        "negative_prompt": [sample.negative_prompt for sample in samples],
+        "label": [None] * len(samples),
+        "seed": [sample.seed for sample in samples],
+        "variant": [sample.variant for sample in samples],
+        "source_id": [sample.source_id for sample in samples],
+        "task": [spec.task] * len(samples),
+        "model_id": [plan.model.model_id] * len(samples),
+        "model_revision": [plan.model.revision] * len(samples),
+        "scheduler": [sample.call.scheduler or plan.model.scheduler for sample in samples],
+        "num_inference_steps": [sample.call.num_inference_steps for sample in samples],
+        "guidance_scale": [sample.call.guidance_scale for sample in samples],
+        "strength": [sample.call.strength for sample in samples],
+        "width": [sample.call.width for sample in samples],
+        "height": [sample.call.height for sample in samples],
+        "sha256": [hashlib.sha256(one.image).hexdigest() for one in finished],
+        "prompt_truncated": [one.truncated for one in finished],
+        "pixel_mean": [one.pixel_mean for one in finished],
+        "pixel_std": [one.pixel_std for one in finished],
+        "class_label": [sample.class_label for sample in samples],
+        "lora": [lora_text(sample.call.lora) for sample in samples],
+        "conditioning": [conditioning_text(spec)] * len(samples),
+        **{
+            name: [getattr(sample.call, name) for sample in samples]
+            for name in EXTRA_COLUMNS.names
+            if name in plan.model.settings
+        },
+    }
+    if spec.input.columns.label is not None:
+        values["label"] = _taken(source.column(spec.input.columns.label), positions)
+    for name, output in kept_columns(spec, source.schema.names, plan.model.settings).items():
+        values[output] = _taken(source.column(name), positions)
+    arrays = [
+        values[field.name]
+        if isinstance(values[field.name], pa.ChunkedArray)
+        else pa.array(values[field.name], field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _taken(column: pa.ChunkedArray, positions: pa.Array) -> pa.ChunkedArray:
+    kind = stored_type(column.type)
+    return (column if kind == column.type else column.cast(kind)).take(positions)
+
+
+def label_counts(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> dict[str, int]:
+    """Accepted samples by label, of the MOST_LABELS most frequent labels of a shard."""
+    column = plan.spec.input.columns.label
+    if column is None:
+        return {}
+    positions = pa.array([one.sample.row for one in finished], pa.int64())
+    values = _taken(rows.table.column(column), positions)
+    counts = Counter(short(_label_text(value)) for value in values if value.is_valid)
+    return dict(counts.most_common(MOST_LABELS))
+
+
+def _label_text(value: pa.Scalar) -> str:
+    try:
+        return str(value.as_py())
+    except (ValueError, OverflowError):  # a date that Python does not know, as of the year 11103
+        return str(to_json(pa.repeat(value, 1))[0])
+
+
+def image_extension(spec: Spec) -> str:
+    """How the names of the image files end."""
+    return {"jpeg": "jpg"}.get(spec.output.image_format, spec.output.image_format)
+
+
+def lora_text(lora: tuple[tuple[str, float], ...] | None) -> str:
+    """``name:weight,name:weight``, as a row's own column has it."""
+    return ",".join(f"{name}:{weight:g}" for name, weight in lora or ())
+
+
+def conditioning_text(spec: Spec) -> str:
+    """How the conditioning images were prepared: ``image: fill; control: canny(low=100), fill``."""
+    made = {
+        part: describe(one.name, one.options) + ", " for part, one in spec.conditioning.make.items()
+    }
+    parts = [part for part in spec.input.columns.mapped() if is_image(part)]
+    return "; ".join(f"{part}: {made.get(part, '')}{spec.conditioning.resize}" for part in parts)
+
+
+def rejects_table(dropped: Sequence[Dropped]) -> pa.Table:
+    rows = sorted(dropped, key=lambda one: one.key)
+    return pa.Table.from_pydict(
+        {name: [getattr(one, name) for one in rows] for name in REJECT_COLUMNS.names},
+        schema=REJECT_COLUMNS,
+    )

@@ -1,0 +1,64 @@
+"""Puts a shard's files in storage, in whatever format; the marker is the caller's last act."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from batchgen.output.formats.format import DataFile, Format
+from batchgen.output.formats.image_folder import ImageFolder
+from batchgen.output.formats.parquet import Parquet, parquet_bytes
+from batchgen.output.formats.tables import Finished, data_table, rejects_table
+from batchgen.output.formats.webdataset import WebDataset
+from batchgen.output.ledger import Written, rejects_name
+from batchgen.plan.plan import Plan
+from batchgen.records import Dropped, ShardRows
+from batchgen.storage import Store
+
+FORMATS: dict[str, Format] = {
+    "parquet": Parquet(),
+    "webdataset": WebDataset(),
+    "image-folder": ImageFolder(),
+}
+
+
+def format_of(plan: Plan) -> Format:
+    """The format of a plan's data files; one that was begun is gone on with as it was begun."""
+    form = FORMATS[plan.spec.output.format]
+    if isinstance(form, ImageFolder) and plan.frozen is not None and plan.frozen.unmarked:
+        return ImageFolder(portable=False)
+    return form
+
+
+def write_shard(
+    store: Store,
+    plan: Plan,
+    rows: ShardRows,
+    finished: Sequence[Finished],
+    dropped: Sequence[Dropped],
+) -> tuple[Written, ...]:
+    """Put the data files, then the rejects if there are any. The marker is the caller's last act.
+
+    The samples stand in the plan's order, so the same shard gives the same files, to the byte.
+    """
+    order = sorted(finished, key=lambda one: (one.sample.row, one.sample.variant))
+    files = put_data(store, plan, rows.shard, data_table(plan, rows, order))
+    if dropped:
+        table = rejects_table(dropped)
+        rejects = DataFile(rejects_name(rows.shard), parquet_bytes(table), table.num_rows)
+        files.append(put_file(store, rejects))
+    return tuple(files)
+
+
+def put_data(store: Store, plan: Plan, shard: int, table: pa.Table) -> list[Written]:
+    """Put the data files of one shard, one after another."""
+    files = format_of(plan).files(table, shard, plan.shards)
+    return [put_file(store, file) for file in files]
+
+
+def put_file(store: Store, file: DataFile) -> Written:
+    store.put(file.name, file.data)
+    digest = hashlib.sha256(file.data).hexdigest()
+    return Written(file.name, len(file.data), digest, file.rows)

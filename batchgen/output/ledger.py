@@ -1,0 +1,389 @@
+"""What has been done, from storage alone: the plan, markers, failures, and who holds the lease."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+
+from batchgen.errors import DamagedRecord, InputError, PlanChanged, SpecError
+from batchgen.plan.plan import Plan
+from batchgen.plan.saved import read_plan
+from batchgen.spec.build import stored
+from batchgen.spec.spec import Spec
+from batchgen.spec.yaml_text import parse_yaml
+from batchgen.storage import Store
+from batchgen.storage.documents import Count, Number, Time, Version, read_document
+
+PLAN = "_batchgen/plan.json"
+JOB = "_batchgen/job.yaml"
+RECORDS = "_batchgen"
+SHARDS = "_batchgen/shards"
+FAILED = "_batchgen/failed"
+REJECTS = "_batchgen/rejects"
+LOGS = "_batchgen/logs"
+DATA = "data"
+
+MARKER_VERSION = 1
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Written:
+    """One committed file: name below the output, size in bytes, SHA-256 of its bytes, rows."""
+
+    name: str
+    bytes: Count
+    sha256: str
+    rows: Count
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How the planned samples of a shard ended: ``planned = accepted + rejected + failed``."""
+
+    planned: Count
+    accepted: Count
+    rejected: Count
+    failed: Count
+
+    def add_up(self) -> bool:
+        return self.planned == self.accepted + self.rejected + self.failed
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample (or shard) of those that were dropped for a reason, and what was said of it."""
+
+    key: str
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """The object whose existence makes a shard committed; written after everything it names.
+
+    ``plan_fingerprint`` is that of the plan it was made for; None in markers from before there was
+    one. ``examples`` has the first sample of each reason, ``labels`` counts the accepted samples of
+    the most frequent labels; markers from before have neither.
+    """
+
+    shard: Count
+    counts: Counts
+    files: tuple[Written, ...]
+    spec_fingerprint: str
+    plan_fingerprint: str | None = None
+    reasons: dict[str, Count] = field(default_factory=dict)
+    truncated_prompts: Count = 0
+    timings_s: dict[str, Number] = field(default_factory=dict)
+    read_bytes: Count = 0
+    batch_size: Count = 0
+    micro_batches: Count = 0
+    parameter_counts: dict[str, dict[str, Count]] = field(default_factory=dict)
+    attempt: Count = 1
+    examples: dict[str, Example] = field(default_factory=dict)
+    labels: dict[str, Count] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    finished_at: Time = 0.0
+    version: Version = MARKER_VERSION
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    def is_of(self, plan: Plan) -> bool:
+        """It was made for this plan; an old marker tells of the spec alone."""
+        if self.spec_fingerprint != plan.fingerprints.spec:
+            return False
+        return self.plan_fingerprint in (None, plan.fingerprint)
+
+    def shares_plan(self, other: Marker) -> bool:
+        """As far as both tell, they were made for one plan."""
+        if self.spec_fingerprint != other.spec_fingerprint:
+            return False
+        known = {self.plan_fingerprint, other.plan_fingerprint} - {None}
+        return len(known) < 2
+
+
+@dataclass(frozen=True)
+class FailedMarker:
+    """Why a shard could not be made. A later commit of the shard removes it."""
+
+    shard: Count
+    planned: Count = 0
+    error: str = ""
+    message: str = ""
+    traceback: str = ""
+    attempts: Count = 1
+    host: str = ""
+    failed_at: Time = 0.0
+    version: Version = MARKER_VERSION
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class States:
+    """Shard numbers by state, from one listing; ``numbers`` are those that are asked about."""
+
+    numbers: range
+    committed: frozenset[int]
+    failed: frozenset[int]
+
+    @property
+    def pending(self) -> list[int]:
+        """Shards to make, failed ones again included."""
+        return [shard for shard in self.numbers if shard not in self.committed]
+
+    def within(self, numbers: range) -> States:
+        """The states of these shards alone."""
+        return States(
+            numbers,
+            frozenset(shard for shard in self.committed if shard in numbers),
+            frozenset(shard for shard in self.failed if shard in numbers),
+        )
+
+
+def data_name(shard: int, shards: int) -> str:
+    return f"{DATA}/train-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def rejects_name(shard: int) -> str:
+    return f"{REJECTS}/{shard:05d}.parquet"
+
+
+def _marker_name(shard: int) -> str:
+    return f"{SHARDS}/{shard:05d}.json"
+
+
+def _failed_name(shard: int) -> str:
+    return f"{FAILED}/{shard:05d}.json"
+
+
+def parse_marker(data: bytes, place: str = "the marker", remedy: str = "") -> Marker:
+    """A marker from its JSON, which lies at ``place``.
+
+    Raises:
+        NewerFormat: it was written by a later version.
+        DamagedRecord: it is none.
+    """
+    return read_document(Marker, data, place, MARKER_VERSION, remedy)
+
+
+def parse_failed(data: bytes, place: str = "the failed marker", remedy: str = "") -> FailedMarker:
+    """A failed marker from its JSON; raises as ``parse_marker``."""
+    return read_document(FailedMarker, data, place, MARKER_VERSION, remedy)
+
+
+def _shard_of(name: str) -> int | None:
+    """The shard of a marker by its file's name; None if it is named as none of ours."""
+    stem = name.removesuffix(".json")
+    is_ours = stem.isdecimal() and stem.isascii() and name == f"{int(stem):05d}.json"
+    return int(stem) if is_ours else None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The records under ``_batchgen/`` of one output."""
+
+    store: Store
+
+    def plan(self) -> Plan | None:
+        """The frozen plan, or None when no run has started here.
+
+        Its output is the place where it lies, which may be another than it was made for.
+        """
+        try:
+            plan = read_plan(self.store.read_record(PLAN), f"{self.store.url}/{PLAN}")
+        except FileNotFoundError:
+            return None
+        here = plan.spec.output.model_copy(update={"url": self.store.url})
+        return replace(plan, spec=plan.spec.model_copy(update={"output": here}))
+
+    def require_plan(self) -> Plan:
+        plan = self.plan()
+        if plan is None:
+            raise InputError(f"output {self.store.url}: no {PLAN} there; nothing was run into it")
+        return plan
+
+    def freeze(self, plan: Plan, job: Spec) -> bool:
+        """Write the plan, once, and what was asked (``job.yaml``); False if a plan is there."""
+        new = self.store.put_new(PLAN, plan.to_json().encode())
+        known = () if new else self.store.list(RECORDS)
+        if JOB.rpartition("/")[2] not in known:  # a run may have died between the two
+            self.store.put(JOB, job.to_yaml().encode())
+        return new
+
+    def job(self) -> Spec:
+        """The spec as the user gave it to the last run.
+
+        Raises:
+            InputError: it is not there, or is damaged.
+        """
+        try:
+            return stored(parse_yaml(self.store.read_record(JOB), JOB))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"output {self.store.url}: no {JOB} there; nothing was run into it"
+            ) from error
+        except (InputError, SpecError) as error:
+            raise InputError(
+                f"{self.store.url}/{JOB}: no spec can be read from it ({error}); `batchgen run` "
+                "with the spec of the first run goes on without it"
+            ) from error
+
+    def keep_job(self, asked: Spec) -> None:
+        """What was asked last, which may differ from the first in what is free on resume."""
+        text = asked.to_yaml().encode()
+        if self.store.read_record(JOB) != text:
+            self.store.put(JOB, text)
+
+    def in_force(self, plan: Plan) -> Plan:
+        """The plan with the policy of the last run, which may have been another."""
+        try:
+            policy = self.job().policy
+        except InputError:
+            return plan
+        return replace(plan, spec=plan.spec.model_copy(update={"policy": policy}))
+
+    def states(self, plan: Plan) -> States:
+        planned = range(plan.shards)
+        committed = frozenset(one for one in self._numbers(SHARDS) if one in planned)
+        failed = frozenset(one for one in self._numbers(FAILED) if one in planned)
+        return States(planned, committed, failed - committed)
+
+    def strays(self, plan: Plan) -> list[str]:
+        """Names of markers that stand for no shard of the plan."""
+        planned = range(plan.shards)
+        names = [name for name in self.store.list(SHARDS) if name.endswith(".json")]
+        return sorted(name for name in names if _shard_of(name) not in planned)
+
+    def marker(self, shard: int) -> Marker | None:
+        """The shard's marker, or None.
+
+        Raises:
+            DamagedRecord: it is none, or another shard's.
+            NewerFormat: it was written by a later version.
+        """
+        place = f"{self.store.url}/{_marker_name(shard)}"
+        remedy = "`batchgen resume` makes the shard again"
+        try:
+            marker = parse_marker(self.store.read_record(_marker_name(shard)), place, remedy)
+        except FileNotFoundError:
+            return None
+        if marker.shard != shard:
+            raise DamagedRecord(f"{place} is the marker of shard {marker.shard}; {remedy}")
+        return marker
+
+    def committed(self, plan: Plan, shard: int) -> Marker | None:
+        """The shard's marker if it can be read; without one, the shard is to be made.
+
+        Raises:
+            PlanChanged: it was made for another plan.
+            NewerFormat: it was written by a later version.
+        """
+        try:
+            marker = self.marker(shard)
+        except DamagedRecord:
+            return None
+        if marker is not None and not marker.is_of(plan):
+            raise self.foreign(shard)
+        return marker
+
+    def foreign(self, shard: int) -> PlanChanged:
+        """What to raise for a marker that was made for another plan."""
+        return PlanChanged(
+            f"{self.store.url}/{_marker_name(shard)} was made for another plan, from other inputs, "
+            "settings or weights; put back the marker and the data of this output, or remove it, "
+            "and `batchgen resume` makes the shard again"
+        )
+
+    def markers(self, shards: Iterable[int]) -> Iterator[Marker]:
+        """The markers that can be read, in order of number; shards without one are to be made."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for marker in pool.map(self._readable, sorted(shards)):
+                if marker is not None:
+                    yield marker
+
+    def _readable(self, shard: int) -> Marker | None:
+        try:
+            return self.marker(shard)
+        except DamagedRecord:
+            return None
+
+    def commit(self, marker: Marker) -> Marker:
+        """Make the shard committed, if no other attempt has done so: the first marker wins.
+
+        It is replaced only where it is damaged, or storage does not hold what it names any more:
+        then this attempt's files have taken their place.
+
+        Returns:
+            The marker that stands.
+
+        Raises:
+            PlanChanged: a marker of another plan stands there.
+        """
+        if not self.store.put_new(_marker_name(marker.shard), marker.to_json()):
+            first = self._readable(marker.shard)
+            if first is not None and not first.shares_plan(marker):
+                raise self.foreign(marker.shard)
+            if first is not None and (first.files == marker.files or self._holds(first)):
+                self._remove_others(marker, first)
+                return first
+            self.store.put(_marker_name(marker.shard), marker.to_json())
+        self.store.delete(_failed_name(marker.shard))
+        return marker
+
+    def _remove_others(self, marker: Marker, first: Marker) -> None:
+        """What this attempt has put beside the files of the first; schemas belong to all shards."""
+        for name in {one.name for one in marker.files} - {one.name for one in first.files}:
+            if name.startswith((f"{DATA}/", f"{REJECTS}/")):
+                self.store.delete(name)
+
+    def _holds(self, marker: Marker) -> bool:
+        """Every file that the marker names is there with its bytes."""
+        try:
+            return all(
+                hashlib.sha256(self.store.read(file.name)).hexdigest() == file.sha256
+                for file in marker.files
+            )
+        except (FileNotFoundError, InputError):
+            return False
+
+    def fail(self, failed: FailedMarker) -> None:
+        self.store.put(_failed_name(failed.shard), failed.to_json())
+
+    def failures(self, shards: Iterable[int]) -> list[FailedMarker]:
+        """The failed markers that are there; a shard may be committed while one reads.
+
+        Of one that cannot be read, a marker that says so.
+        """
+        found = (self._failure(shard) for shard in sorted(shards))
+        return [failure for failure in found if failure is not None]
+
+    def _failure(self, shard: int) -> FailedMarker | None:
+        place = f"{self.store.url}/{_failed_name(shard)}"
+        remedy = "`batchgen resume` tries the shard again"
+        try:
+            failed = parse_failed(self.store.read_record(_failed_name(shard)), place, remedy)
+        except FileNotFoundError:
+            return None
+        except DamagedRecord as error:
+            return FailedMarker(shard, error=type(error).__name__, message=str(error))
+        return replace(failed, shard=shard)
+
+    def log(self, lease: int, lines: Sequence[str]) -> None:
+        """Keep what the run of this lease has said so far."""
+        text = "".join(f"{line}\n" for line in lines)
+        self.store.impatient().put(f"{LOGS}/{lease:05d}.txt", text.encode())
+
+    def logs(self) -> str:
+        """What all runs on this output have said, the first one's first."""
+        names = sorted(self.store.list(LOGS))
+        return "".join(self.store.read(f"{LOGS}/{name}").decode(errors="replace") for name in names)
+
+    def _numbers(self, folder: str) -> Iterator[int]:
+        numbers = (_shard_of(name) for name in self.store.list(folder))
+        return (number for number in numbers if number is not None)

@@ -1,0 +1,241 @@
+"""How a run stands and how it ended: counts from markers, the verdict, and what stops it early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from batchgen.errors import BatchgenError, Interrupted
+from batchgen.output.ledger import PLAN, RECORDS, Example, FailedMarker, Ledger, Marker, States
+from batchgen.output.tally import Tally
+from batchgen.output.verify import damaged, lost_files
+from batchgen.plain_text import short
+from batchgen.plan.plan import Plan
+from batchgen.secrets import redact
+
+MIN_BAD_SHARDS = 3
+MIN_REJECTS = 100  # fewer say little of the rows to come
+SHOWN_REASONS = 5
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why samples are not in ``data/``, how many they are, and one of them."""
+
+    reason: str
+    count: int
+    example: Example | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, in numbers that ``verify`` can prove.
+
+    ``images_made`` and what follows is of this run alone; the counts before are of all runs.
+    ``images_per_second`` is over all of its ``seconds``, ``start_up_s`` is the share of them before
+    the first shard began to be made.
+    """
+
+    output: str
+    shards: int
+    planned: int
+    committed: int
+    failed_shards: int
+    pending: int
+    accepted: int
+    rejected: int
+    failed: int
+    truncated_prompts: int
+    reasons: tuple[Reason, ...]
+    images_made: int
+    seconds: float
+    start_up_s: float | None
+    images_per_second: float
+    exit_code: int
+    message: str
+
+
+def outcome_of(counted: Tally, run: Tally, url: str, exit_code: int, message: str) -> Outcome:
+    """The outcome of ``run``, after which storage holds what was ``counted``."""
+    start_up_s = run.start_up_s
+    return Outcome(
+        output=url,
+        shards=counted.shards,
+        planned=counted.samples,
+        committed=counted.committed,
+        failed_shards=counted.failed_shards,
+        pending=counted.shards - counted.committed - counted.failed_shards,
+        accepted=counted.accepted,
+        rejected=counted.rejected,
+        failed=counted.failed,
+        truncated_prompts=counted.truncated,
+        reasons=reasons_of(counted),
+        images_made=run.accepted_now,
+        seconds=round(run.seconds, 3),
+        start_up_s=None if start_up_s is None else round(start_up_s, 3),
+        images_per_second=round(run.overall_rate, 3),
+        exit_code=exit_code,
+        message=message,
+    )
+
+
+def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
+    """The counts so far, from markers; what has none that can be read is pending.
+
+    Raises:
+        PlanChanged: a marker was made for another plan.
+    """
+    return take_stock(plan, ledger, states)[0]
+
+
+def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, States]:
+    """The counts so far, and the states without those markers that cannot be read."""
+    first, stop = states.numbers.start, states.numbers.stop
+    samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
+    policy = plan.spec.policy
+    tally = Tally(len(states.numbers), samples, policy.failed_limit, policy.rejected_limit)
+    committed = set()
+    for marker in ledger.markers(states.committed):
+        if not marker.is_of(plan):
+            raise ledger.foreign(marker.shard)
+        committed.add(marker.shard)
+        count(tally, marker)
+    for failure in ledger.failures(states.failed):
+        count(tally, replace(failure, planned=plan.samples_of(failure.shard)))
+    return tally, replace(states, committed=frozenset(committed))
+
+
+def count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> None:
+    """Add a shard that is finished, by this run if ``made``."""
+    if isinstance(event, FailedMarker):
+        planned, accepted, rejected, failed = event.planned, 0, 0, event.planned
+        tally.failed_shards += 1
+        example = Example(f"shard {event.shard}", short(redact(event.message)))
+        tally.note({event.error: planned}, {event.error: example})
+    else:
+        counts = event.counts
+        planned, accepted = counts.planned, counts.accepted
+        rejected, failed = counts.rejected, counts.failed
+        tally.committed += 1
+        tally.flawed_shards += failed > 0
+        tally.truncated += event.truncated_prompts
+        tally.note(event.reasons, event.examples)
+    tally.accepted += accepted
+    tally.rejected += rejected
+    tally.failed += failed
+    if made:
+        tally.made += planned
+        tally.accepted_now += accepted
+        tally.rejected_now += rejected
+        tally.failing_now += failed > 0
+        tally.rejecting_now += rejected > 0
+        tally.end_shard(event.shard)
+
+
+def reasons_of(tally: Tally) -> tuple[Reason, ...]:
+    """Why samples were rejected or failed, the most frequent first."""
+    return tuple(
+        Reason(reason, samples, tally.examples.get(reason))
+        for reason, samples in sorted(tally.reasons.items(), key=lambda one: (-one[1], one[0]))
+    )
+
+
+def reason_lines(reasons: Sequence[Reason], url: str) -> list[str]:
+    """The reasons that matter most, a line each, and where the others are told."""
+    lines = [_line(one) for one in reasons[:SHOWN_REASONS]]
+    more = len(reasons) - SHOWN_REASONS
+    others = f"  and {more} more reasons: " if more > 0 else "  all of them: "
+    return [*lines, f"{others}`batchgen rejects {url}`"] if lines else []
+
+
+def _line(one: Reason) -> str:
+    said = f", e.g. {one.example.key}: {one.example.message}" if one.example else ""
+    return f"  {one.count:,} {one.reason}{said}"
+
+
+def hopeless(plan: Plan, tally: Tally) -> str:
+    """Why a run goes on in vain; empty while it does not.
+
+    More of the finished samples failed than ``policy.failed_limit`` allows, or of those that this
+    run finished more were rejected than half-way from ``policy.rejected_limit`` to all of them.
+    Both take shards enough to be no accident.
+    """
+    policy, url = plan.spec.policy, plan.spec.output.url
+    finished = tally.finished_samples
+    if tally.failing_now >= MIN_BAD_SHARDS and tally.failed > policy.failed_limit * finished:
+        return (
+            f"{tally.failed:,} of the first {finished:,} samples failed, above "
+            f"policy.failed_limit ({policy.failed_limit:g}); mend the cause, then "
+            f"`batchgen resume {url}`"
+        )
+    far = (1 + policy.rejected_limit) / 2
+    if (
+        tally.rejecting_now >= MIN_BAD_SHARDS
+        and tally.rejected_now >= MIN_REJECTS
+        and tally.rejected_now > far * tally.made
+        and tally.rejected > policy.rejected_limit * finished
+    ):
+        return (
+            f"{tally.rejected_now:,} of the {tally.made:,} samples that this run finished were "
+            f"rejected, far above policy.rejected_limit ({policy.rejected_limit:g}); mend the "
+            "input and write to a new output, or, if the rows to come are better, go on with "
+            f"`batchgen run {url}/_batchgen/job.yaml --set policy.rejected_limit=1`"
+        )
+    return ""
+
+
+def verdict_of(plan: Plan, ledger: Ledger, states: States, tally: Tally) -> tuple[int, str]:
+    """How it stands, with a look for files that are lost since they were committed."""
+    lost = lost_files(ledger, states.committed)
+    return damaged(ledger.store.url, lost) if lost else verdict(plan, tally)
+
+
+def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
+    """The exit code and a sentence: 0 only when nothing is pending or failed."""
+    url = plan.spec.output.url
+    pending = tally.shards - tally.committed - tally.failed_shards
+    if pending:
+        return (
+            3,
+            f"{pending:,} of {tally.shards:,} shards are pending; "
+            f"go on with `batchgen resume {url}`",
+        )
+    if tally.failed:
+        remedy = (
+            f"see {url}/_batchgen/failed, then `batchgen resume {url}`"
+            if tally.failed_shards
+            else "other settings need a new output"
+        )
+        return 2, (
+            f"{tally.failed:,} of {tally.samples:,} samples failed (in {tally.failed_shards:,} "
+            f"failed shards and {tally.flawed_shards:,} committed ones); {remedy}"
+        )
+    if tally.rejected > plan.spec.policy.rejected_limit * tally.samples:
+        return 2, (
+            f"{tally.rejected:,} of {tally.samples:,} samples were rejected, above "
+            f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "
+            f"{tally.accepted:,} images in {url}/data"
+        )
+    cut = f", {tally.truncated:,} from the beginning of a prompt that was too long"
+    return (
+        0,
+        f"{tally.accepted:,} images in {url}/data{cut if tally.truncated else ''}, "
+        f"{tally.rejected:,} samples rejected, none failed",
+    )
+
+
+def unchanged(outcome: Outcome) -> Outcome:
+    """Of a run that found nothing to do."""
+    proof = f"`batchgen verify {outcome.output}` reads every file"
+    return replace(outcome, message=f"nothing was pending: {outcome.message}; {proof}")
+
+
+def advised(error: Interrupted, ledger: Ledger, planned: bool) -> Interrupted:
+    """The error with the way to go on, where there is something to go on with."""
+    with suppress(BatchgenError, OSError):
+        planned = PLAN.rpartition("/")[2] in ledger.store.impatient().list(RECORDS)
+    if not planned:
+        return error
+    url = ledger.store.url
+    return type(error)(f"{error}; what is committed stays, go on with `batchgen resume {url}`")

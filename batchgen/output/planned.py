@@ -1,0 +1,138 @@
+"""What a plan says of the rows of its output before any is made: names, seeds, settings, types."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchgen.output.formats import (
+    conditioning_text,
+    kept_columns,
+    lora_text,
+    own_columns,
+)
+from batchgen.plan.call_settings import Settings, read_setting
+from batchgen.plan.plan import Plan, SourceFile, row_key
+from batchgen.spec.tasks import is_image
+
+_SETTINGS = ("num_inference_steps", "guidance_scale", "strength", "width", "height")
+_VIEWS = (
+    *(("string_view", "string"), ("binary_view", "binary")),
+    *(("large_list_view<", "large_list<"), ("list_view<", "list<")),
+)
+_ELEMENT = re.compile(r"list<[^:<>]*: ")
+_ENTRIES = re.compile(r" \('[^']*'\)>")
+
+
+@dataclass(frozen=True)
+class Names:
+    """A shard's samples in the plan's order: (samples,) each."""
+
+    sources: pa.StringArray
+    variants: pa.Int32Array
+    keys: pa.StringArray | None  # None where the rows have keys of their own
+
+
+def names_of(plan: Plan, shard: int) -> Names:
+    """What the plan's arithmetic alone says of a shard's samples."""
+    first, stop = plan.sample_range(shard)
+    per_row = plan.spec.variants
+    lead = first % per_row  # variants of the first row that lie in the shard before
+    rows = list(_rows(plan, shard))
+    sources = [f"{file.name}#{row}" for file, span in rows for row in span]
+    numbers = np.arange(lead, lead + stop - first, dtype=np.int64)
+    variants = pa.array((numbers % per_row).astype(np.int32))
+    places = pa.array(numbers // per_row)
+    keys = None
+    if plan.spec.input.columns.key is None:
+        stems = [f"{stem}{row:08d}" for stem, span in _stems(rows) for row in span]
+        ends = [f"-v{variant}" for variant in range(per_row)]
+        if per_row == 1:
+            keys = pa.array([f"{stem}-v0" for stem in stems], pa.string())
+        else:
+            every = [stem + end for stem in stems for end in ends]
+            keys = pa.array(every[lead : lead + stop - first], pa.string())
+    return Names(pa.array(sources, pa.string()).take(places), variants, keys)
+
+
+def _rows(plan: Plan, shard: int) -> Iterator[tuple[SourceFile, range]]:
+    """The shard's rows by file, numbered in it."""
+    row, stop = plan.row_range(shard)
+    while row < stop:
+        file, inside = plan.locate(row)
+        count = min(file.rows - inside, stop - row)
+        yield file, range(inside, inside + count)
+        row += count
+
+
+def _stems(rows: list[tuple[SourceFile, range]]) -> Iterator[tuple[str, range]]:
+    """The part of the keys that the rows of a file share."""
+    for file, span in rows:
+        yield row_key(file.name, 0).removesuffix("00000000"), span
+
+
+def seeds_of(plan: Plan, keys: list[bytes]) -> pa.Int64Array:
+    """What ``records.derive_seed`` gives of each key, for the run's seed."""
+    start, blake2b = f"{plan.spec.seed}\x1f".encode(), hashlib.blake2b
+    digests = b"".join([blake2b(start + key, digest_size=8).digest() for key in keys])
+    return pa.array((np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64))
+
+
+def constants_of(plan: Plan) -> dict[str, Any]:
+    """Column -> the one value that all its rows have: of what no column of the input decides."""
+    spec, model = plan.spec, plan.model
+    mapped = spec.input.columns.mapped()
+    settings = Settings(spec.sampling, model, spec.model)
+    names = own_columns(spec, model.settings).names
+    settable = [name for name in (*_SETTINGS, *model.settings) if name in names]
+    found = {name: read_setting(settings, name, None) for name in settable}
+    images = [part for part in mapped if is_image(part)]
+    if "image" not in images:
+        found["strength"] = None
+    if images and spec.conditioning.resize == "multiple-of":
+        del found["width"], found["height"]
+    found |= {
+        "task": spec.task,
+        "model_id": model.model_id,
+        "model_revision": model.revision,
+        "scheduler": model.scheduler,
+        "prompt": "",
+        "negative_prompt": spec.sampling.negative_prompt,
+        "label": None,
+        "lora": lora_text(read_setting(settings, "lora", None)),
+        "conditioning": conditioning_text(spec),
+    }
+    return {name: value for name, value in found.items() if name in names and name not in mapped}
+
+
+def columns_of(plan: Plan) -> dict[str, str]:
+    """Column -> its type as text, in the order of the output."""
+    spec, settings = plan.spec, plan.model.settings
+    given = dict(plan.columns)
+    columns = {field.name: type_text(str(field.type)) for field in own_columns(spec, settings)}
+    if spec.input.columns.label is not None:
+        columns["label"] = type_text(given[spec.input.columns.label])
+    mapped, kept = spec.input.columns.mapped(), spec.input.keep_columns
+    images = {name for part, name in mapped.items() if is_image(part)} - set(kept or ())
+    used = set(mapped.values()) if kept is None else {*kept, *mapped.values()}
+    read = [name for name in given if kept is None or name in used]
+    names = [name for name in read if name not in images]
+    for name, output in kept_columns(spec, names, settings).items():
+        columns[output] = type_text(given[name])
+    return columns
+
+
+def type_text(kind: str) -> str:
+    """A type's name with views as what they view; see ``writer.stored_type``.
+
+    Without the names of lists' elements and maps' entries, which Parquet files change.
+    """
+    for view, plain in _VIEWS:
+        kind = kind.replace(view, plain)
+    return _ENTRIES.sub(">", _ELEMENT.sub("list<", kind))

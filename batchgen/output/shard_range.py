@@ -1,0 +1,30 @@
+"""A range of an output's shards, which one run may make beside others."""
+
+from __future__ import annotations
+
+from batchgen.errors import SpecError
+
+ShardRange = tuple[int, int]  # shards from, and up to but not with
+
+
+def range_text(shards: ShardRange) -> str:
+    return f"{shards[0]}:{shards[1]}"
+
+
+def parse_range(text: str | None, shards: int) -> ShardRange | None:
+    """The first shard and the one after the last, of "A:B", "A:" or ":B"; None for all.
+
+    Raises:
+        SpecError: not of this form, or not of a plan of so many shards.
+    """
+    if text is None:
+        return None
+    first, colon, stop = text.partition(":")
+    allowed = f"A:B with 0 <= A < B <= {shards}, the shards of the plan"
+    try:
+        found = (int(first or 0), int(stop or shards))
+    except ValueError as error:
+        raise SpecError("--shards", text, allowed) from error
+    if not colon or not 0 <= found[0] < found[1] <= shards:
+        raise SpecError("--shards", text, allowed)
+    return found

@@ -1,0 +1,271 @@
+"""Proves from storage alone that every planned sample is there once, or among the rejects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batchgen.errors import BatchgenError, DamagedRecord, SpecError, VerifyFailed
+from batchgen.output.formats import SCHEMAS, format_of
+from batchgen.output.holdings import is_litter
+from batchgen.output.ledger import DATA, REJECTS, SHARDS, Ledger, Marker, States, rejects_name
+from batchgen.output.proof import SKIPPABLE, Proof, Prover
+from batchgen.plan.plan import Plan, row_key
+
+MAX_PROBLEMS = 100
+_THREADS = 4
+_NAMED = 8
+
+
+@dataclass
+class Findings:
+    """What verification saw. ``problems`` is empty exactly when everything adds up.
+
+    Attributes:
+        damaged: shards that storage has lost or changed since they were committed.
+        lost: of them, the files.
+        other: shards that are whole, and not what was planned.
+        strays: files in ``data/`` and among the records that belong to no shard.
+        skipped: checks that were left out.
+    """
+
+    shards: int
+    planned: int
+    committed: int = 0
+    pending: int = 0
+    failed_shards: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    bytes: int = 0
+    damaged: list[int] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    other: list[int] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    more_problems: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def problem(self, text: str) -> None:
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(text)
+        else:
+            self.more_problems += 1
+
+    def sentence(self, url: str) -> str:
+        """The whole in a line, with what to do."""
+        skipped = f"; left out: {', '.join(self.skipped)}" if self.skipped else ""
+        if self.ok:
+            return (
+                f"verified: planned {self.planned} = accepted {self.accepted} + rejected "
+                f"{self.rejected} + failed {self.failed}; {self.committed} of {self.shards} shards "
+                f"committed, {self.bytes:,} bytes{skipped}"
+            )
+        return f"NOT VERIFIED: {'; '.join(self._wrong(url)) or self.problems[0]}{skipped}"
+
+    def _wrong(self, url: str) -> Iterator[str]:
+        remade = f"`batchgen resume {url}` makes them"
+        if self.damaged:
+            yield (
+                f"{len(self.damaged)} of {self.shards} shards are damaged "
+                f"({numbers(self.damaged)}): `batchgen verify {url} --repair` withdraws them, "
+                f"then {remade} again"
+            )
+        if self.strays and not self.other:  # of a plan that is not this output's, all are strays
+            yield (
+                f"{len(self.strays)} files are no shard's: `batchgen verify {url} --repair` sets "
+                "them aside"
+            )
+        if self.other:
+            yield (
+                f"{len(self.other)} of {self.shards} shards are not what was planned "
+                f"({numbers(self.other)}): remove their markers ({SHARDS}/{self.other[0]:05d}.json"
+                f"{', ...' if self.other[1:] else ''}), and {remade}"
+            )
+        undone = self.pending + self.failed_shards
+        if undone:
+            yield f"{undone} of {self.shards} shards are pending or failed: {remade}"
+
+
+def numbers(shards: Sequence[int]) -> str:
+    """The first of them."""
+    return ", ".join(map(str, shards[:_NAMED])) + (", ..." if shards[_NAMED:] else "")
+
+
+def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> Findings:
+    """Check an output against its plan.
+
+    Every shard has a marker, made for this plan; each file it names is there with its size and
+    SHA-256; counts add up to the plan; the shard's samples are exactly the planned ones; keys,
+    seeds, settings and columns are what follows from the plan; every image has the bytes that its
+    ``sha256`` column says, and can be decoded at its size; no key stands twice in the whole output;
+    nothing else lies in ``data/``. ``quick`` compares only listings and markers.
+
+    Args:
+        ledger: of the output.
+        quick: read markers and listings alone.
+        skip: checks to leave out: ``decode``.
+
+    Raises:
+        SpecError: there is no such check.
+        InputError, DamagedRecord, NewerFormat: there is no plan, or it cannot be read.
+    """
+    for name in skip:
+        if name not in SKIPPABLE:
+            raise SpecError("--skip", name, ", ".join(SKIPPABLE))
+    plan = ledger.require_plan()
+    states = ledger.states(plan)
+    findings = Findings(plan.shards, plan.samples)
+    findings.skipped = ["everything but listings and markers"] if quick else sorted(skip)
+    _check_states(plan, states, findings)
+    prover = Prover(ledger, plan, _sizes(ledger), skip)
+    digests: list[bytes] = []
+    named: set[str] = set()
+    sound: set[int] = set()
+    shards = sorted(states.committed)
+    for shard, (marker, proof) in zip(shards, _each_shard(prover, shards, quick), strict=True):
+        for problem in proof.problems:
+            findings.problem(problem)
+        if proof.damaged:
+            findings.damaged.append(shard)
+            findings.lost += proof.lost
+        elif proof.problems and marker is not None:
+            findings.other.append(shard)
+        digests.append(proof.digests)
+        if marker is not None:
+            _add(findings, marker)
+            if not proof.broken:
+                sound.add(shard)
+                named |= {file.name for file in marker.files}
+    _check_strays(prover, named, sound, findings)
+    _check_unique(plan, b"".join(digests), findings)
+    _check_sum(findings)
+    return findings
+
+
+def lost_files(ledger: Ledger, shards: Iterable[int]) -> list[str]:
+    """Files that these shards' markers name and that are missing or of another size.
+
+    From listings alone, so that a run's end and ``status`` can afford it.
+    """
+    sizes = _sizes(ledger)
+    return [
+        file.name
+        for marker in ledger.markers(shards)
+        for file in marker.files
+        if sizes.get(file.name) != file.bytes
+    ]
+
+
+def damaged(url: str, names: Sequence[str]) -> tuple[int, str]:
+    """The exit code and the message of an output that has lost what its markers name."""
+    more = f" and {len(names) - 1} more files" if names[1:] else ""
+    return VerifyFailed.exit_code, (
+        f"{names[0]}{more} of {url}: missing or damaged, though committed; `batchgen verify {url} "
+        f"--repair` withdraws the damaged shards, then `batchgen resume {url}` makes them again"
+    )
+
+
+def _sizes(ledger: Ledger) -> dict[str, int]:
+    """Name -> size in bytes, of all files that markers may name."""
+    return {
+        f"{folder}/{name}": size
+        for folder in (DATA, REJECTS, SCHEMAS)
+        for name, size in ledger.store.find(folder).items()
+    }
+
+
+def prover_of(ledger: Ledger, plan: Plan) -> Prover:
+    """Proves shards that are to be copied: with all of their columns, their images not decoded."""
+    return Prover(ledger, plan, _sizes(ledger), skip=SKIPPABLE, whole=True)
+
+
+def _check_states(plan: Plan, states: States, findings: Findings) -> None:
+    findings.committed = len(states.committed)
+    findings.failed_shards = len(states.failed)
+    findings.failed += sum(plan.samples_of(shard) for shard in states.failed)
+    findings.pending = plan.shards - findings.committed - findings.failed_shards
+    for shard in sorted(states.failed):
+        findings.problem(f"shard {shard} failed; `batchgen resume` tries it again")
+    if findings.pending:
+        first = next(s for s in states.pending if s not in states.failed)
+        findings.problem(
+            f"{findings.pending} shards are pending (the first is {first}); "
+            "`batchgen resume` makes them"
+        )
+
+
+def _check_strays(prover: Prover, named: set[str], sound: set[int], findings: Findings) -> None:
+    """Files that no marker can vouch for would be read as data.
+
+    What may belong to a shard without a sound marker is replaced when the shard is made.
+    """
+    plan, form = prover.plan, format_of(prover.plan)
+    undone = {rejects_name(shard) for shard in range(plan.shards) if shard not in sound}
+    for name in sorted(prover.sizes.keys() - named):
+        shard = form.shard_of(name, plan.shards)
+        theirs = name in undone or (shard is not None and shard not in sound)
+        if not theirs and not name.startswith(f"{SCHEMAS}/") and not is_litter(name):
+            findings.strays.append(name)
+            findings.problem(f"{name} belongs to no committed shard")
+    for name in prover.ledger.strays(plan):
+        findings.strays.append(f"{SHARDS}/{name}")
+        findings.problem(
+            f"{SHARDS}/{name} is the marker of none of the plan's {plan.shards} shards"
+        )
+
+
+def _each_shard(
+    prover: Prover, shards: Iterable[int], quick: bool
+) -> Iterator[tuple[Marker | None, Proof]]:
+    def one(shard: int) -> tuple[Marker | None, Proof]:
+        proof = Proof(shard)
+        try:
+            marker = prover.ledger.marker(shard)
+        except BatchgenError as error:
+            proof.add(str(error))
+            proof.broken = isinstance(error, DamagedRecord)
+            return None, proof
+        if marker is None:
+            proof.add("its marker vanished meanwhile")
+            return None, proof
+        return marker, prover.listed(marker) if quick else prover.read(marker)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(one, shards)
+
+
+def _add(findings: Findings, marker: Marker) -> None:
+    findings.accepted += marker.counts.accepted
+    findings.rejected += marker.counts.rejected
+    findings.failed += marker.counts.failed
+    findings.bytes += sum(file.bytes for file in marker.files)
+
+
+def _check_unique(plan: Plan, digests: bytes, findings: Findings) -> None:
+    """No two samples have one key: of rows without keys of their own, the plan's files say it."""
+    if plan.spec.input.columns.key is None:
+        if len({row_key(file.name, 0) for file in plan.files}) < len(plan.files):
+            findings.problem("two files of the plan give their rows the same keys")
+        return
+    halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (samples, 2)
+    twice = len(halves) - len(np.unique(halves.view("<u8,<u8")))
+    if twice:
+        findings.problem(f"{twice} keys stand more than once in the output")
+
+
+def _check_sum(findings: Findings) -> None:
+    total = findings.accepted + findings.rejected + findings.failed
+    if total != findings.planned and not findings.problems:
+        findings.problem(
+            f"planned {findings.planned} samples, accounted for {total} "
+            f"(accepted {findings.accepted}, rejected {findings.rejected}, "
+            f"failed {findings.failed})"
+        )

@@ -1,0 +1,1 @@
+"""From spec and input to shards of samples, checked before any work."""

@@ -1,0 +1,180 @@
+"""That spec, dataset and model fit each other: checked while planning, before any work."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from batchgen.errors import InputError, SpecError, nearest
+from batchgen.images.conditions import check_maker
+from batchgen.plan.call_settings import ALWAYS, Settings, read_setting
+from batchgen.plan.columns import field_twice
+from batchgen.records import ModelInfo
+from batchgen.spec.checks import is_set
+from batchgen.spec.sections import Sampling
+from batchgen.spec.spec import Spec
+from batchgen.spec.tasks import is_image
+
+_TEXT = ("prompt", "negative_prompt", "scheduler", "lora")
+_WHOLE = ("seed", "num_inference_steps", "width", "height", "noise_level")
+_REAL = ("guidance_scale", "strength", "eta", "image_guidance_scale", "image_prompt_scale")
+
+
+def settle(spec: Spec, model: ModelInfo) -> Spec:
+    """The spec with the sampling defaults that the model recommends filled in.
+
+    Raises:
+        SpecError: a setting that the model cannot take.
+    """
+    given = {name: value for name, value in spec.sampling.model_dump().items() if value is not None}
+    filled = {
+        "num_inference_steps": model.num_inference_steps,
+        "guidance_scale": model.guidance_scale,
+        "width": model.width,
+        "height": model.height,
+        **({"strength": model.strength} if "strength" in model.settings else {}),
+        **given,
+    }
+    sampling = Sampling(**filled)
+    settings = Settings(sampling, model, spec.model)
+    for name in Sampling.model_fields:
+        if name in ("negative_prompt", "lora"):
+            continue
+        try:
+            read_setting(settings, name, None)
+        except ValueError as error:
+            raise SpecError(f"sampling.{name}", getattr(sampling, name), str(error)) from error
+    return spec.model_copy(update={"sampling": sampling})
+
+
+def check_fit(spec: Spec, model: ModelInfo) -> None:
+    """Columns and conditions that this model, of all that serve the task, does not read.
+
+    Raises:
+        SpecError: the field, what was given, what is allowed.
+    """
+    mapped = spec.input.columns.mapped()
+    for part, column in mapped.items():
+        is_setting = part in Sampling.model_fields and part not in (*ALWAYS, *_TEXT)
+        if (is_setting or part == "regions") and part not in model.settings:
+            taken = ", ".join(model.settings) or "none"
+            raise SpecError(
+                f"input.columns.{part}",
+                column,
+                f"null: a {model.family} model for {spec.task} takes {taken} of these settings",
+            )
+    if spec.task == "control" and "image" in mapped and "strength" not in model.settings:
+        raise SpecError(
+            "input.columns.image",
+            mapped["image"],
+            f"null: a {model.family} model reads no source image, only control images",
+        )
+    if "lora" in mapped and not spec.model.loras:
+        raise SpecError("input.columns.lora", mapped["lora"], "null, since model.loras is empty")
+    for part in model.needs:
+        if part not in mapped:
+            raise SpecError(
+                f"input.columns.{part}",
+                None,
+                f"a column: a {model.family} model for {spec.task} needs it",
+            )
+    controls = sum(part.startswith("control") and is_image(part) for part in mapped)
+    if controls != model.controls and not (model.optional_control and controls == 1):
+        raise SpecError(
+            "input.columns.control",
+            spec.input.columns.control,
+            f"{model.controls} column{'' if model.controls == 1 else 's'}, one for each control "
+            f"image of this {model.family} model",
+        )
+    for part, made in spec.conditioning.make.items():
+        try:
+            check_maker(made.name, made.options)
+        except ValueError as error:
+            raise SpecError(f"conditioning.make.{part}", made.name, str(error)) from error
+
+
+def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:
+    """Settings that this model, of all that serve the task, does not take.
+
+    Raises:
+        SpecError: the field, what was given, what is allowed.
+    """
+    for name in Sampling.model_fields:
+        if name in (*ALWAYS, *_TEXT) or name in model.settings or not is_set(spec, name):
+            continue
+        taken = ", ".join(model.settings) or "none"
+        raise SpecError(
+            f"sampling.{name}",
+            getattr(spec.sampling, name),
+            f"nothing: a {model.family} model for {spec.task} takes {taken} of these settings",
+        )
+
+
+def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
+    """Every mapped or kept column is there and has a type that can play its part."""
+    wanted = {f"input.columns.{part}": name for part, name in spec.input.columns.mapped().items()}
+    keep = spec.input.keep_columns
+    for name in schema.names if keep is None else keep:
+        wanted[f"input.keep_columns {name}"] = name
+    for field, name in wanted.items():
+        if name not in schema.names:
+            raise InputError(
+                f"{field}: no column {name!r} in {path}; it has {', '.join(schema.names)}"
+                f"{nearest(name, schema.names)}"
+            )
+        if schema.names.count(name) > 1:
+            raise InputError(f"{field}: column {name!r} stands twice in {path}")
+        twice = field_twice(schema.field(name).type)
+        if twice is not None:
+            raise InputError(
+                f"{field}: column {name!r} in {path} is a struct in which {twice!r} stands twice, "
+                "which no row can tell apart; rename one, or leave the column out by "
+                "input.keep_columns"
+            )
+        part = field.removeprefix("input.columns.")
+        _check_type(part, name, schema.field(name).type, path)
+
+
+def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
+    types = pa.types
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+    whole = types.is_integer(value)
+    allowed = {
+        **dict.fromkeys(_TEXT, (text or types.is_null(value), "text")),
+        "key": (text or whole, "text or integers"),
+        **dict.fromkeys(_WHOLE, (whole, "integers")),
+        **dict.fromkeys(_REAL, (whole or types.is_floating(value), "numbers")),
+        "class_label": (text or whole, "class numbers or names"),
+        "control_scale": (
+            whole or types.is_floating(value) or types.is_list(value),
+            "numbers, or lists of them",
+        ),
+        "regions": (
+            types.is_list(value) and types.is_struct(value.value_type),
+            "lists of {phrase, box}",
+        ),
+    }.get(part)
+    if is_image(part):
+        allowed = _holds_image(value), "image bytes, URIs, or an image struct with bytes or path"
+    if allowed is not None and not allowed[0]:
+        raise InputError(
+            f"input.columns.{part}: column {name!r} in {path} holds {kind}; needed: {allowed[1]}"
+        )
+
+
+def _holds_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        kinds = {field.name: field.type for field in kind}
+        inline, named = kinds.get("bytes", pa.null()), kinds.get("path", pa.null())
+        return _is_binary(inline) or _is_text(named)
+    return _is_binary(kind) or _is_text(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))

@@ -1,0 +1,383 @@
+"""The written mapping from inputs and spec to shards, from Parquet footers; frozen once run.
+
+Nothing is enumerated. The files' row counts put every row in one line; with V variants, sample g is
+variant ``g % V`` of row ``g // V``; with S samples a shard, shard k is samples ``k*S`` to
+``(k+1)*S - 1``. So a plan of a billion rows is as small as its list of files, and anyone can check
+it by arithmetic.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import posixpath
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen import __version__
+from batchgen.errors import InputError
+from batchgen.plan.checks import check_columns, check_fit, refuse_idle_settings, settle
+from batchgen.plan.columns import plain_type
+from batchgen.records import ModelInfo
+from batchgen.spec.model import Model
+from batchgen.spec.spec import Spec
+from batchgen.spec.tree import canonical_json
+from batchgen.storage import Stat, find_files, is_within, open_input
+from batchgen.storage.documents import Count
+
+VERSION = 2
+COUNTED_COLUMN = "row"
+COUNTED_GROUP = 65_536
+_FOOTER_THREADS = 16
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_CHANGED = re.compile(r"(^|-)x[0-9a-f]{20}$")
+_MAX_KEY = 100
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file; ``name`` is its path below the input, ``row_groups`` are row counts."""
+
+    path: str
+    name: str
+    size: Count
+    etag: str
+    row_groups: tuple[Count, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """SHA-256 of a plan's spec, of its input, and of the whole with the model's weights."""
+
+    spec: str
+    input: str
+    plan: str
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is known of a plan beyond itself once it was read from an output.
+
+    Attributes:
+        fingerprints: as they were written. Markers hold them, and a later version may reckon
+            otherwise: its spec has more fields.
+        unknown: fields of its spec that this version does not have.
+        unmarked: it is from before plans had a fingerprint and image folders portable names.
+    """
+
+    fingerprints: Fingerprints
+    unknown: tuple[str, ...] = ()
+    unmarked: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides which samples exist, and fingerprints of what they are made from."""
+
+    spec: Spec
+    model: ModelInfo
+    files: tuple[SourceFile, ...]
+    columns: tuple[tuple[str, str], ...]
+    rows: int
+    frozen: Frozen | None = field(default=None, compare=False)
+
+    @property
+    def samples(self) -> int:
+        return self.rows * self.spec.variants
+
+    @property
+    def shards(self) -> int:
+        return -(-self.samples // self.spec.output.samples_per_shard)
+
+    def sample_range(self, shard: int) -> tuple[int, int]:
+        """First sample of the shard, and one past its last."""
+        size = self.spec.output.samples_per_shard
+        return shard * size, min((shard + 1) * size, self.samples)
+
+    def samples_of(self, shard: int) -> int:
+        """How many samples the shard has."""
+        first, stop = self.sample_range(shard)
+        return stop - first
+
+    def row_range(self, shard: int) -> tuple[int, int]:
+        """First row that the shard needs, and one past its last."""
+        first, stop = self.sample_range(shard)
+        return first // self.spec.variants, -(-stop // self.spec.variants)
+
+    def without_files(self) -> Plan:
+        """The same plan for actors, who read no file; its fingerprints stay what they are."""
+        return replace(self, files=(), frozen=self.frozen or Frozen(self.fingerprints))
+
+    def locate(self, row: int) -> tuple[SourceFile, int]:
+        """The file of a row, and the row's number in it."""
+        index = bisect.bisect_right(self._first_rows, row) - 1
+        return self.files[index], row - self._first_rows[index]
+
+    @cached_property
+    def _first_rows(self) -> list[int]:
+        """The dataset's number of each file's first row."""
+        return list(itertools.accumulate((file.rows for file in self.files), initial=0))
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "version": VERSION,
+                "batchgen_version": __version__,
+                "spec_fingerprint": self.fingerprints.spec,
+                "input_fingerprint": self.fingerprints.input,
+                "plan_fingerprint": self.fingerprints.plan,
+                "rows": self.rows,
+                "variants": self.spec.variants,
+                "samples": self.samples,
+                "samples_per_shard": self.spec.output.samples_per_shard,
+                "shards": self.shards,
+                "batch_size": self.spec.resources.batch_size,
+                "model": asdict(self.model),
+                "columns": [list(column) for column in self.columns],
+                "files": [asdict(file) for file in self.files],
+                "spec": self.spec.model_dump(mode="json"),
+            },
+            indent=1,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the spec, the input and the weights; every marker of the plan holds it."""
+        return self.fingerprints.plan
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        if self.frozen is not None:
+            return self.frozen.fingerprints
+        spec, files = self.spec.fingerprint, [asdict(file) for file in self.files]
+        source = input_fingerprint(files, self.columns)
+        return Fingerprints(spec, source, plan_fingerprint(spec, source, self.model))
+
+
+def input_fingerprint(files: object, columns: object) -> str:
+    """SHA-256 over path, size, etag or mtime, row groups and schema of every file, as in JSON."""
+    return hashlib.sha256(canonical_json([files, columns]).encode()).hexdigest()
+
+
+def plan_fingerprint(spec: str, source: str, model: ModelInfo) -> str:
+    """SHA-256 over the fingerprints of spec and input, and the weights."""
+    facts = [spec, source, model.manifest_sha256, model.revision]
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+
+
+def pinned(model: Model, saved: Plan | None) -> Model:
+    """The spec's model at the hub's commit that was planned, so that it may move on meanwhile."""
+    if saved is None or model.revision is not None or saved.spec.model != model:
+        return model
+    revision = saved.model.revision
+    return (
+        model if revision.startswith("sha256:") else model.model_copy(update={"revision": revision})
+    )
+
+
+def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
+    """Plan from footers; the key column alone is read as data, to see that it is unique.
+
+    Without ``check_keys``, for an output that was planned before, settings that have no effect on
+    this model are let pass as well: earlier versions took them.
+
+    Raises:
+        InputError: no file, not Parquet, schemas that differ, a missing or ill-typed column, an
+            empty dataset, a key that stands twice.
+    """
+    footers = _counted(spec.input.count) if spec.input.count else _footers(spec)
+    schema = footers[0][1]
+    check_columns(spec, schema, footers[0][0].path)
+    check_fit(spec, model)
+    if check_keys:
+        refuse_idle_settings(spec, model)
+    for file, other in footers[1:]:
+        _same_schema(schema, other, footers[0][0].path, file.path)
+    if not spec.input.columns.key:
+        _refuse_equal_keys([file for file, _ in footers])
+    rows = sum(file.rows for file, _ in footers)
+    if rows == 0:
+        raise InputError(f"input {spec.input.path}: the dataset has no rows")
+    plan = Plan(
+        spec=settle(spec, model),
+        model=model,
+        files=tuple(file for file, _ in footers),
+        columns=tuple((field.name, str(field.type)) for field in schema),
+        rows=min(rows, spec.input.limit or rows),
+    )
+    if check_keys and spec.input.check_keys and spec.input.columns.key:
+        refuse_duplicate_keys(plan)
+    return plan
+
+
+def _footers(spec: Spec) -> list[tuple[SourceFile, pa.Schema]]:
+    base, stats = find_files(spec.input.path)
+    if is_within(spec.output.url, spec.input.path):
+        raise InputError(
+            f"output {spec.output.url} lies in the input {spec.input.path}, so that its images "
+            "would become input; write it beside the input"
+        )
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        return list(pool.map(lambda stat: _footer(stat, base, spec.input.path), stats))
+
+
+def _counted(count: int) -> list[tuple[SourceFile, pa.Schema]]:
+    """Rows that carry nothing but their number, as if they stood in a file without a path."""
+    whole, rest = divmod(count, COUNTED_GROUP)
+    groups = (COUNTED_GROUP,) * whole + ((rest,) if rest else ())
+    return [(SourceFile("", "row", 0, "", groups), pa.schema([(COUNTED_COLUMN, pa.int64())]))]
+
+
+def _footer(stat: Stat, base: str, url: str) -> tuple[SourceFile, pa.Schema]:
+    try:
+        with open_input(stat.path, url, stat.etag) as file:
+            metadata = pq.read_metadata(file)
+            schema = metadata.schema.to_arrow_schema()
+    except FileNotFoundError as error:
+        raise InputError(f"input file {stat.path} vanished while planning") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"input file {stat.path} is not a whole Parquet file ({stat.size} bytes): {error}"
+        ) from error
+    groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    name = posixpath.relpath(stat.path, base) if base else stat.path
+    return SourceFile(stat.path, name, stat.size, stat.etag, groups), schema
+
+
+def _same_schema(schema: pa.Schema, other: pa.Schema, path: str, other_path: str) -> None:
+    for name in dict.fromkeys([*schema.names, *other.names]):
+        kinds = [
+            str(one.field(name).type) if name in one.names else "missing" for one in (schema, other)
+        ]
+        if kinds[0] != kinds[1]:
+            raise InputError(
+                f"input files differ in column {name!r}: {kinds[0]} in {path}, "
+                f"{kinds[1]} in {other_path}; all files of a dataset need the same columns"
+            )
+
+
+def safe_key(value: str | bytes) -> str:
+    """A key that can be a file name: letters, digits, ``_`` and ``-``.
+
+    A value that has to be changed, or that looks as if it had been, ends in ``x`` and 20
+    hexadecimal digits of its SHA-256, so two values never meet in one key. Text that is not UTF-8
+    is given as its bytes.
+    """
+    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+    text = value if isinstance(value, str) else value.decode(errors="replace")
+    cleaned = _UNSAFE.sub("-", text).strip("-")[:_MAX_KEY]
+    if text and cleaned == value and not _CHANGED.search(text):
+        return text
+    digest = "x" + hashlib.sha256(data).hexdigest()[:20]
+    return f"{cleaned}-{digest}" if cleaned else digest
+
+
+def null_key(row: str) -> str:
+    """The key of a row whose key is null: one that no text has, from the row's own."""
+    digest = hashlib.blake2b(row.encode(), digest_size=10, person=b"null key").hexdigest()
+    return f"null-key-{row}-x{digest}"
+
+
+def is_safe(key: str) -> bool:
+    """Whether a key has only what ``safe_key`` leaves in it."""
+    return bool(key) and not _UNSAFE.search(key)
+
+
+def row_key(file_name: str, row: int) -> str:
+    """The key of a row that has none of its own: from its file and its place in it."""
+    return f"{safe_key(file_name.removesuffix('.parquet'))}-{row:08d}"
+
+
+def _refuse_equal_keys(files: list[SourceFile]) -> None:
+    """Two files whose rows would get the same keys, such as ``a`` and ``a.parquet``."""
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(row_key(file.name, 0), file.path)
+        if other != file.path:
+            raise InputError(
+                f"input files {other} and {file.path} give their rows the same keys; rename one"
+            )
+
+
+def refuse_duplicate_keys(plan: Plan) -> None:
+    """Stream the key column and refuse a value that stands twice.
+
+    Holds 16 bytes a row whatever the keys' length. Nulls are left to the run, which rejects them.
+
+    Raises:
+        InputError: the value and both places.
+    """
+    column = plan.spec.input.columns.key
+    assert column is not None
+    digests = b"".join(_key_digests(plan, column))
+    halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (rows, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1) & halves[order[1:]].any(axis=1)
+    if same.any():
+        at = int(np.flatnonzero(same)[0])
+        places = sorted((int(order[at]), int(order[at + 1])))
+        (one, row), (two, other) = (plan.locate(place) for place in places)
+        raise InputError(
+            f"input.columns.key: {column!r} holds the same key twice: {one.path} row {row} and "
+            f"{two.path} row {other}; keys must be unique"
+        )
+
+
+def _key_digests(plan: Plan, name: str) -> Iterator[bytes]:
+    """16-byte digests of the keys in row order; zeros for a null.
+
+    Arrow reads without threads of its own here and wherever it reads from a Python file: they can
+    abort the interpreter as it ends (apache/arrow, issues 34314 and 50482; seen once in `verify`).
+    """
+    left = plan.rows
+    for file in plan.files:
+        if left <= 0:
+            return
+        with open_input(file.path, plan.spec.input.path, file.etag) as handle:
+            parquet = pq.ParquetFile(handle, pre_buffer=False)
+            for batch in parquet.iter_batches(65_536, columns=[name], use_threads=False):
+                column = batch.column(0)
+                values = python_values(column.cast(plain_type(column.type)))[:left]
+                left -= len(values)
+                yield b"".join(
+                    bytes(16)
+                    if value is None
+                    else hashlib.blake2b(_key_bytes(value), digest_size=16).digest()
+                    for value in values
+                )
+
+
+def _key_bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """A column's values; a text that is not UTF-8, as careless writers leave it, as its bytes."""
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return [_text_or_bytes(value) for value in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value

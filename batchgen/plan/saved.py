@@ -1,0 +1,130 @@
+"""The plan as it lies in an output: read back, and compared with what would be planned now."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged, SpecError
+from batchgen.plan.plan import (
+    VERSION,
+    Fingerprints,
+    Frozen,
+    Plan,
+    SourceFile,
+    input_fingerprint,
+    plan_fingerprint,
+)
+from batchgen.records import ModelInfo
+from batchgen.spec.build import stored
+from batchgen.spec.spec import result_fields
+from batchgen.spec.tree import canonical_json, flatten
+from batchgen.storage.documents import Count, Version, parse_json, read_document
+
+_REMEDY = "put a whole copy of it there, or write to a new output"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What of ``plan.json`` is read; the rest is there for people."""
+
+    version: Version
+    spec: dict[str, Any]
+    model: ModelInfo
+    files: tuple[SourceFile, ...]
+    columns: tuple[tuple[str, str], ...]
+    rows: Count
+    spec_fingerprint: str
+    input_fingerprint: str
+    plan_fingerprint: str | None = None  # older plans have none
+
+
+def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
+    """A plan from its JSON, which lies at ``place``.
+
+    Raises:
+        NewerFormat: it was written by a later version.
+        DamagedRecord: it was cut, changed, or written by a version before the first.
+    """
+    saved = read_document(_Saved, text, place, VERSION, _REMEDY)
+    if saved.version < VERSION:
+        raise DamagedRecord(
+            f"{place} was made by an older batchgen (format {saved.version}; this one reads "
+            f"{VERSION}): use that version, or write to a new output"
+        )
+    try:
+        spec = stored(saved.spec, extra="ignore")
+    except SpecError as error:
+        raise DamagedRecord(f"{place} is damaged (its spec: {error}); {_REMEDY}") from error
+    fingerprints = Fingerprints(
+        saved.spec_fingerprint,
+        saved.input_fingerprint,
+        plan_fingerprint(saved.spec_fingerprint, saved.input_fingerprint, saved.model),
+    )
+    known = flatten(spec.model_dump(mode="json"))
+    unknown = tuple(sorted(flatten(saved.spec).keys() - known.keys()))
+    frozen = Frozen(fingerprints, unknown, unmarked=saved.plan_fingerprint is None)
+    plan = Plan(spec, saved.model, saved.files, saved.columns, saved.rows, frozen)
+    changed = _changed_part(plan, saved, text)
+    if changed:
+        raise DamagedRecord(f"{place} is damaged ({changed}); {_REMEDY}")
+    return plan
+
+
+def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
+    """What of the plan is not what its own fingerprints were reckoned over."""
+    rows = sum(file.rows for file in plan.files)
+    tree = parse_json(text)
+    written = canonical_json(result_fields(tree["spec"])).encode()
+    if hashlib.sha256(written).hexdigest() != saved.spec_fingerprint:
+        return "its spec is not that of its spec_fingerprint"
+    if input_fingerprint(tree["files"], tree["columns"]) != saved.input_fingerprint:
+        return "its files and columns are not those of its input_fingerprint"
+    if saved.plan_fingerprint not in (None, plan.fingerprint):
+        return "its model is not that of its plan_fingerprint"
+    wanted = min(rows, plan.spec.input.limit or rows)
+    if not rows or saved.rows != wanted:
+        return f"its files and limit make {wanted} rows, it says {saved.rows}"
+    return None
+
+
+def compare(saved: Plan, now: Plan) -> Plan:
+    """Refuse to go on with an output that was planned from something else.
+
+    Returns:
+        The plan of now, under the fingerprints that the output's markers hold.
+
+    Raises:
+        PlanChanged: the first field that differs, with both values.
+        NewerFormat: its spec has fields that this version does not know.
+    """
+    if saved.frozen is not None and saved.frozen.unknown:
+        raise NewerFormat(
+            f"the output was planned by a newer batchgen, with {', '.join(saved.frozen.unknown)}, "
+            "which this one does not know: use that version"
+        )
+    before, after = saved.spec.result_fields(), now.spec.result_fields()
+    for field in sorted(before.keys() | after.keys()):
+        _refuse_if_changed(field, before.get(field), after.get(field))
+    _refuse_if_changed("model weights", saved.model.manifest_sha256, now.model.manifest_sha256)
+    old, new = ({file.path: file for file in plan.files} for plan in (saved, now))
+    for path in sorted(old.keys() | new.keys()):
+        there, here = (files.get(path) for files in (old, new))
+        if there is None or here is None:
+            _refuse_if_changed(f"input file {path}", there and "present", here and "present")
+            continue
+        for fact in ("size", "row_groups", "etag"):
+            _refuse_if_changed(
+                f"input file {path}: {fact}", getattr(there, fact), getattr(here, fact)
+            )
+    _refuse_if_changed("input columns", saved.columns, now.columns)
+    return replace(now, frozen=saved.frozen)
+
+
+def _refuse_if_changed(field: str, before: object, after: object) -> None:
+    if before != after:
+        raise PlanChanged(
+            f"{field} has changed: the output was planned with {before!r}, now it is {after!r}; "
+            "put it back, or write to a new output"
+        )

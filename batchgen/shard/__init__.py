@@ -1,0 +1,1 @@
+"""One shard, from its rows to its committed files."""

@@ -1,0 +1,130 @@
+"""What one row of the Ray Data stream holds: a shard between two stages, as bytes with a type.
+
+Rows travel as Arrow IPC, their description as JSON beside them, tensors as safetensors (``wire``).
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+
+from batchgen.errors import to_facts
+from batchgen.records import Dropped, Sample, ShardRows, call_from_json
+from batchgen.shard.compose import Notes, ShardWork
+
+ROWS, ENCODED, DENOISED = "rows", "encoded", "denoised"
+COMMITTED, FAILED, STOPPED = "committed", "failed", "stopped"
+FINAL = (COMMITTED, FAILED, STOPPED)
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int64()),
+        pa.field("state", pa.string()),
+        pa.field("attempt", pa.int32()),
+        pa.field("facts", pa.large_binary()),
+        pa.field("table", pa.large_binary()),
+        pa.field("tensors", pa.large_binary()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One shard on its way.
+
+    Attributes:
+        state: ``rows``, ``encoded``, ``denoised``, or a final one: ``committed`` (facts is the
+            marker), ``failed`` (facts is the failed marker), ``stopped`` (facts is the error).
+        attempt: which attempt at the shard this is, from 1; 0 before the first stage.
+        facts: JSON.
+        table: Arrow IPC stream of the source rows.
+        tensors: safetensors of all micro-batches.
+    """
+
+    shard: int
+    state: str
+    attempt: int
+    facts: bytes
+    table: bytes = b""
+    tensors: bytes = b""
+
+    def to_block(self) -> pa.Table:
+        values = (self.shard, self.state, self.attempt, self.facts, self.table, self.tensors)
+        return pa.table([[value] for value in values], schema=_SCHEMA)
+
+
+def from_block(block: pa.Table) -> Frame:
+    """The frame in a block of one row."""
+    (row,) = block.to_pylist()
+    return Frame(**row)
+
+
+def stopped(shard: int, error: BaseException) -> Frame:
+    """No shard can succeed: the driver is told what to raise."""
+    return Frame(shard, STOPPED, 0, json.dumps(to_facts(error)).encode())
+
+
+def from_rows(rows: ShardRows) -> Frame:
+    return Frame(
+        rows.shard, ROWS, 0, json.dumps(_row_facts(rows)).encode(), _table_bytes(rows.table)
+    )
+
+
+def to_rows(frame: Frame) -> ShardRows:
+    return _rows(frame, json.loads(frame.facts))
+
+
+def from_work(work: ShardWork, state: str, attempt: int, tensors: bytes) -> Frame:
+    facts = {
+        **_row_facts(work.rows),
+        "groups": [[asdict(sample) for sample in group] for group in work.groups],
+        "dropped": [asdict(dropped) for dropped in work.dropped],
+        "notes": asdict(work.notes),
+    }
+    table = _table_bytes(work.rows.table)
+    return Frame(work.rows.shard, state, attempt, json.dumps(facts).encode(), table, tensors)
+
+
+def to_work(frame: Frame) -> ShardWork:
+    facts = json.loads(frame.facts)
+    return ShardWork(
+        rows=_rows(frame, facts),
+        groups=tuple(
+            tuple(Sample(**{**sample, "call": call_from_json(sample["call"])}) for sample in group)
+            for group in facts["groups"]
+        ),
+        dropped=tuple(Dropped(**dropped) for dropped in facts["dropped"]),
+        notes=Notes(**facts["notes"]),
+    )
+
+
+def _row_facts(rows: ShardRows) -> dict[str, object]:
+    return {
+        "first_sample": rows.first_sample,
+        "stop_sample": rows.stop_sample,
+        "source_ids": rows.source_ids,
+        "row_keys": rows.row_keys,
+        "read_bytes": rows.read_bytes,
+    }
+
+
+def _rows(frame: Frame, facts: dict[str, object]) -> ShardRows:
+    return ShardRows(
+        shard=frame.shard,
+        first_sample=int(str(facts["first_sample"])),
+        stop_sample=int(str(facts["stop_sample"])),
+        table=pa.ipc.open_stream(frame.table).read_all(),
+        source_ids=tuple(facts["source_ids"]),  # type: ignore[arg-type]
+        row_keys=tuple(facts["row_keys"]),  # type: ignore[arg-type]
+        read_bytes=int(str(facts["read_bytes"])),
+    )
+
+
+def _table_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())

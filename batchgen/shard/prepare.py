@@ -1,0 +1,385 @@
+"""A shard's rows become samples to make; a row that cannot is rejected with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
+
+from batchgen.errors import RejectRow
+from batchgen.images.conditions import (
+    fit_image,
+    fit_mask,
+    make_condition,
+    match_mask,
+    size_for,
+    to_array,
+)
+from batchgen.images.source import Turn, open_image, open_mask
+from batchgen.input.uris import uris_of
+from batchgen.models import check_prompt
+from batchgen.plan.call_settings import Settings, read_setting
+from batchgen.plan.plan import Plan, null_key, python_values, safe_key
+from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
+from batchgen.spec.sections import MAX_SIZE, MAX_TEXT, Conditioning, Seed
+from batchgen.spec.spec import Spec
+from batchgen.spec.tasks import is_image, task_named
+
+Array = np.ndarray[Any, Any]
+_LONGEST_SHOWN = 200
+LEFT_OUT = "fails-its-shard"
+SHRINKING = "downscale"  # of all makers the one that changes the size, so it comes first
+_SEED: TypeAdapter[int] = TypeAdapter(Seed)
+_TEXT = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Every planned sample of a shard, as one to make or one dropped.
+
+    ``images``: for tasks with images, part -> row -> uint8 array at its planned size: RGB (height,
+    width, 3), or for the part ``mask`` (height, width).
+    """
+
+    samples: tuple[Sample, ...]
+    dropped: tuple[Dropped, ...]
+    images: dict[str, dict[int, Array]]
+
+
+def prepare(
+    rows: ShardRows,
+    plan: Plan,
+    without: Mapping[str, str] = MappingProxyType({}),
+    working_on: Callable[[Iterable[str]], None] = lambda keys: None,
+) -> Prepared:
+    """Turn the shard's rows into samples; ``len(samples) + len(dropped)`` is what was planned.
+
+    Args:
+        rows: the shard's.
+        plan: of the job.
+        without: key -> why, for samples that are not looked at but noted as failed.
+        working_on: is told the keys of every row before it is looked at.
+    """
+    spec = plan.spec
+    samples: list[Sample] = []
+    dropped: list[Dropped] = []
+    parts = [part for part in spec.input.columns.mapped() if is_image(part)]
+    images: dict[str, dict[int, Array]] = {part: {} for part in parts}
+    listed = list(_values(rows, spec))
+    named = (values[part] for values in listed for part in parts)
+    wanted = (one for one in named if isinstance(one, str) and one)
+    fetched = uris_of(spec).fetch(wanted, meanwhile=lambda: working_on(()))
+    for row, values in enumerate(listed):
+        variants = _variants(rows, spec.variants, row)
+        key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
+        failing = {one: sample_key(key, one) for one in variants if sample_key(key, one) in without}
+        dropped += [left_out(it, source_id, one, without[it]) for one, it in failing.items()]
+        variants = [one for one in variants if one not in failing]
+        working_on(sample_key(key, variant) for variant in variants)
+        if not variants:
+            continue
+        try:
+            _require_text(values, spec)
+            with Turn() as turn:
+                opened = _opened(values, parts, spec, fetched, turn)
+                call = _call(values, plan, opened)
+                arrays = _fitted(opened, plan, call)
+                del opened
+            shared = _Row(key, source_id, row, call, values)
+            samples += [_sample(shared, plan, variant) for variant in variants]
+            for part, array in arrays.items():
+                images[part][row] = array
+        except RejectRow as error:
+            dropped += [
+                Dropped(
+                    sample_key(key, variant),
+                    source_id,
+                    variant,
+                    "rejected",
+                    error.reason,
+                    error.message,
+                )
+                for variant in variants
+            ]
+    return Prepared(tuple(samples), tuple(dropped), images)
+
+
+def left_out(key: str, source_id: str, variant: int, why: str) -> Dropped:
+    """A sample that would fail its shard for ever."""
+    message = f"every attempt at its shard ended while it was worked on, at last alone: {why}"
+    return Dropped(key, source_id, variant, "failed", LEFT_OUT, message)
+
+
+def sample_key(key: str, variant: int) -> str:
+    """The key of one variant of a row."""
+    return f"{key}-v{variant}"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What the samples of one row share."""
+
+    key: str
+    source_id: str
+    row: int
+    call: Call
+    values: Mapping[str, Any]
+
+
+def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
+    """For each row, the value of every mapped part but the label, which is carried as it is."""
+    lists = {}
+    for part, name in spec.input.columns.mapped().items():
+        if part == "label":
+            continue
+        column = rows.table.column(name)
+        if is_image(part) and pa.types.is_struct(column.type):
+            lists[part] = _image_values(column)
+        else:
+            lists[part] = python_values(column)
+    for row in range(rows.table.num_rows):
+        yield {part: values[row] for part, values in lists.items()}
+
+
+def _image_values(column: pa.ChunkedArray) -> list[Any]:
+    """Of Hugging Face image structs the bytes, or where there are none the path (a URI)."""
+    names = [field.name for field in column.type]
+    given = [pc.struct_field(column, name) for name in ("bytes", "path") if name in names]
+    found = python_values(given[0])
+    if len(given) == 1:
+        return found
+    paths = python_values(given[1])
+    return [one if one is not None else path for one, path in zip(found, paths, strict=True)]
+
+
+def _variants(rows: ShardRows, per_row: int, row: int) -> list[int]:
+    """The variants of the shard's row that lie in the shard: all but at its two ends."""
+    global_row = rows.first_sample // per_row + row
+    first = max(rows.first_sample, global_row * per_row)
+    stop = min(rows.stop_sample, (global_row + 1) * per_row)
+    return [sample - global_row * per_row for sample in range(first, stop)]
+
+
+def _key(values: Mapping[str, Any], spec: Spec, fallback: str) -> str:
+    if spec.input.columns.key is None:
+        return fallback
+    value = values["key"]
+    if value is None:
+        return null_key(fallback)
+    return safe_key(value if isinstance(value, bytes) else str(value))
+
+
+def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
+    mapped = spec.input.columns.mapped()
+    if "key" in values and values["key"] is None:
+        raise RejectRow("null-key", f"column {mapped['key']!r} is null; a key is needed")
+    for part in _TEXT:
+        value = values.get(part)
+        if isinstance(value, bytes):
+            raise RejectRow(
+                "not-utf8", f"column {mapped[part]!r} holds {_shown(value)}; allowed: UTF-8"
+            )
+        if isinstance(value, str) and len(value) > MAX_TEXT and part != "key":
+            raise RejectRow(
+                f"long-{part}",
+                f"column {mapped[part]!r} holds {len(value)} characters; allowed: {MAX_TEXT}",
+            )
+
+
+def _shown(value: object) -> str:
+    """A value for a message, shortened: a row may hold megabytes."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _opened(
+    values: Mapping[str, Any],
+    parts: list[str],
+    spec: Spec,
+    fetched: Mapping[str, bytes | RejectRow],
+    turn: Turn,
+) -> dict[str, Any]:
+    """The row's images, upright, and shrunk where that is what is made of them."""
+    opened = {}
+    for part in parts:
+        data = values[part] or None  # an empty text or struct names nothing
+        if isinstance(data, str):
+            data = fetched[data]
+            if isinstance(data, RejectRow):
+                raise data
+        opens = open_mask if part == "mask" else open_image
+        image = opens(data, spec.input.image_limit_pixels, turn.before)
+        made = spec.conditioning.make.get(part)
+        if made is not None and made.name == SHRINKING:
+            image = make_condition(SHRINKING, made.options, image)
+        opened[part] = image
+    return opened
+
+
+def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> Call:
+    settings = Settings(plan.spec.sampling, plan.model, plan.spec.model)
+    mapped = plan.spec.input.columns.mapped()
+
+    def setting(name: str) -> Any:
+        value = values.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RejectRow(
+                f"bad-{name}", f"column {mapped[name]!r} holds {_shown(value)}; a number is needed"
+            )
+        try:
+            return read_setting(settings, name, value)
+        except ValueError as error:
+            is_long = len(str(value)) > _LONGEST_SHOWN
+            allowed = str(error).replace(str(value), "it") if is_long else str(error)
+            raise RejectRow(
+                f"bad-{name}",
+                f"column {mapped.get(name)!r} holds {_shown(value)}; allowed: {allowed}",
+            ) from error
+
+    width, height = setting("width"), setting("height")
+    if opened and plan.spec.conditioning.resize == "multiple-of":
+        times = plan.model.upscale
+        first = next(iter(opened.values()))
+        size = size_for(first, plan.model.multiple_of, times)
+        width, height = size[0] * times, size[1] * times
+        if max(width, height) > MAX_SIZE:
+            raise RejectRow(
+                "image-too-large",
+                f"an image of {width} x {height} pixels would be made; allowed: {MAX_SIZE} a side",
+            )
+    names = ("num_inference_steps", "guidance_scale", "strength", "eta", "image_guidance_scale")
+    more = ("noise_level", "control_scale", "image_prompt_scale", "denoising_end")
+    others = ("scheduler", "lora", "regions")
+    given = {name: setting(name) for name in (*names, *more, *others)}
+    if "image" not in opened:
+        given["strength"] = None  # of a model that takes a source image but need not
+    call = Call(width=width, height=height, **given)
+    if call.strength is not None and int(call.num_inference_steps * call.strength) < 1:
+        raise RejectRow(
+            "strength-too-low",
+            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step; "
+            "allowed: strength * num_inference_steps of at least 1",
+        )
+    return call
+
+
+def _fitted(opened: Mapping[str, Any], plan: Plan, call: Call) -> dict[str, Array]:
+    """The row's images at the size that the call takes them in, with what is made of them."""
+    conditioning: Conditioning = plan.spec.conditioning
+    width, height = call.width // plan.model.upscale, call.height // plan.model.upscale
+    arrays = {}
+    for number, (part, image) in enumerate(opened.items()):
+        follows = number > 0 and part != "mask" and conditioning.resize == "multiple-of"
+        policy = "fill" if follows else conditioning.resize
+        if part == "mask":
+            arrays[part] = fit_mask(match_mask(image, opened["image"]), width, height, policy)
+            continue
+        fitted = fit_image(image, width, height, policy)
+        made = conditioning.make.get(part)
+        if made is not None and made.name != SHRINKING:
+            fitted = make_condition(made.name, made.options, fitted)
+        arrays[part] = to_array(fitted)
+    return arrays
+
+
+def _sample(shared: _Row, plan: Plan, variant: int) -> Sample:
+    spec, values = plan.spec, shared.values
+    name = sample_key(shared.key, variant)
+    negative = values.get("negative_prompt")
+    return Sample(
+        key=name,
+        source_id=shared.source_id,
+        row=shared.row,
+        variant=variant,
+        seed=_seed(values, spec, name, variant),
+        prompt=_readable("prompt", _prompt(values, spec), spec),
+        negative_prompt=_readable(
+            "negative_prompt", spec.sampling.negative_prompt if negative is None else negative, spec
+        ),
+        call=shared.call,
+        class_label=_class_label(values, plan),
+    )
+
+
+def _prompt(values: Mapping[str, Any], spec: Spec) -> str:
+    """The row's prompt; empty where none is mapped, or where the task needs none and it is null."""
+    prompt: Any = values.get("prompt")
+    needed = "prompt" in values and task_named(spec.task).prompt_column is not None
+    column = spec.input.columns.prompt
+    if prompt is None and needed:
+        raise RejectRow("null-prompt", f"column {column!r} is null; a prompt is needed")
+    if needed and not str(prompt).strip():
+        raise RejectRow(
+            "empty-prompt", f"column {column!r} is {_shown(prompt)}; a prompt is needed"
+        )
+    return str(prompt or "")
+
+
+def _readable(part: str, text: str, spec: Spec) -> str:
+    """The text back, if the library that weights its words can read it."""
+    if spec.model.prompt_weighting is None:
+        return text
+    try:
+        check_prompt(text)
+    except ValueError as error:
+        raise RejectRow(f"bad-{part}", f"{part} is {_shown(text)}; allowed: {error}") from error
+    return text
+
+
+def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:
+    """The class as its number in the model, given by number or by name."""
+    if "class_label" not in values:
+        return None
+    value, names = values["class_label"], plan.model.class_names
+    column = plan.spec.input.columns.class_label
+    if value is None:
+        raise RejectRow("null-class", f"column {column!r} is null; a class is needed")
+    if isinstance(value, int) and 0 <= value < len(names):
+        return value
+    if isinstance(value, str) and value in _class_numbers(names):
+        return _class_numbers(names)[value]
+    known = ", ".join([name for name in names if name][:5])
+    named = f" or one of its names ({known}, ...)" if known else ""
+    raise RejectRow(
+        "unknown-class",
+        f"column {column!r} holds {_shown(value)}; allowed: 0 to {len(names) - 1}{named}",
+    )
+
+
+@cache
+def _class_numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """Number by name; ``white shark, great white shark`` are two names of one class."""
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(names):
+        for one in (name, *(part.strip() for part in name.split(","))):
+            if one:
+                numbers.setdefault(one, number)
+    return numbers
+
+
+def _seed(values: Mapping[str, Any], spec: Spec, key: str, variant: int) -> int:
+    """The row's own seed for its first variant; every other seed is derived from the key."""
+    value = values.get("seed")
+    if value is None:
+        return derive_seed(spec.seed, key)
+    column = spec.input.columns.seed
+    try:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RejectRow(
+                "bad-seed", f"column {column!r} holds {_shown(value)}; a number is needed"
+            )
+        seed = _SEED.validate_python(value)
+    except ValidationError as error:
+        allowed = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise RejectRow(
+            "bad-seed", f"column {column!r} holds {_shown(value)}; allowed: {allowed}"
+        ) from error
+    return seed if variant == 0 else derive_seed(seed, key)

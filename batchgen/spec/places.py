@@ -1,0 +1,22 @@
+"""Where a spec's input and output lie: the same places from anywhere, reached as the spec says."""
+
+from __future__ import annotations
+
+from batchgen.spec.spec import Spec
+from batchgen.storage import absolute, configure
+
+
+def reach_stores(spec: Spec) -> None:
+    """Stores are reached as the spec says from now on, in this process."""
+    configure(spec.storage_options, spec.storage.limits())
+
+
+def anywhere(spec: Spec) -> Spec:
+    """The spec with local paths made absolute, for workers and for a resume from another folder."""
+    path = absolute(spec.input.path) if spec.input.path else ""
+    roots = spec.input.uri_roots
+    if roots is not None:
+        roots = tuple(root if root.endswith("://") else absolute(root) for root in roots)
+    source = spec.input.model_copy(update={"path": path, "uri_roots": roots})
+    output = spec.output.model_copy(update={"url": absolute(spec.output.url)})
+    return spec.model_copy(update={"input": source, "output": output})

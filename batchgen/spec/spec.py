@@ -1,0 +1,130 @@
+"""What the user asked for: YAML, flags or both become one frozen spec with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from batchgen.errors import nearest
+from batchgen.spec.checks import refusals
+from batchgen.spec.faults import Faults
+from batchgen.spec.model import Model, Section
+from batchgen.spec.sections import (
+    Conditioning,
+    Input,
+    Output,
+    Policy,
+    Resources,
+    Sampling,
+    Seed,
+)
+from batchgen.spec.storage_section import Storage, option_faults
+from batchgen.spec.tasks import TASK_NAMES, task_named
+from batchgen.spec.tree import canonical_json, flatten, spread
+
+STORED = "stored"  # context of a spec that an output holds already, which is taken as it is
+
+
+class Spec(Section):
+    """The whole order. Two specs with equal fingerprints give the same images."""
+
+    input: Input
+    task: str = "text-to-image"
+    model: Model = Model()
+    sampling: Sampling = Sampling()
+    conditioning: Conditioning = Conditioning()
+    variants: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    seed: Seed = 0
+    output: Output
+    resources: Resources = Resources()
+    policy: Policy = Policy()
+    storage: Storage = Storage()
+    storage_options: dict[str, dict[str, Any]] = Field(
+        default={}, description="protocol -> options of its fsspec package"
+    )
+
+    @field_validator("storage_options", mode="before")
+    @classmethod
+    def _secrets_by_name(cls, value: object, info: ValidationInfo) -> object:
+        if value is None:
+            return {}
+        faults = [] if info.context == STORED else list(option_faults(value))
+        if faults:
+            raise Faults(faults)
+        return value
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task_name(cls, value: object) -> object:
+        name = value.replace("_", "-") if isinstance(value, str) else value
+        if name not in TASK_NAMES:
+            raise ValueError(f"{', '.join(TASK_NAMES)}{nearest(str(name), TASK_NAMES)}")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, tree: Any) -> Any:
+        """Sections written as a text; ``prompt`` is the column of tasks that need a prompt."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = spread(tree)
+        if not isinstance(tree.get("input"), dict):
+            return tree
+        columns = tree["input"].get("columns") or {}
+        name = str(tree.get("task", "text-to-image")).replace("_", "-")
+        if name not in TASK_NAMES or not isinstance(columns, dict) or "prompt" in columns:
+            return tree
+        columns = {**columns, "prompt": task_named(name).prompt_column}
+        return {**tree, "input": {**tree["input"], "columns": columns}}
+
+    @model_validator(mode="after")
+    def _goes_together(self, info: ValidationInfo) -> Spec:
+        faults = list(refusals(self, stored=info.context == STORED))
+        if faults:
+            raise Faults(faults)
+        return self
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that change the images, dotted; everything else may differ on resume."""
+        return result_fields(self.model_dump(mode="json"))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ``result_fields``."""
+        return hashlib.sha256(canonical_json(self.result_fields()).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        return text
+
+
+def result_fields(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a spec as it is written, perhaps by another version, the fields that change the images.
+
+    What is named here stays: the fingerprints of outputs are reckoned over it.
+    """
+    named = {
+        "input": (
+            *("path", "count", "columns", "keep_columns", "limit"),
+            *("uri_roots", "uri_limit_bytes"),
+        ),
+        "output": (
+            *("format", "samples_per_shard"),
+            *("image_format", "image_quality", "jpeg_subsampling"),
+        ),
+        "resources": ("batch_size", "torch_threads"),
+        "policy": ("reject_flat",),
+    }
+    kept: dict[str, Any] = {}
+    for section, names in named.items():
+        fields = whole.get(section)
+        fields = fields if isinstance(fields, Mapping) else {}  # damaged: no fingerprint fits
+        kept[section] = {name: value for name, value in fields.items() if name in names}
+    for section in ("task", "model", "sampling", "conditioning", "variants", "seed"):
+        if section in whole:
+            kept[section] = whole[section]
+    return flatten(kept)

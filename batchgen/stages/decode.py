@@ -1,0 +1,57 @@
+"""The decode stage: latents become pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from batchgen.families.adapter import Adapter
+from batchgen.records import ImageBatch, LatentBatch
+from batchgen.stages.denoise import filled
+
+
+class Decoder:
+    """The decoding half of the VAE, always run at one fixed batch size.
+
+    Float to 8 bit is done on the device, by the arithmetic of diffusers' ``numpy_to_pil``: only
+    bytes cross to the host, and they equal the plain pipeline's. Whether a float16 VAE is raised
+    to float32 (``force_upcast``) is the adapter's matter; overflow shows in ``finite``.
+
+    Args:
+        pipeline: a diffusers pipeline that holds the autoencoder only, in ``eval()``.
+        adapter: how such a pipeline decodes.
+        batch_size: samples a call of the VAE.
+    """
+
+    def __init__(self, pipeline: Any, adapter: Adapter, batch_size: int) -> None:
+        self.pipeline = pipeline
+        self.adapter = adapter
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def __call__(self, batch: LatentBatch) -> ImageBatch:
+        """Decode one micro-batch to uint8 RGB (n, height, width, 3) on the host.
+
+        Pixels that are not a number become black, and ``finite`` is False for their sample.
+
+        Raises:
+            ValueError: more samples than the batch size.
+            torch.OutOfMemoryError: the batch size is too large for the device.
+        """
+        count = len(batch.latents)
+        latents = batch.latents[filled(count, self.batch_size)].to(self.pipeline.device)  # (B, ...)
+        decoded = self.adapter.decode(self.pipeline, latents, batch.call)[:count]  # (n, 3, H, W)
+        unit = (decoded / 2 + 0.5).clamp(0, 1)
+        finite = torch.isfinite(decoded).flatten(1).all(dim=1)
+        return ImageBatch(
+            pixels=to_bytes(unit).cpu().numpy(),
+            finite=tuple(finite.tolist()),
+            truncated=batch.truncated,
+        )
+
+
+def to_bytes(unit: torch.Tensor) -> torch.Tensor:
+    """(n, 3, H, W) in [0, 1] of any float type to (n, H, W, 3) uint8, halves to even."""
+    levels = (unit.float() * 255).round().nan_to_num(nan=0.0)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
