@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from batchgen.errors import InputError, SpecError
+from batchgen.records import Call
 from batchgen.spec.build import build
+from batchgen.spec.call_settings import CALL_SETTINGS
 from batchgen.spec.model import Model
 from batchgen.spec.sections import Sampling
 from batchgen.spec.spec import Spec
@@ -291,6 +294,15 @@ def test_columns_have_to_fit_the_task(dotted: dict[str, Any], field: str, given:
         build(merge(MINIMAL, dotted))
     assert (caught.value.field, caught.value.given) == (field, given)
     assert "-to-image" in caught.value.allowed
+
+
+def test_a_setting_of_a_call_is_forgotten_nowhere() -> None:
+    """``Sampling`` declares it, ``Columns`` lets rows set it, ``Call`` carries it."""
+    carried = {one.name for one in fields(Call)}
+    by_row = {one.name for one in CALL_SETTINGS.values() if one.by_row}
+    assert carried == CALL_SETTINGS.keys() | {"scheduler", "lora", "regions"}
+    assert CALL_SETTINGS.keys() - by_row == {"denoising_end"}
+    assert all(one.about for one in CALL_SETTINGS.values())
 
 
 def test_fewer_replicas_at_most_than_at_least() -> None:

@@ -5,39 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from batchgen.errors import ModelError
 from batchgen.families.schedulers import chosen_scheduler
 from batchgen.records import ModelInfo
+from batchgen.spec.call_settings import CALL_SETTINGS
 from batchgen.spec.model import Model
-from batchgen.spec.sections import (
-    MAX_TEXT,
-    Eta,
-    Guidance,
-    Noise,
-    Part,
-    Sampling,
-    Scale,
-    Size,
-    Steps,
-    Strength,
-)
+from batchgen.spec.sections import MAX_TEXT, Sampling
 from batchgen.spec.tasks import parse_lora
 
-_KINDS: dict[str, TypeAdapter[Any]] = {
-    "num_inference_steps": TypeAdapter(Steps),
-    "guidance_scale": TypeAdapter(Guidance),
-    "width": TypeAdapter(Size),
-    "height": TypeAdapter(Size),
-    "strength": TypeAdapter(Strength),
-    "eta": TypeAdapter(Eta),
-    "image_guidance_scale": TypeAdapter(Guidance),
-    "noise_level": TypeAdapter(Noise),
-    "control_scale": TypeAdapter(Scale | tuple[Scale, ...]),
-    "image_prompt_scale": TypeAdapter(Scale),
-    "denoising_end": TypeAdapter(Part),
-}
 # Settings that every pipeline takes; of the others, those that the family names.
 ALWAYS = ("num_inference_steps", "guidance_scale", "width", "height", "scheduler")
 
@@ -74,7 +51,7 @@ def read_setting(settings: Settings, name: str, value: Any) -> Any:
     if given is None:
         return None
     try:
-        checked = _KINDS[name].validate_python(given)
+        checked = CALL_SETTINGS[name].adapter.validate_python(given)
     except ValidationError as error:
         raise ValueError(error.errors()[0]["msg"].removeprefix("Input should be ")) from error
     _check_limits(settings.info, name, checked)

@@ -9,14 +9,17 @@ from batchgen.images.conditions import check_maker
 from batchgen.plan.call_settings import ALWAYS, Settings, read_setting
 from batchgen.plan.columns import field_twice
 from batchgen.records import ModelInfo
+from batchgen.spec.call_settings import CALL_SETTINGS
 from batchgen.spec.checks import is_set
 from batchgen.spec.sections import Sampling
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image
 
 _TEXT = ("prompt", "negative_prompt", "scheduler", "lora")
-_WHOLE = ("seed", "num_inference_steps", "width", "height", "noise_level")
-_REAL = ("guidance_scale", "strength", "eta", "image_guidance_scale", "image_prompt_scale")
+_SINGLE = [one for one in CALL_SETTINGS.values() if not one.several]
+_WHOLE = ("seed", *(one.name for one in _SINGLE if one.number is int))
+_REAL = tuple(one.name for one in _SINGLE if one.number is float)
+_SEVERAL = tuple(one.name for one in CALL_SETTINGS.values() if one.several)
 
 
 def settle(spec: Spec, model: ModelInfo) -> Spec:
@@ -36,9 +39,7 @@ def settle(spec: Spec, model: ModelInfo) -> Spec:
     }
     sampling = Sampling(**filled)
     settings = Settings(sampling, model, spec.model)
-    for name in Sampling.model_fields:
-        if name in ("negative_prompt", "lora"):
-            continue
+    for name in CALL_SETTINGS:
         try:
             read_setting(settings, name, None)
         except ValueError as error:
@@ -145,9 +146,12 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
         **dict.fromkeys(_WHOLE, (whole, "integers")),
         **dict.fromkeys(_REAL, (whole or types.is_floating(value), "numbers")),
         "class_label": (text or whole, "class numbers or names"),
-        "control_scale": (
-            whole or types.is_floating(value) or types.is_list(value),
-            "numbers, or lists of them",
+        **dict.fromkeys(
+            _SEVERAL,
+            (
+                whole or types.is_floating(value) or types.is_list(value),
+                "numbers, or lists of them",
+            ),
         ),
         "regions": (
             types.is_list(value) and types.is_struct(value.value_type),

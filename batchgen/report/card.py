@@ -18,6 +18,7 @@ from batchgen.plain_text import plain, short
 from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, model_name
+from batchgen.spec.call_settings import CALL_SETTINGS
 
 SHOWN_LABELS = 50
 SHOWN_COLUMNS = 100
@@ -48,24 +49,14 @@ _MEANINGS = {
     "model_id": "the model",
     "model_revision": "its commit, or the head of its weights' SHA-256",
     "scheduler": "the sampler",
-    "num_inference_steps": "denoising steps",
-    "guidance_scale": "how closely the prompt is followed",
-    "strength": "share of noise put on the source image",
-    "width": "pixels",
-    "height": "pixels",
     "sha256": "of the image's stored bytes",
     "prompt_truncated": "the prompt was longer than the text encoder reads",
     "pixel_mean": "mean of the pixels, 0 to 255",
     "pixel_std": "their standard deviation",
     "class_label": "the class, by its number in the model",
-    "eta": "share of fresh noise in DDIM",
-    "image_guidance_scale": "how closely the source image is kept",
-    "noise_level": "noise put on the condition",
-    "control_scale": "weight of each control image",
-    "image_prompt_scale": "weight of the image prompt",
-    "denoising_end": "share of the schedule that the base model goes",
     "lora": "adapters and their weights",
     "conditioning": "how conditioning images were prepared",
+    **{name: one.about for name, one in CALL_SETTINGS.items()},
 }
 
 

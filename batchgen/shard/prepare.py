@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -255,10 +255,8 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
                 "image-too-large",
                 f"an image of {width} x {height} pixels would be made; allowed: {MAX_SIZE} a side",
             )
-    names = ("num_inference_steps", "guidance_scale", "strength", "eta", "image_guidance_scale")
-    more = ("noise_level", "control_scale", "image_prompt_scale", "denoising_end")
-    others = ("scheduler", "lora", "regions")
-    given = {name: setting(name) for name in (*names, *more, *others)}
+    others = (one.name for one in fields(Call) if one.name not in ("width", "height"))
+    given = {name: setting(name) for name in others}
     if "image" not in opened:
         given["strength"] = None  # of a model that takes a source image but need not
     call = Call(width=width, height=height, **given)

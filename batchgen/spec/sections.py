@@ -123,14 +123,20 @@ class Sampling(Section):
     Nulls are filled from the model when the plan is made (its recommended settings, its size).
     """
 
-    num_inference_steps: Steps | None = None
-    guidance_scale: Guidance | None = None
-    strength: Strength | None = None
-    width: Size | None = None
-    height: Size | None = None
+    num_inference_steps: Steps | None = Field(default=None, description="denoising steps")
+    guidance_scale: Guidance | None = Field(
+        default=None, description="how closely the prompt is followed"
+    )
+    strength: Strength | None = Field(
+        default=None, description="share of noise put on the source image"
+    )
+    width: Size | None = Field(default=None, description="pixels")
+    height: Size | None = Field(default=None, description="pixels")
     negative_prompt: Annotated[str, Field(max_length=MAX_TEXT)] = ""
     eta: Eta = Field(default=0.0, description="share of fresh noise in DDIM")
-    image_guidance_scale: Guidance = Field(default=1.5, description="image-edit: towards the image")
+    image_guidance_scale: Guidance = Field(
+        default=1.5, description="how closely the source image is kept"
+    )
     noise_level: Noise | None = Field(
         default=None, description="noise added to the condition; null: the pipeline's default"
     )

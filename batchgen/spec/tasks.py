@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,10 +36,9 @@ class Task:
 
 def is_image(part: str) -> bool:
     """Whether a part of ``input.columns`` is an image; control images may bear a number."""
-    return part.partition("_")[0] in ("image", "mask", "control") and part not in _NUMBERS
+    return re.fullmatch(r"image|mask|control(_\d+)?", part) is not None
 
 
-_NUMBERS = ("image_guidance_scale", "image_prompt_scale", "control_scale")
 _ALWAYS = ("key", "label", "seed", "num_inference_steps", "scheduler", "eta")
 _GUIDED = (*_ALWAYS, "guidance_scale")
 _TEXT = (*_GUIDED, "negative_prompt", "lora")

@@ -16,6 +16,7 @@ from batchgen.output.formats.json_values import to_json
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, Sample, ShardRows
+from batchgen.spec.call_settings import CALL_SETTINGS, CallSetting
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image
 
@@ -47,16 +48,22 @@ COLUMNS = pa.schema(
         pa.field("pixel_std", pa.float32()),
     ]
 )
+
+
+def _kind_of(setting: CallSetting) -> pa.DataType:
+    kind = pa.int32() if setting.number is int else pa.float64()
+    return pa.list_(kind) if setting.several else kind
+
+
+def _is_extra(setting: str) -> bool:
+    return setting not in COLUMNS.names
+
+
 # Further columns, each where the task has it.
 EXTRA_COLUMNS = pa.schema(
     [
         pa.field("class_label", pa.int32()),
-        pa.field("eta", pa.float64()),
-        pa.field("image_guidance_scale", pa.float64()),
-        pa.field("noise_level", pa.int32()),
-        pa.field("control_scale", pa.list_(pa.float64())),
-        pa.field("image_prompt_scale", pa.float64()),
-        pa.field("denoising_end", pa.float64()),
+        *(pa.field(name, _kind_of(one)) for name, one in CALL_SETTINGS.items() if _is_extra(name)),
         pa.field("lora", pa.string()),
         pa.field("conditioning", pa.string()),
     ]
