@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "a mask where none is read": (
         stable_diffusion.build_stable_diffusion,
         ("--task", "image-to-image", *IMAGE, *MASK),
-        ("input.columns.mask", "image-to-image reads no mask; did you mean --task inpainting?"),
+        ("input.columns.mask", "image-to-image uses no mask; remove it, or use --task inpainting"),
     ),
     "a refiner without its second encoder": (
         without_second_encoder,
@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "a strength that the model does not read": (
         stable_diffusion.build_stable_diffusion,
         ("--set", "input.columns.strength=class_label"),
-        ("input.columns.strength", "text-to-image reads no strength"),
+        ("input.columns.strength", "text-to-image uses no strength"),
     ),
     "noise for a model that takes none": (
         ldm.build_super_resolution,

@@ -154,7 +154,7 @@ def plain_words(ctx: Ctx, r: dict[str, Any]) -> None:
             "settings without effect (--strength, control_scale, noise_level for "
             "text-to-image) are taken in silence"
         ),
-        "10-task": "forgotten --task: did you mean --task image-to-image?",
+        "10-task": "forgotten --task: the message suggests --task image-to-image",
         "10-pydantic": "pydantic wording in messages",
         "10-all": "all faults of a spec at once",
         "10-strings": "input: path, model: id, output: url as plain strings",
