@@ -186,18 +186,18 @@ def test_a_model_that_changes_while_it_is_fetched_is_refused(
 
     whole = Store.fetch
     monkeypatch.setattr(Store, "fetch", changing)
-    with pytest.raises(StorageFailed, match="changed while it was fetched; start again"):
+    with pytest.raises(StorageFailed, match="changed during the download; start the job again"):
         inspect(url)
     assert folders_in(cache) == []
 
 
 def test_urls_that_lead_nowhere_are_named(url: str, cache: Path) -> None:
-    assert refusal("memory://none/here") == "model memory://none/here: there is nothing"
+    assert refusal("memory://none/here") == "model memory://none/here: there is no file or folder"
     assert "Protocol not known: warp" in refusal("warp://bucket/model")
     found = refusal(f"{url}/tokenizer")
-    assert "nothing that would be loaded; there is merges.txt, " in found
+    assert "no model file to load; there is merges.txt, " in found
     assert "which has no revisions; allowed for model.revision: null" in refusal(url, revision="v1")
-    assert "model.components.vae memory://no: there is nothing" in refusal(
+    assert "model.components.vae memory://no: there is no file or folder" in refusal(
         url, components={"vae": "memory://no"}
     )
     assert not cache.exists() or len(folders_in(cache)) == 1
@@ -315,5 +315,5 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(folder: Path, cach
 
 
 def test_nothing_chosen_is_no_fetch(url: str, cache: Path) -> None:
-    with pytest.raises(InputError, match="nothing that would be loaded"):
+    with pytest.raises(InputError, match="no model file to load"):
         fetch(url, lambda _: [])
