@@ -13,7 +13,7 @@ FLOORS: dict[int, dict[str, str]] = {
     10: {"cli": "commands, options to spec, exit codes, task pages, `doctor`"},
     9: {"runner": "the job on a page: plan, pending shards, stream, finalize"},
     8: {
-        "engine": "the Ray Data graph: actors, pools, readers, demand, attempts shared, metrics",
+        "engine": "the Ray Data graph: actors, pools, readers, demand, shared attempts, metrics",
     },
     7: {
         "shard": "one shard: rows to samples (`prepare`), the stages composed, images scored, "
@@ -27,26 +27,26 @@ FLOORS: dict[int, dict[str, str]] = {
         "formats, and what is done with a finished one: verify, repair, export, clean",
     },
     5: {
-        "plan": "rows to shards, checks before work, settings of each call, the saved plan",
-        "models": "from the spec's model to ready stages: find, check, load, quantize; tiny models",
+        "plan": "maps rows to shards, checks before work, settings of each call, the saved plan",
+        "models": "finds, checks, loads and quantizes the spec's model; tiny models",
         "cluster": "Ray started or joined, its daemons and devices, jobs submitted, spot machines",
     },
     4: {
-        "spec": "what the user asked for, validated once; the tasks and their columns",
+        "spec": "the spec as given by the user, validated once; the tasks and their columns",
         "stages": "encode, denoise, decode, score: functions of a batch that hold model parts",
     },
     3: {
-        "families": "one file a model family: what its pipelines take; the schedulers",
-        "images": "conditioning images opened, fitted and made; images written and shown",
-        "storage": "stores behind a handful of verbs, their faults; records read tolerantly; "
-        "the cache of model files",
+        "families": "one file for each model family: its pipelines and their arguments; schedulers",
+        "images": "conditioning images: opened, resized, converted; results: encoded and shown",
+        "storage": "stores, their errors and retries; records read tolerantly; the download cache "
+        "of model files",
     },
     2: {"errors": "reject the row, retry the shard, stop the job"},
     1: {
         "records": "the value on each arrow of the stream; what is known of a model",
         "attempts": "what became of each try at a shard, and what follows",
-        "secrets": "where a secret may stand, and texts without any",
-        "plain_text": "what a terminal is shown",
+        "secrets": "finds secrets in URLs and removes them from messages",
+        "plain_text": "text for the terminal, with control characters escaped",
         "batchgen": "the package's own name: its version",
     },
 }

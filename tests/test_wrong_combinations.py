@@ -111,7 +111,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "a scheduler that the loop is not written for": (
         stable_diffusion.build_consistency,
         ("--task", "text-to-image", "--scheduler", "DDIMScheduler"),
-        ("DDIMScheduler", "LCMScheduler alone"),
+        ("DDIMScheduler", "works only with LCMScheduler"),
     ),
     "a strength that the model does not read": (
         stable_diffusion.build_stable_diffusion,
@@ -121,12 +121,12 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "noise for a model that takes none": (
         ldm.build_super_resolution,
         ("--task", "super-resolution", *IMAGE, "--set", "input.columns.noise_level=class_label"),
-        ("input.columns.noise_level", "takes eta"),
+        ("input.columns.noise_level", "supported: eta"),
     ),
     "another size than the model's only one": (
         ldm.build_dit,
         ("--task", "class-conditional", "--class-column", "class_label", "--width", "64"),
-        ("sampling.width", "the model's only width"),
+        ("sampling.width", "the only width of this model"),
     ),
     "a LoRA column without LoRAs": (
         stable_diffusion.build_stable_diffusion,

@@ -119,6 +119,6 @@ def _secrets(value: Any, path: str) -> Iterator[SpecError]:
 
 def without_secret() -> str:
     return (
-        "a URL without it, since the plan and job.yaml store the URL; refer to the secret as "
-        "${VARIABLE} in storage_options, or leave it to the environment"
+        "a URL without it, since the plan and job.yaml store the URL; put it into "
+        "storage_options as ${VARIABLE}, or leave it to the environment"
     )
