@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) 
     )
     weights = copied / "ip-adapter_sd15.safetensors"
     save_file({"image_proj.norm.weight": torch.zeros(4), "ip_adapter.1.x": torch.zeros(4)}, weights)
-    assert "embeddings of faces" in refusal(folder, TASK, **ip_adapter(tmp_path))
+    assert "face embeddings" in refusal(folder, TASK, **ip_adapter(tmp_path))
     save_file({"unet.x": torch.zeros(4)}, weights)
     assert "is not an IP-Adapter: it has unet.x" in refusal(folder, TASK, **ip_adapter(tmp_path))
 
