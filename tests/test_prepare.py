@@ -345,7 +345,7 @@ def test_a_strength_that_leaves_no_step() -> None:
     result = prepared(columns, image_spec(("strength",)))
     assert [sample.call.strength for sample in result.samples] == [0.2]
     assert reasons(result) == [("a.parquet#0", "strength-too-low")]
-    assert "0.19 of 5 steps" in result.dropped[0].message
+    assert "0.19 leaves none of 5 steps" in result.dropped[0].message
 
 
 BOX = [0.1, 0.1, 0.5, 0.5]
@@ -391,7 +391,7 @@ def test_a_text_of_megabytes_costs_its_row_and_is_not_shown(part: str) -> None:
     assert len(result.samples) == 1
     assert [one.reason for one in result.dropped] == [f"long-{part}"]
     assert result.dropped[0].message == (
-        f"column {part!r} holds 3000000 characters; allowed: 10000"
+        f"column {part!r} holds 3000000 characters; allowed: up to 10000"
     )
 
 
