@@ -1,4 +1,4 @@
-"""The command line without Ray: messages a person can act on, exit codes that tell the truth."""
+"""The command line without Ray: messages that say what to do, and correct exit codes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_status_and_verify_tell_the_same_truth(
     code, out, _ = batchgen("status", done, "--json", capsys=capsys)
     assert code == 3 and json.loads(out)["pending"] == 1
     code, out, err = batchgen("verify", done, capsys=capsys)
-    assert code == 4 and "1 shards are pending (the first is 1)" in err
+    assert code == 4 and "1 of 2 shards are pending (the first is 1)" in err
     assert out.startswith("NOT VERIFIED: 1 of 2 shards are pending or failed: `batchgen resume ")
 
 

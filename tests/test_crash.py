@@ -1,4 +1,4 @@
-"""kill -9 and Ctrl-C on whole runs: `resume` ends with the bytes of a run nobody disturbed."""
+"""After kill -9 or Ctrl-C, `resume` ends with the same bytes as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_interrupted_run_says_how_to_resume(tmp_path: Path) -> None:
     assert process.wait(60) == 3
     assert time.monotonic() - started < 30
     log = (tmp_path / "log").read_text()
-    assert f"go on with `batchgen resume {output}`" in log
+    assert f"continue with `batchgen resume {output}`" in log
     assert "Traceback" not in log and "infinite retries" not in log
     ledger = Ledger(open_store(str(output)))
     assert ledger.states(ledger.require_plan()).pending

@@ -1,4 +1,4 @@
-"""A damaged output is told by every command that meets it, and mended on request."""
+"""Every command that meets a damaged output reports it, and `verify --repair` repairs it."""
 
 from __future__ import annotations
 
@@ -214,12 +214,12 @@ def test_a_damaged_output_says_what_is_wrong_and_what_to_do(out: Path) -> None:
     *_, last = result.output.splitlines()
     assert last == (
         f"NOT VERIFIED: 2 of 4 shards are damaged (1, 2): `batchgen verify {out} --repair` "
-        f"withdraws them, then `batchgen resume {out}` makes them again"
+        f"withdraws them, then `batchgen resume {out}` regenerates them"
     )
-    assert "missing, though _batchgen/shards/00001.json names it" in result.output
-    assert "nowhere" not in result.output and len(result.output.splitlines()) == 3
+    assert "missing, but _batchgen/shards/00001.json names it" in result.output
+    assert "planned sample" not in result.output and len(result.output.splitlines()) == 3
     quick = invoke("verify", out, "--quick")
-    assert quick.output.count("missing, though") == 2 and "None" not in quick.output
+    assert quick.output.count("missing, but") == 2 and "None" not in quick.output
 
 
 def test_many_lost_files_of_a_shard_are_one_line(out: Path) -> None:
@@ -242,8 +242,8 @@ def test_what_was_made_for_another_plan_is_left_alone(out: Path) -> None:
     result = invoke("verify", out, "--repair")
     assert result.exit_code == 4
     assert "withdrawn: shard 1" in result.output and "withdrawn: shard 2" not in result.output
-    assert "1 shards are whole and not what was planned (2)" in result.output
-    assert "remove their markers (_batchgen/shards/00002.json) and `batchgen res" in result.output
+    assert "1 of 4 shards are undamaged but do not match the plan (2)" in result.output
+    assert "remove their markers (_batchgen/shards/00002.json), and `batchgen re" in result.output
     assert path.read_bytes() == before
 
 
@@ -302,6 +302,9 @@ def test_resume_verifies_first_when_asked(out: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(runner, "resume", resume)
     result = invoke("resume", out, "--verify")
-    assert f"{path.relative_to(out)}: not the bytes that _batchgen" in result.output
+    assert (
+        f"{path.relative_to(out)}: content does not match the checksum in _batchgen"
+        in result.output
+    )
     assert "withdrawn: shard 2" in result.output
     assert tree_of(out) == before

@@ -1,4 +1,4 @@
-"""Every output format in the readers that people use, and what verification sees in each."""
+"""Every output format is read by the usual readers, and verification finds damage in each."""
 
 from __future__ import annotations
 
@@ -565,12 +565,12 @@ READ: list[tuple[str, Damage, str]] = [
     (
         "webdataset",
         lambda out: flip(tar_of(out, 2)),
-        "00002.tar: not the bytes that _batchgen",
+        "00002.tar: content does not match the checksum in _batchgen",
     ),
     (
         "webdataset",
         lambda out: rewrite_tar(out, other_image),
-        "image a-00000009-v0 is not the bytes of its sha256",
+        "image a-00000009-v0 does not match its sha256",
     ),
     (
         "webdataset",
@@ -581,20 +581,24 @@ READ: list[tuple[str, Damage, str]] = [
     (
         "webdataset",
         lambda out: rewrite_tar(out, lost_sample),
-        "planned sample ('a.parquet#9', 0) is nowhere",
+        "planned sample ('a.parquet#9', 0) is missing",
     ),
-    ("webdataset", lambda out: rewrite_tar(out, double_sample), "shard 3: a sample stands twice"),
+    ("webdataset", lambda out: rewrite_tar(out, double_sample), "shard 3: a sample occurs twice"),
     (
         "webdataset",
         lambda out: replace_file(out, 3, tar_of(out, 3), b"no tar"),
         "shard 3: not a whole tar",
     ),
-    ("image-folder", lambda out: flip(image_of(out, 2)), "a-00000007-v0.png: not the bytes"),
-    ("image-folder", swap_image, "image a-00000009-v0 is not the bytes of its sha256 column"),
+    (
+        "image-folder",
+        lambda out: flip(image_of(out, 2)),
+        "a-00000007-v0.png: content does not match",
+    ),
+    ("image-folder", swap_image, "image a-00000009-v0 does not match its sha256 column"),
     (
         "image-folder",
         lambda out: edit_metadata(out, lambda rows: rows[0].update(sha256="0" * 64)),
-        "image a-00000009-v0 is not the bytes of its sha256 column",
+        "image a-00000009-v0 does not match its sha256 column",
     ),
     (
         "image-folder",

@@ -1,4 +1,4 @@
-"""What lies at an output's place: batchgen's own is gone on with, all else is left as it is."""
+"""At the output's location, a batchgen output is continued and other files are left unchanged."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def made(folder: Path, rows: int = 6, **settings: object) -> Ledger:
 def test_what_is_not_batchgens_is_no_output(ledger: Ledger, names: list[str]) -> None:
     for name in names:
         ledger.store.put(name, b"# My precious project\n")
-    with pytest.raises(InputError, match="is not empty and holds no output of batchgen") as said:
+    with pytest.raises(InputError, match="is not empty and is not a batchgen output") as said:
         refuse_unless_free(ledger)
-    shown = str(said.value).partition("it has ")[2]
+    shown = str(said.value).partition("it contains ")[2]
     tops = {name if name.startswith("data/m") else name.partition("/")[0] for name in names}
     assert any(top.partition("/")[0] in shown for top in tops)
     assert ("and 2 more" in shown) == (len(names) > 2)
@@ -96,7 +96,7 @@ def test_results_without_their_plan_are_not_adopted(tmp_path: Path) -> None:
     plan = (tmp_path / "out/_batchgen/plan.json").rename(tmp_path / "plan.json")
     with pytest.raises(InputError, match=r"holds 2 committed shards, but no .*plan\.json") as said:
         runner.run(spec_for(tmp_path / "in/a.parquet", tmp_path / "out", seed=99))
-    assert "put that file back" in str(said.value) and "--overwrite" in str(said.value)
+    assert "restore that file" in str(said.value) and "--overwrite" in str(said.value)
     plan.rename(tmp_path / "out/_batchgen/plan.json")
     refuse_unless_free(ledger)
 
@@ -115,7 +115,7 @@ def test_a_card_that_somebody_wrote_is_never_replaced(tmp_path: Path) -> None:
     plan = ledger.require_plan()
     outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
     assert card.read_text().endswith("images of mine\n")
-    assert "README.md there is not batchgen's and stays" in outcome.message
+    assert "README.md is not batchgen's and was kept" in outcome.message
     assert "accepted" in (tmp_path / "out/_batchgen/README.md").read_text()
 
 
@@ -130,7 +130,9 @@ def test_a_plan_by_which_nothing_was_made_is_replaced(ledger: Ledger) -> None:
     assert plan_to_keep(ledger) is None
     told: list[str] = []
     assert claim(ledger, right, right.spec, told.append, whole=True) == right
-    assert told[0].startswith("the plan is replaced, since nothing was made by it (seed has chan")
+    assert told[0].startswith(
+        "the plan is replaced, since nothing was generated with it (seed has chan"
+    )
     assert ledger.require_plan().fingerprint == right.fingerprint
     assert (ledger.job().seed, ledger.failures([0])) == (2, [])
 
@@ -143,7 +145,9 @@ def test_a_plan_by_which_something_was_made_binds(ledger: Ledger, name: str) -> 
     claim(ledger, wrong, wrong.spec, say_nothing, whole=True)
     ledger.store.put(name, b"something")
     assert anything_made(ledger) and plan_to_keep(ledger) is not None
-    with pytest.raises(PlanChanged, match=r"seed has changed.*or start this one anew with .*--ov"):
+    with pytest.raises(
+        PlanChanged, match=r"seed has changed.*or start over in this one with .*--ov"
+    ):
         claim(ledger, right, right.spec, say_nothing, whole=True)
     assert ledger.require_plan().fingerprint == wrong.fingerprint
 
@@ -198,10 +202,10 @@ def test_overwriting_removes_what_batchgen_made_and_no_more(form: str, tmp_path:
 def test_overwriting_refuses_what_would_be_in_its_way_or_is_needed(tmp_path: Path) -> None:
     ledger = made(tmp_path / "out")
     inside = spec_for(tmp_path / "out" / "data", tmp_path / "out")
-    with pytest.raises(InputError, match=r"lies in output .* which `--overwrite` removes"):
+    with pytest.raises(InputError, match=r"is in output .* which `--overwrite` removes"):
         refuse_to_remove(ledger, inside)
     (tmp_path / "out/data/mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"data/mine\.txt in data is not batchgen's; move it"):
+    with pytest.raises(InputError, match=r"batchgen did not write data/mine\.txt; move it"):
         refuse_to_remove(ledger, spec_for(tmp_path / "in", tmp_path / "out"))
     with pytest.raises(InputError, match=r"data/mine\.txt"):
         remove_output(ledger)
@@ -212,7 +216,7 @@ def test_overwriting_takes_no_folder_of_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "proj").mkdir()
     (tmp_path / "proj/README.md").write_text("# mine")
     ledger = Ledger(open_store(str(tmp_path / "proj")))
-    with pytest.raises(InputError, match="holds no output of batchgen"):
+    with pytest.raises(InputError, match="is not a batchgen output"):
         refuse_to_remove(ledger, spec_for(tmp_path / "in", tmp_path / "proj"))
     assert holdings_of(ledger).own == {}
 

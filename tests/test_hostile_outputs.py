@@ -1,4 +1,4 @@
-"""Another's output, made to do harm: verification names it, and an export writes nothing of it."""
+"""A malicious output: verification reports it, and an export writes nothing of it."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_an_export_does_not_launder_a_marker(out: Callable[[str], Path], tmp_pat
     for change in ({"spec_fingerprint": "0" * 64}, {"plan_fingerprint": "0" * 64}):
         folder = out("plain")
         edit_marker(folder, lambda tree, change=change: tree.update(change))  # type: ignore[misc]
-        with pytest.raises(InputError, match="shard 1: was made for another plan"):
+        with pytest.raises(InputError, match="shard 1: belongs to another plan"):
             export(at(folder), open_store(str(tmp_path / "target")), "parquet")
         shutil.rmtree(folder)
     folder = out("plain")
@@ -215,7 +215,7 @@ def test_a_dropped_or_changed_column_is_named(name: str, out: Callable[[str], Pa
     told = f"shard 1: column {name!r} is missing; planned: {planned}"
     assert told in verify(at(folder)).problems
     replace_data(folder, table.append_column("more", pa.array([1, 2, 3])))
-    assert "shard 1: column 'more' is int64; planned: none" in verify(at(folder)).problems
+    assert "shard 1: column 'more' is int64; planned: no such column" in verify(at(folder)).problems
 
 
 def test_keys_of_the_rows_own_are_of_their_variant_and_unique(out: Callable[[str], Path]) -> None:
@@ -228,6 +228,6 @@ def test_keys_of_the_rows_own_are_of_their_variant_and_unique(out: Callable[[str
         rows[1]["seed"] = derive_seed(0, key)
 
     rewrite(folder, double)
-    assert verify(at(folder)).problems == ["1 keys stand more than once in the output"]
+    assert verify(at(folder)).problems == ["keys that occur more than once in the output: 1"]
     rewrite(folder, lambda rows: rows[1].update(key="e-v1"))
-    assert "shard 1: key 'e-v1' is none that a run gives" in verify(at(folder)).problems
+    assert "shard 1: key 'e-v1' is not a key that a run gives" in verify(at(folder)).problems

@@ -1,4 +1,4 @@
-"""The ledger: markers, states and the lease that one run holds."""
+"""The ledger: markers, states of shards, and leases."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_an_expired_lease_can_be_taken(store: Store) -> None:
     expire(store)
     said: list[str] = []
     assert acquire_lease(store, say=said.append).number == 2
-    assert "(host elsewhere, pid 1)" in said[0] and "to see whether it lives" in said[0]
+    assert "(host elsewhere, pid 1)" in said[0] and "to see whether it still runs" in said[0]
 
 
 def put_lease(store: Store, number: int, **facts: Any) -> None:
@@ -384,8 +384,8 @@ def test_an_output_that_is_gone_ends_its_run(
     told: list[str] = []
     lease.keep(told.append)
     assert told == [
-        f"output {store.url} was deleted or moved while the run was at work; "
-        "where it is now, `resume` it"
+        f"output {store.url} was deleted or moved during the run; "
+        "if it was moved, `resume` it where it is now"
     ]
     lease.release()
     assert (tmp_path / "out").exists() == (what == "plan")

@@ -1,4 +1,4 @@
-"""Why samples are not there: reasons with an example, when a run stops early, and who is told."""
+"""Reasons of dropped samples with an example, early stops, and where both are reported."""
 
 from __future__ import annotations
 
@@ -266,6 +266,6 @@ def test_going_on_after_a_stop_stops_again_only_for_new_rejects(marker: Marker) 
 def test_the_verdict_names_what_was_cut(output: tuple[Plan, Ledger]) -> None:
     plan = output[0]
     tally = Tally(1, 10, committed=1, accepted=10, truncated=1234)
-    assert "1,234 from the beginning of a prompt that was too long" in verdict(plan, tally)[1]
+    assert "1,234 of them from truncated prompts, which were too long" in verdict(plan, tally)[1]
     tally.truncated = 0
     assert "too long" not in verdict(plan, tally)[1]

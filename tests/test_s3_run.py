@@ -1,4 +1,4 @@
-"""The main job from s3:// to s3:// on a real server, by its command line; secrets go nowhere."""
+"""The main job from s3:// to s3:// on a real server, by command line; secrets are not leaked."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_store_that_goes_away_ends_the_job_and_resume_finishes_it(
     done = batchgen(*run_words(prompts_there), *("--set", "storage.patience_s=2"), cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     assert f"cannot write {prompts_there}/out/data/train-0000" in done.stderr
-    assert f"go on with `batchgen resume {prompts_there}/out`" in done.stderr
+    assert f"continue with `batchgen resume {prompts_there}/out`" in done.stderr
     assert "Traceback" not in done.stderr
     ledger = Ledger(open_store(f"{prompts_there}/out"))
     assert len(ledger.states(ledger.require_plan()).committed) == 1

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster of its own: handed over, watched, stopped, asked after when it is gone."""
+"""Jobs on a private Ray cluster: submitted, followed, stopped, and queried after its end."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_job_is_left_alone_and_stopped_from_another_shell(cluster: Cluster) ->
     assert "stopping left-alone" in stopped.stdout
     followed = cluster.batchgen("logs", "--follow", "left-alone")
     assert followed.returncode == 3
-    assert "interrupted; what is committed stays" in followed.stdout
+    assert "interrupted; committed shards are kept" in followed.stdout
     assert "none at work" in cluster.batchgen("status", "left-alone").stdout  # the lease came back
     assert "interrupted" in ledger.logs()
 

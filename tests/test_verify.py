@@ -1,4 +1,4 @@
-"""Verification finds every kind of damage and passes what is whole."""
+"""Verification finds every kind of damage and passes undamaged outputs."""
 
 from __future__ import annotations
 
@@ -211,16 +211,16 @@ SEEN_FROM_LISTINGS = [
     ),
     (add_rejects, "_batchgen/rejects/00077.parquet belongs to no committed shard"),
     (add_rejects_to_a_shard_without, "_batchgen/rejects/00003.parquet"),
-    (delete_marker, "1 shards are pending (the first is 3)"),
+    (delete_marker, "1 of 4 shards are pending (the first is 3)"),
     (empty_marker, "00003.json is damaged (no JSON: "),
     (copy_marker, "00002.json is the marker of shard 0"),
-    (add_marker, "00009.json is the marker of none of the plan's 4 shards"),
+    (add_marker, "00009.json is not the marker of one of the plan's 4 shards"),
     (count_fewer, "do not add up to its 6"),
-    (count_consistently_wrong, "shard 1: its files hold 4 accepted and 2 other samples"),
+    (count_consistently_wrong, "shard 1: by its marker, its files hold 4 accepted and 2 other"),
     (count_another_plan, "do not add up to its 6"),
     (name_no_data, "shard 3: its marker names no data file"),
     (name_twice, "shard 3: its marker names a file twice"),
-    (name_another_spec, "shard 1: was made for another plan"),
+    (name_another_spec, "shard 1: belongs to another plan"),
     (fail_shard, "shard 3 failed"),
 ]
 
@@ -296,14 +296,14 @@ def drop_column(out: Path) -> None:
 SEEN_IN_THE_DATA = [
     (
         flip_byte,
-        "data/train-00002-of-00004.parquet: not the bytes that _batchgen/shards/00002",
+        "data/train-00002-of-00004.parquet: content does not match the checksum in",
     ),
-    (edit_sha256, "image a-00000009-v0 is not the bytes of its sha256 column"),
-    (lose_image, "image a-00000010-v0 is not the bytes of its sha256 column"),
+    (edit_sha256, "image a-00000009-v0 does not match its sha256 column"),
+    (lose_image, "image a-00000010-v0 does not match its sha256 column"),
     (double_key, "shard 2: sample a-00000009-v0: key is 'a-00000009-v0', planned: 'a-00000007-v0'"),
-    (lose_row, "shard 3: counts"),
-    (double_row, "shard 3: a sample stands twice"),
-    (double_row, "shard 3: planned sample ('a.parquet#9', 0) is nowhere"),
+    (lose_row, "shard 3: its marker's counts"),
+    (double_row, "shard 3: a sample occurs twice"),
+    (double_row, "shard 3: planned sample ('a.parquet#9', 0) is missing"),
     (foreign_row, "shard 3: sample ('b.parquet#1', 0) was never planned"),
     (call_failed_rejected, "shard 2"),
     (drop_column, "shard 3"),
@@ -350,7 +350,7 @@ def test_an_interrupted_run_is_named_pending_and_then_mended(out: Path) -> None:
     marker_path(out, 2).unlink()
     found = findings(out)
     assert (found.pending, found.committed) == (2, 2)
-    assert "2 shards are pending (the first is 2)" in found.problems[0]
+    assert "2 of 4 shards are pending (the first is 2)" in found.problems[0]
     ledger = Ledger(open_store(str(out)))
     make_output(ledger.require_plan(), ledger)
     assert findings(out).problems == []

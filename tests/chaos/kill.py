@@ -1,4 +1,4 @@
-"""kill -9 of drivers, replicas and Ray at seeded moments, then a comparison with a quiet run.
+"""Kills drivers, replicas and Ray at seeded moments, then compares with an undisturbed run.
 
     python -m tests.chaos.kill --kills 5 --shards 40 --seed 1 FOLDER
 
@@ -152,7 +152,7 @@ def kill_daemons(source: Path, output: Path, steps: int) -> Tally:
             family = psutil.Process(process.pid).children(recursive=True)
             next(one for one in family if one.name() == daemon).kill()
         code = process.wait(LONGEST_S)
-        resume = f"{said}; what is committed stays, go on with `batchgen resume"
+        resume = f"{said}; committed shards are kept, continue with `batchgen resume"
         codes.append(code if resume in log.read_text() else 5)
     codes.append(start(words, log).wait(LONGEST_S))
     return tally_of("Ray killed", len(DAEMONS), output, source, codes)
