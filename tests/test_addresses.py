@@ -1,4 +1,4 @@
-"""A wrong address is told within seconds, with the command that takes it."""
+"""A wrong address is reported within seconds, with the command that needs such an address."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def refuse(host: str, port: int) -> None:
 def test_a_closed_port_is_refused_at_once() -> None:
     began = time.monotonic()
     for address in (closed(), f"[::1]:{free_port()}"):
-        with pytest.raises(UsageError, match=r"no head of Ray answers there: .*is the cluster up"):
+        with pytest.raises(UsageError, match=r"no Ray head answers there: .*is the cluster up"):
             check_head(address)
     assert time.monotonic() - began < addresses.WITHIN_S
 

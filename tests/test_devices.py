@@ -1,4 +1,4 @@
-"""A GPU that torch or Ray cannot use stops the run at its first try; it is never run on the CPU."""
+"""A GPU that torch or Ray cannot use stops the run at once; the run never falls back to the CPU."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_replica_with_gpus_that_torch_cannot_use_is_refused(
     assert devices.seen_by_torch() == ["L40S (48 GiB)"] * 2
     assert devices.devices() == ["cuda:0", "cuda:1"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ModelError, match=r"has 2 GPU of .* reserved, and torch can use 1 of them"):
+    with pytest.raises(ModelError, match=r"has 2 GPU of .* reserved, but torch can use 1 of them"):
         devices.devices()
 
 
