@@ -151,7 +151,7 @@ def test_labels_are_counted_and_bounded() -> None:
     labels = Counter({f"label|{number}": 2 for number in range(60)})
     _, table = _labels(labels, 130)
     assert table.count("label\\|") == SHOWN_LABELS
-    assert "| others, or none | 30 |" in table
+    assert "| other or no label | 30 |" in table
     assert _labels(Counter(), 130) == []
 
 

@@ -1,4 +1,4 @@
-"""Sums over all markers of an output, for its card and its page."""
+"""Sums up all markers of an output, for its dataset card and report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_LABELS = 1000
 
 @dataclass
 class Digest:
-    """Sums over all markers; ``labels`` counts no more than MOST_LABELS of them."""
+    """Sums over all markers; ``labels`` counts images of at most MOST_LABELS different labels."""
 
     timings_s: Counter[str] = field(default_factory=Counter)
     environments: Counter[str] = field(default_factory=Counter)

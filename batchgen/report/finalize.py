@@ -1,4 +1,4 @@
-"""The end of a run: what storage holds is counted once more, and the card and report written."""
+"""Ends a run: counts what is in storage once more, and writes the dataset card and the report."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from batchgen.plan.plan import Plan
 def finalize(
     plan: Plan, ledger: Ledger, tally: Tally, part: ShardRange | None = None, stopped: str = ""
 ) -> Outcome:
-    """Count from storage once more, write the card and the report, and say how it ended.
+    """Count from storage once more, write the card and the report, and return the outcome.
 
-    Of the runs that each make a part, the one that ends last writes them, for the whole.
-    ``stopped`` says why this run was stopped early, if it was.
+    If several runs each do a range of shards, the last one to end writes them for the complete
+    output. ``stopped`` says why this run stopped early, if it did.
     """
     states = ledger.states(plan)
     own = states if part is None else states.within(range(*part))
@@ -33,5 +33,5 @@ def finalize(
     else:
         whole = tally_of(plan, ledger, states)
         report.write(plan, ledger, whole, *verdict_of(plan, ledger, states, whole))
-        message = f"shards {range_text(part)}: {message}; none is pending elsewhere"
+        message = f"shards {range_text(part)}: {message}; no other shard is pending"
     return outcome_of(counted, tally, ledger.store.url, exit_code, message)
