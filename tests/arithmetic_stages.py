@@ -1,4 +1,4 @@
-"""Arithmetic stages: pixels that are a pure function of a sample's seed, prompt and size."""
+"""Stages without a model: pixels are a pure function of a sample's seed, prompt and size."""
 
 from __future__ import annotations
 

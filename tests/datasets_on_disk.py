@@ -1,4 +1,4 @@
-"""Small Parquet datasets on disk, a model on paper, and specs and plans over them."""
+"""Small Parquet datasets on disk, a made-up model, and specs and plans for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any family's stages composed, samples for them, and the comparison with the plain pipeline."""
+"""Composes the stages of any family, and compares their pixels with the plain pipeline's."""
 
 from __future__ import annotations
 

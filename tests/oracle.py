@@ -1,4 +1,4 @@
-"""Reads an output of any format with plain libraries and nothing of batchgen, as a check on it."""
+"""Reads an output of any format with plain libraries, without batchgen, to check batchgen."""
 
 from __future__ import annotations
 

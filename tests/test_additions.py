@@ -1,4 +1,4 @@
-"""LoRAs, learned tokens and schedulers, by run and by row: equal to plain diffusers."""
+"""LoRAs, textual inversions and schedulers, for a run or for a row, equal plain diffusers."""
 
 from __future__ import annotations
 

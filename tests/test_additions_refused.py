@@ -1,4 +1,4 @@
-"""LoRAs, learned tokens and scheduler options that cannot be used: what is said of them."""
+"""LoRAs, textual inversions and scheduler options that cannot be used are refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What past attempts say about the next: which samples fail a shard, and which deaths count."""
+"""How past attempts decide the next: which samples crash a shard, and which crashes count."""
 
 from __future__ import annotations
 

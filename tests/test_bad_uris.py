@@ -1,4 +1,4 @@
-"""A URI that is wrong, slow or denied costs its own row, with a reason, and nothing else."""
+"""A wrong, slow or denied URI rejects only its own row, with a reason."""
 
 from __future__ import annotations
 

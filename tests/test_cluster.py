@@ -1,4 +1,4 @@
-"""A cluster of three nodes and a real S3 server: a whole job, and what its losses cost."""
+"""A cluster of three nodes and a real S3 server: a complete job, and the cost of lost parts."""
 
 from __future__ import annotations
 

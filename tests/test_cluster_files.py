@@ -1,4 +1,4 @@
-"""The files that start clusters are valid, by the schemas of those who read them."""
+"""The files that start clusters are valid by the schemas of Ray, AWS and KubeRay."""
 
 from __future__ import annotations
 

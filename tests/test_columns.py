@@ -1,4 +1,4 @@
-"""Odd columns of an input are read as plain ones, or refused while planning; bombs stay small."""
+"""Unusual input columns are read as plain types or refused while planning, within memory limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conditions in every form that data sets hold: opened, fitted, made from one another."""
+"""Conditioning images in every form that datasets have are opened, fitted and derived."""
 
 from __future__ import annotations
 

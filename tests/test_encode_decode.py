@@ -1,4 +1,4 @@
-"""Each stage by itself: what it computes once, what it carries on, what it refuses."""
+"""Each stage on its own: what it caches, what it hands on, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults inside the actors, on real Ray: what each costs, and that nothing is lost or hidden."""
+"""Faults inside actors on real Ray: what each costs, and that no sample is lost or hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors: their tree, what they say, and that they are the same in another process."""
+"""Errors: their classes, their messages, and that they survive the way to another process."""
 
 from __future__ import annotations
 

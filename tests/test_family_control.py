@@ -1,4 +1,4 @@
-"""Control images and regions: equal to the plain pipelines, felt in the image, refused if wrong."""
+"""Control images and regions: equal to the plain pipelines, effective, and refused if wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Larger images of small ones, by x4 and by latents: equal to the plain pipelines."""
+"""The x4 and latent upscalers: equal to the plain pipelines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image variations: equal to the plain pipelines, and each condition tells."""
+"""Image variations: equal to the plain pipelines, and every condition has an effect."""
 
 from __future__ import annotations
 

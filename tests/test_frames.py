@@ -1,4 +1,4 @@
-"""Frames: a shard between two stages comes back as it went, in every state."""
+"""Frames: a shard between two stages survives serialization, in every state."""
 
 from __future__ import annotations
 

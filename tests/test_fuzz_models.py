@@ -1,4 +1,4 @@
-"""A model's configurations may hold anything: what cannot be used is refused by name."""
+"""A model's configurations with arbitrary content are used or refused with a clear message."""
 
 from __future__ import annotations
 

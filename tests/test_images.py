@@ -1,4 +1,4 @@
-"""Files of images that any reader opens."""
+"""Image files that any reader can open."""
 
 from __future__ import annotations
 

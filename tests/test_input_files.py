@@ -1,4 +1,4 @@
-"""Which files an input has: links, odd names, what is no file, and what changed after planning."""
+"""The files of an input: links, unusual names, special files, and changes after planning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrow values of every type stand in JSON and come back from it as they were."""
+"""Arrow values of every type are converted to JSON and back without a change."""
 
 from __future__ import annotations
 

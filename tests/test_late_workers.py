@@ -1,4 +1,4 @@
-"""A worker that comes late, after its shard was committed, changes nothing."""
+"""A worker that finishes after its shard was committed changes nothing."""
 
 from __future__ import annotations
 

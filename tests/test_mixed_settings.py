@@ -1,4 +1,4 @@
-"""Rows with settings of their own: batches stay full, pixels equal runs with one setting each."""
+"""Rows with their own settings: batches stay full, and pixels equal runs with one setting each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that cannot be used, and what is said of them."""
+"""Models that cannot be used are refused with a clear message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier version wrote is read, verified, exported and finished by this one."""
+"""Outputs of an earlier version are read, verified, exported and finished by this one."""
 
 from __future__ import annotations
 

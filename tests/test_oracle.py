@@ -1,4 +1,4 @@
-"""Random tables through every format and export, read back by a reader that knows no batchgen."""
+"""Random tables in every format and export, read back by a reader without batchgen."""
 
 from __future__ import annotations
 

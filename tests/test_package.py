@@ -1,4 +1,4 @@
-"""The wheel works when installed elsewhere, and the shipped model travels in it."""
+"""The wheel works when installed elsewhere, and contains the shipped model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model over several devices: in order, by free memory, whole blocks, the same bytes.
+"""A model on several devices: in order, by free memory, in complete blocks, with the same bytes.
 
 There is no GPU here. That all tensors of an operation are on one device is seen by labels: each
 tensor has the number of the device that it would be on, and only accelerate's hooks change it.

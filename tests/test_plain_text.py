@@ -1,4 +1,4 @@
-"""What comes from data, file names or another machine reaches the terminal as plain text."""
+"""Text from data, file names or other machines reaches the terminal without control characters."""
 
 from __future__ import annotations
 

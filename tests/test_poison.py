@@ -1,4 +1,4 @@
-"""A row that fails its shard each time is found and left out; the shard goes on without it."""
+"""A row that crashes its shard on every attempt is left out, and the rest is committed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pools reserve, how many replicas fit on which nodes, and what is said if they never will."""
+"""What pools reserve, how many replicas fit on nodes, and the message if they never will."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress: honest rates, readable durations, bars on terminals alone."""
+"""Progress: correct rates, readable durations, and bars only on terminals."""
 
 from __future__ import annotations
 

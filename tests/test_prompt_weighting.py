@@ -1,4 +1,4 @@
-"""Weights of words by compel: equal to the plain call with compel's embeddings, or refused."""
+"""Prompt weighting: equal to a plain call with compel's embeddings, or refused."""
 
 from __future__ import annotations
 

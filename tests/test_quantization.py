@@ -1,4 +1,4 @@
-"""Weights of fewer bits: equal to plain diffusers loaded the same way, or refused."""
+"""Quantization: equal to plain diffusers loaded the same way, or refused."""
 
 from __future__ import annotations
 

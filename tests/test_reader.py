@@ -1,4 +1,4 @@
-"""The reader: every pending shard exactly once with exactly its rows, and nothing read twice."""
+"""The reader yields every pending shard once with exactly its rows, and reads nothing twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of an output, changed at any depth: every reader of them ends in an error of ours."""
+"""Records with random changes: every reader of them works or raises one of batchgen's errors."""
 
 from __future__ import annotations
 

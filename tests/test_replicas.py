@@ -1,4 +1,4 @@
-"""Models found, described and loaded."""
+"""Models are found, described and loaded."""
 
 from __future__ import annotations
 

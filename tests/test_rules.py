@@ -1,4 +1,4 @@
-"""The rules of the house: imports run downward, libraries have homes, starting is quick."""
+"""The rules of the code: imports run downward, libraries have homes, starting is quick."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way on real Ray with the shipped model: one result, whatever layout or order."""
+"""Complete runs on real Ray with the shipped model: the same result in any layout and order."""
 
 from __future__ import annotations
 

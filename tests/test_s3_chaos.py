@@ -1,4 +1,4 @@
-"""A short seeded set of disturbed runs on a real S3 server; `make chaos N=100` makes a long one."""
+"""A few seeded, disturbed runs on a real S3 server; `make chaos N=100` does many."""
 
 from __future__ import annotations
 

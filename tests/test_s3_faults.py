@@ -1,4 +1,4 @@
-"""Stores on a real S3 server, with faults between it and us: each passes, or ends with its name."""
+"""Faults between batchgen and a real S3 server: each is retried or ends with a clear message."""
 
 from __future__ import annotations
 

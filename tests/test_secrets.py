@@ -1,4 +1,4 @@
-"""A secret that is written down is refused wherever it stands, and repeated nowhere."""
+"""A secret in a spec is refused wherever it is, and is not repeated in any message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray that a run starts for itself: who can reach it while it lives, what is left after it."""
+"""The Ray that a run starts for itself: who can reach it, and what is left after the run."""
 
 from __future__ import annotations
 

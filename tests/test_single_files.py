@@ -1,4 +1,4 @@
-"""Models whose weights stand in one file, as the original code writes them."""
+"""Models whose weights are in one file, as the original code writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small model's job resumes exactly, and the model it shipped is complete and does as told."""
+"""The small model's training resumes exactly; the shipped model is complete and follows prompts."""
 
 from __future__ import annotations
 

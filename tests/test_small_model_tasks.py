@@ -1,4 +1,4 @@
-"""What was added to the shipped model for more tasks: classes by number, and edges to follow."""
+"""The shipped model's parts for more tasks: class labels, and a ControlNet for edges."""
 
 from __future__ import annotations
 

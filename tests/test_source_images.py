@@ -1,4 +1,4 @@
-"""Images of rows within bounds: as many pixels as is allowed, large ones one row at a time."""
+"""Source images stay within bounds: a limit of pixels, and large images one row at a time."""
 
 from __future__ import annotations
 

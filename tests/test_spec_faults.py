@@ -1,4 +1,4 @@
-"""What is wrong with a spec is said in plain English, all of it at once, before any work."""
+"""All mistakes in a spec are reported at once, in plain English, before any work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What AWS does not have on spot is taken on demand; every request is checked by AWS's API."""
+"""The fall-back from spot to on-demand instances; every request is checked by AWS's API model."""
 
 from __future__ import annotations
 

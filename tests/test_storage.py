@@ -1,4 +1,4 @@
-"""Storage: whole objects or none, on disks and in memory, and what its refusals become."""
+"""Storage: complete objects or none, on disks and in memory, and how its errors are mapped."""
 
 from __future__ import annotations
 

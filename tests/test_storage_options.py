@@ -1,4 +1,4 @@
-"""Options of stores: where they come from, and that no secret is written down or shown."""
+"""Storage options: where they come from, and that no secret is saved or shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A replica that nothing is left for ends while others still work, so that its node may go."""
+"""A replica without further work ends while others still work, so that its node can be released."""
 
 from __future__ import annotations
 

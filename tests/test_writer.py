@@ -1,4 +1,4 @@
-"""The data files: their columns, that the Hugging Face loader reads them, and that they repeat."""
+"""The data files: their columns, the Hugging Face loader, and equal bytes for equal shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family on real Ray, in both layouts, each replica in a process of its own: same bytes.
+"""Runs every family on real Ray in both layouts, each replica in its own process: same bytes.
 
     python -m tests.chaos.families FOLDER --results benchmarks/results/families.json
 

@@ -1,4 +1,4 @@
-"""Faults that do not pass: each ends the job in time, by its name; mended, `resume` finishes it.
+"""Permanent faults: each ends the job in time and is named; once repaired, `resume` finishes it.
 
     python -m tests.chaos.permanent --results FILE.json [--only KIND] FOLDER
 

@@ -1,4 +1,4 @@
-"""Whole runs against a real S3 server, each with seeded faults of the store and kills of its parts.
+"""Complete runs on a real S3 server, with seeded faults of the store and killed processes.
 
     python -m tests.chaos.store --runs 100 --seed 1 --results FILE.jsonl FOLDER
 

@@ -1,4 +1,4 @@
-"""Parts of a cluster are lost while a job runs on it; it must come to the bytes of a quiet run.
+"""Parts of a cluster are lost during a job; its bytes must equal those of an undisturbed run.
 
 python -m tests.cluster.losses --results FILE.json
 """

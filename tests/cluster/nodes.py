@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on one machine: a network namespace each, with its own address.
+"""A Ray cluster of several nodes on one machine; each has its own network namespace and address.
 
 So a node can be cut off from the others as well as killed, as machines can. It needs root and `ip`
 (Debian: iproute2).

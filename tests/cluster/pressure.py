@@ -1,4 +1,4 @@
-"""A node's memory, its object store and the head's GCS: lost while a job runs on them."""
+"""Memory, object stores or the head's GCS run out or are killed while a job runs on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 proxy on loopback that fails as networks and object stores do, by rules.
+"""An HTTP/1.1 proxy on loopback that injects faults of networks and object stores, by rules.
 
 The Host header passes unchanged: it is signed, so the server checks what the client signed.
 """
