@@ -36,7 +36,7 @@ from batchgen.storage import configure, open_store
 
 
 def plan_job(spec: Spec) -> Plan:
-    """What a run of this spec would make; writes nothing."""
+    """The plan of a run of this spec; writes nothing."""
     reach_stores(spec)
     return make_plan(anywhere(spec), inspect(spec.model, spec.task))
 
@@ -48,14 +48,14 @@ def run(
     shards: str | None = None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Make what is planned and not yet committed, on local Ray or the cluster at ``address``.
+    """Generate all planned shards that are not committed, on local Ray or a cluster at ``address``.
 
-    An output that holds a plan already is continued if the plan is still the same. ``shards``
-    ("A:B": from A, up to but not with B) leaves the others to other runs, which may be at work on
-    them at the same time. With ``overwrite`` what batchgen has made there is removed first.
+    An output that already has a plan is continued if the plan is still the same. ``shards`` ("A:B"
+    means A to B-1) limits the run to these shards, so that other runs can generate the others at
+    the same time. ``overwrite`` first removes what batchgen wrote there before.
 
     Raises:
-        StopJob: usage errors (exit 1), an interruption (3).
+        StopJob: usage errors (exit 1), an interruption (exit 3).
     """
     return _run(spec, spec, address, quiet, shards, overwrite)
 
@@ -68,7 +68,7 @@ def _run(
     shards: str | None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Run ``spec``; ``asked`` is what a later resume goes on with."""
+    """Run ``spec``; ``asked`` is the spec that is saved for a later resume."""
     reach_stores(spec)
     ledger = Ledger(open_store(spec.output.url))
     spec, asked = anywhere(spec), anywhere(asked)
@@ -96,23 +96,24 @@ def _run(
             listed = states if part is None else states.within(range(*part))
             stopped = ""
             tally, states = take_stock(plan, ledger, replace(listed, failed=frozenset()))
-            states = replace(states, failed=listed.failed)  # they are tried again
+            states = replace(states, failed=listed.failed)  # failed shards are retried
             with Progress(tally, quiet) as progress, kept(ledger, lease, progress):
                 for shard in sorted(listed.committed - states.committed):
-                    told.append(f"shard {shard} is made again: its marker cannot be read")
+                    told.append(f"shard {shard} is generated again: its marker cannot be read")
                 for line in (*told, opening(plan, states, tally.samples)):
                     progress.say(line)
                 if states.pending:
                     stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
             outcome = finalize(plan, ledger, tally, part, stopped)
-            lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")  # it may be moved
+            # Without the output's URL, since the output may be moved later.
+            lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")
             return outcome if states.pending or outcome.exit_code else unchanged(outcome)
     except Interrupted as error:
         raise advised(error, ledger, planned) from error
 
 
 def _teller(quiet: bool) -> Callable[[str], None]:
-    """Prints what is to be said before there is a progress display."""
+    """A function that prints messages until the progress display exists."""
     return (lambda words: None) if quiet else (lambda words: print(plain(words), file=sys.stderr))
 
 
@@ -123,21 +124,21 @@ def resume(
     storage_options: Mapping[str, Mapping[str, Any]] | None = None,
     shards: str | None = None,
 ) -> Outcome:
-    """Go on with the job that an output holds; its failed shards are tried again.
+    """Continue the job of an output; its failed shards are retried.
 
     Args:
         url: the output.
         address: a Ray cluster to join.
-        quiet: no progress.
-        storage_options: of stores, where they are not those of the first run.
-        shards: "A:B", of them only.
+        quiet: display no progress.
+        storage_options: options of stores that differ from those of the first run.
+        shards: "A:B", to generate only shards A to B-1.
     """
     given = {protocol: dict(options) for protocol, options in (storage_options or {}).items()}
     configure(given)
     ledger = Ledger(open_store(url))
     ledger.require_plan()
     spec = ledger.job()
-    here = spec.output.model_copy(update={"url": url})  # wherever it was when it was planned
+    here = spec.output.model_copy(update={"url": url})  # the output may have been moved
     asked = spec.model_copy(update={"output": here})
     options = {**spec.storage_options, **given}
     spec = asked.model_copy(update={"storage_options": options})
@@ -153,7 +154,7 @@ def _stream(
     lease: Lease,
     interrupt: Callable[[str], None],
 ) -> str:
-    """Make the pending shards; says why, if that is stopped before the end as hopeless."""
+    """Generate the pending shards; returns why the run stopped early, or an empty string."""
     from batchgen.engine.metrics import Metrics
     from batchgen.engine.start import ready
     from batchgen.engine.stream import generate

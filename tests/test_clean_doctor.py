@@ -31,7 +31,7 @@ from tests.test_devices import ANSWERS, fake_smi
 
 
 def others_lease() -> bytes:
-    """Just renewed: it is made when it is needed, however long the tests before it took."""
+    """Another run's lease, renewed when it is needed, so that slow tests do not expire it."""
     tree = {"owner": "other", "renewed_at": time.time(), "released": False}
     return json.dumps(tree).encode()
 
@@ -69,7 +69,7 @@ def test_clean_leaves_a_living_run_alone(finished: Ledger) -> None:
 
 
 def test_clean_of_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing was run into it"):
+    with pytest.raises(InputError, match="no run has started there"):
         clean.clean(Ledger(open_store(str(tmp_path))))
 
 
@@ -184,7 +184,7 @@ def test_doctor_tells_of_a_gpu_that_torch_cannot_use(
 
 
 class Careless(MemoryFileSystem):
-    """A store that overwrites what it was told only to create, as some that speak S3 do."""
+    """A store that overwrites an object that it should only create, as some S3 servers do."""
 
     cachable = False
 

@@ -153,7 +153,7 @@ def test_a_folder_that_is_no_output_is_said_to_be_none(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = batchgen(command, tmp_path, capsys=capsys)
-    assert code == 1 and str(tmp_path) in err and "nothing was run into it" in err
+    assert code == 1 and str(tmp_path) in err and "no run has started there" in err
 
 
 def test_a_held_output_is_refused_by_name(

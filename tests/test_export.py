@@ -136,7 +136,7 @@ def test_an_unfinished_source_is_refused(source: Path, target: Store) -> None:
 
 
 def test_a_place_without_an_output_is_refused(tmp_path: Path, target: Store) -> None:
-    with pytest.raises(InputError, match="nothing was run into it"):
+    with pytest.raises(InputError, match="no run has started there"):
         export(at(tmp_path / "none"), target, "webdataset")
 
 
@@ -155,7 +155,7 @@ def test_a_target_of_another_format_is_refused(source: Path, target: Store) -> N
 @pytest.mark.parametrize("place", ["", "data", "_batchgen/new"])
 def test_a_target_in_the_source_is_refused(place: str, source: Path) -> None:
     before = data_of(source)
-    with pytest.raises(InputError, match="lie in each other"):
+    with pytest.raises(InputError, match="must not be inside the source output"):
         export(at(source), open_store(str(source / place)), "webdataset")
     assert data_of(source) == before
 

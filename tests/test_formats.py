@@ -118,7 +118,7 @@ def files_of(out: Path) -> list[Path]:
 
 
 def as_the_card_says(out: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the card's own code gives, run where the card lies."""
+    """The result of the card's code, run in the folder of the card."""
     monkeypatch.chdir(out)
     card = (out / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
@@ -145,9 +145,9 @@ SPLITS = ("train", "test", "val", "dev", "eval", "validation", "Testing", "x_tra
 def test_labels_and_keys_that_look_like_splits_lose_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 12 images 4 came back: `datasets` took the folders of their labels for splits.
+    """Only 4 of 12 images were loaded: `datasets` took the label folders for splits.
 
-    The dataset was moved since it was made.
+    The dataset was moved after it was written.
     """
     words = [*SPLITS, "cat", "dog"]
     columns = {"prompt": prompts(len(words)), "kind": words, "name": words[1:] + words[:1]}
@@ -271,7 +271,7 @@ def test_long_keys_stand_in_a_tar(tmp_path: Path) -> None:
 
 
 def test_text_labels_name_folders_and_stand_in_the_json(tmp_path: Path) -> None:
-    """Readers of WebDataset fail on a ``cls`` that is no number."""
+    """WebDataset readers fail on a ``cls`` that is not a number."""
     labels = ["red fox", None, "../up", "b"]
     path = write_columns(tmp_path / "a.parquet", {"prompt": prompts(4), "kind": labels})
     made(path, tmp_path / "folder", "image-folder", input__columns__label="kind")
@@ -286,7 +286,7 @@ def test_text_labels_name_folders_and_stand_in_the_json(tmp_path: Path) -> None:
 
 
 def test_label_folders_stay_apart_where_case_is_one() -> None:
-    """On Windows and macOS ``A`` and ``a`` met in one folder, and ``aux`` could not be made."""
+    """On Windows and macOS ``A`` and ``a`` shared one folder, and ``aux`` could not be created."""
     labels = ["a", "A", "aB", "Ab", "ab", "ab-u1", "Ab-u1", "con", "CON", "Aux", "aux", "com1"]
     labels += ["a.", "A.", "images", None, "lpt9", "x", "b-U2", "con-x" + "0" * 20]
     folders = [label_folder(label) for label in labels]
@@ -300,7 +300,7 @@ def test_label_folders_stay_apart_where_case_is_one() -> None:
 def test_an_image_folder_of_the_first_version_is_gone_on_with_as_it_was_begun(
     tmp_path: Path,
 ) -> None:
-    """Otherwise one label would have two folders, which readers take for two classes."""
+    """Otherwise a label would have two folders, which readers take for two classes."""
     path = write_columns(tmp_path / "a.parquet", {"prompt": prompts(4), "kind": ["Cat", "dog"] * 2})
     settings = {"output__samples_per_shard": 2, "output__format": "image-folder"}
     plan = plan_for(path, tmp_path / "out", input__columns__label="kind", **settings)
@@ -460,7 +460,7 @@ def empty_marker(out: Path) -> None:
 
 
 def rewrite_tar(out: Path, change: Callable[[list[tuple[str, bytes]]], None]) -> None:
-    """Shard 3 with other members, and a marker that names the new bytes."""
+    """Give shard 3 other members, and make its marker agree with them."""
     with tarfile.open(tar_of(out, 3)) as archive:
         members = [(one.name, archive.extractfile(one).read()) for one in archive]  # type: ignore[union-attr]
     change(members)
@@ -587,7 +587,7 @@ READ: list[tuple[str, Damage, str]] = [
     (
         "webdataset",
         lambda out: replace_file(out, 3, tar_of(out, 3), b"no tar"),
-        "shard 3: not a whole tar",
+        "shard 3: its tar is damaged or incomplete",
     ),
     (
         "image-folder",
@@ -608,12 +608,12 @@ READ: list[tuple[str, Damage, str]] = [
     (
         "image-folder",
         lambda out: edit_metadata(out, lambda rows: rows.pop(0)),
-        "a-00000009-v0.png is not in the metadata.jsonl beside it",
+        "a-00000009-v0.png is not listed in the metadata.jsonl of its folder",
     ),
     (
         "image-folder",
         lambda out: edit_metadata(out, lambda rows: rows.append(rows[0])),
-        "a-00000009-v0.png stands twice",
+        "a-00000009-v0.png is listed twice",
     ),
 ]
 

@@ -154,7 +154,7 @@ def test_a_second_attempts_commit_yields_the_first(ledger: Ledger) -> None:
 
 
 def put_files(ledger: Ledger, marker: Marker, data: bytes) -> Marker:
-    """The marker over files that hold this data."""
+    """Write ``data`` as every file of the marker; returns a marker that names it."""
     digest = hashlib.sha256(data).hexdigest()
     files = tuple(replace(one, bytes=len(data), sha256=digest) for one in marker.files)
     for file in files:
@@ -176,7 +176,7 @@ def test_the_first_marker_wins_while_its_files_are_there(ledger: Ledger) -> None
 
 
 def test_a_marker_whose_files_were_replaced_is_replaced_as_well(ledger: Ledger) -> None:
-    """Two attempts that both found no marker: the one that wrote its files last is named."""
+    """If two attempts found no marker, the marker must name the files that were written last."""
     ledger.commit(put_files(ledger, MARKER, b"first"))
     last = put_files(ledger, MARKER, b"last")
     assert ledger.commit(last) == last == ledger.marker(3)
@@ -194,10 +194,10 @@ def test_a_damaged_marker_is_made_again(ledger: Ledger, data: bytes) -> None:
 def test_a_marker_of_another_plan_is_neither_adopted_nor_replaced(ledger: Ledger) -> None:
     foreign = replace(MARKER, plan_fingerprint="1" * 64)
     ledger.commit(foreign)
-    with pytest.raises(PlanChanged, match=r"00003\.json was made for another plan"):
+    with pytest.raises(PlanChanged, match=r"00003\.json belongs to another plan"):
         ledger.commit(replace(MARKER, plan_fingerprint="2" * 64))
     plan = paper_plan([[5]], output__samples_per_shard=1)
-    with pytest.raises(PlanChanged, match="makes the shard again"):
+    with pytest.raises(PlanChanged, match="generates the shard again"):
         ledger.committed(plan, 3)
     with pytest.raises(PlanChanged, match="other inputs, settings or weights"):
         tally_of(plan, ledger, ledger.states(plan))
@@ -234,9 +234,9 @@ def test_an_output_holds_its_plan_and_its_job(ledger: Ledger) -> None:
 
 
 def test_an_output_that_nothing_was_run_into(ledger: Ledger) -> None:
-    with pytest.raises(InputError, match="nothing was run into it"):
+    with pytest.raises(InputError, match="no run has started there"):
         ledger.require_plan()
-    with pytest.raises(InputError, match="nothing was run into it"):
+    with pytest.raises(InputError, match="no run has started there"):
         ledger.job()
 
 
@@ -315,7 +315,7 @@ def put_lease(store: Store, number: int, **facts: Any) -> None:
 
 @pytest.mark.parametrize("off_s", [-600.0, 600.0, 10 * 365 * 86400.0])
 def test_a_lease_by_another_clock_is_watched(store: Store, off_s: float) -> None:
-    """Whichever clock is wrong: a living run's lease is not taken, a dead one's bars nobody."""
+    """Whichever clock is wrong, a live run keeps its lease; a dead run's lease blocks nobody."""
     put_lease(store, 1, renewed_at=time.time() + off_s)
 
     def beat(words: str) -> None:
@@ -392,7 +392,7 @@ def test_an_output_that_is_gone_ends_its_run(
 
 
 def test_another_machines_lease_is_waited_for(store: Store) -> None:
-    """Whether its process lives cannot be seen from here."""
+    """This machine cannot see whether the other machine's process is alive."""
     tree = {"owner": "elsewhere 999999 x", "renewed_at": time.time(), "released": False}
     store.put(f"{LEASES}/00001.json", json.dumps(tree).encode())
     with pytest.raises(OutputBusy, match="host elsewhere, pid 999999"):
@@ -536,7 +536,9 @@ def test_a_damaged_job_is_named(tmp_path: Path, kept: int) -> None:
     ledger.store.put(
         "_batchgen/job.yaml", plan.spec.to_yaml().encode()[:kept] + b"\xff" * (kept == 3)
     )
-    with pytest.raises(InputError, match=r"(?s)_batchgen/job\.yaml: no spec can.*batchgen run"):
+    with pytest.raises(
+        InputError, match=r"(?s)_batchgen/job\.yaml is not a valid spec.*batchgen run"
+    ):
         ledger.job()
 
 
@@ -550,7 +552,7 @@ def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
 def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
     ledger = Ledger(open_store(str(tmp_path)))
     ledger.store.put("_batchgen/shards/00004.json", b"{")
-    with pytest.raises(DamagedRecord, match=r"00004\.json is damaged .*makes the shard again"):
+    with pytest.raises(DamagedRecord, match=r"00004\.json is damaged .*generates the shard again"):
         ledger.marker(4)
 
 
@@ -608,7 +610,7 @@ def test_a_damaged_failed_marker_still_says_that_its_shard_failed(
     (failure,) = ledger.failures([3, 4])
     assert failure.shard == 3
     assert "failed/00003.json is damaged" in failure.message
-    assert "tries the shard again" in failure.message
+    assert "retries the shard" in failure.message
 
 
 def test_a_plan_of_huge_numbers_costs_no_memory(ledger: Ledger) -> None:

@@ -23,7 +23,7 @@ GPU_NODE = {"CPU": 8.0, "GPU": 4.0, "accelerator_type:L40S": 1.0}
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Clusters that cannot stand here."""
+    """Pretend that the cluster has these nodes."""
 
     def have(*some: dict[str, float]) -> None:
         total: dict[str, float] = {}
@@ -61,14 +61,14 @@ def test_one_replica_a_gpu_and_never_more_than_shards(
 
 
 def test_replicas_may_have_every_cpu(tmp_path: Path, nodes: Callable[..., None]) -> None:
-    """Readers reserve none; test_run.py runs a job so."""
+    """Readers reserve no CPU; test_run.py runs such a job."""
     nodes({"CPU": 2.0})
     (share,) = shares(tmp_path, 100, generate={"num_cpus": 1}).values()
     assert share.start_replicas == 2
 
 
 def test_staged_pools_share_the_devices(tmp_path: Path, nodes: Callable[..., None]) -> None:
-    """They begin small and grow as they are busy: see benchmarks/scaling.py."""
+    """They start small and grow while they are busy; see benchmarks/scaling.py."""
     nodes(GPU_NODE)
     found = shares(tmp_path, 100, layout="staged")
     assert [found[kind].num_gpus for kind in (Encode, Denoise, Decode)] == [0.1, 0.8, 0.1]
@@ -116,11 +116,11 @@ def test_what_can_never_be_is_said(tmp_path: Path, asked: dict[str, Any], said: 
     spec = spec_for(prompts_at(tmp_path), tmp_path / "out", resources__generate=asked)
     with pytest.raises(UsageError, match=said) as caught:
         runner.run(spec, quiet=True)
-    assert "under resources.generate, or add such nodes" in str(caught.value)
+    assert "in resources.generate, or add such nodes" in str(caught.value)
 
 
 def test_nodes_that_are_lost_for_good_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head that does not answer is no loss; what it says of its nodes afterwards is."""
+    """A silent head is not a loss of nodes; nodes that it later reports as lost are."""
     answers: list[list[dict[str, float]] | None] = [None, [CPU_NODE], None, []]
     asked, said = threading.Event(), list[str]()
 
@@ -142,4 +142,4 @@ def test_nodes_that_are_lost_for_good_are_said(monkeypatch: pytest.MonkeyPatch) 
     with demand.watched([(Generate, Share(1, 1, 0.9, 0.0))], interrupt):
         assert asked.wait(30)
     assert len(said) == 1 and not answers[0]
-    assert "nodes were lost and none came" in said[0] and "0.9 CPU" in said[0]
+    assert "nodes were lost and not replaced" in said[0] and "0.9 CPU" in said[0]

@@ -1,4 +1,4 @@
-"""Hears from the workers, meanwhile, what the driver shows of work that is not committed yet."""
+"""Fetches news from the workers during the run: messages, and progress of uncommitted shards."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from batchgen.attempts import News
 from batchgen.engine.shared import SharedAttempts
 
 HEAR_EVERY_S = 0.5
-LAST_WORD_S = 2.0  # without a head the thread waits inside Ray, and the driver not for it
+LAST_WORD_S = 2.0  # without a head the thread waits inside Ray; the driver does not wait for it
 
 
 @contextmanager
 def listening(
     attempts: SharedAttempts, hear: Callable[[News], None] | None
 ) -> Iterator[Callable[[int], None]]:
-    """Inside, ``hear`` is told at intervals, in a thread, and once more at the end.
+    """Inside, a thread calls ``hear`` with news at intervals, and once more at the end.
 
-    Yields a function that is to be called with the number of each shard that ends.
+    Yields a function; call it with the number of each shard that ends.
     """
     if hear is None:
         yield lambda shard: None
@@ -36,7 +36,7 @@ def listening(
             try:
                 news = attempts.news(ended[:told])
             except (ray.exceptions.RayError, RuntimeError, OSError):
-                continue  # the stream itself tells of a Ray that is gone
+                continue  # if Ray is lost, the stream itself reports it
             del ended[:told]
             hear(news)
 

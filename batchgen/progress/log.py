@@ -1,4 +1,4 @@
-"""What a run says is kept in its output, for `logs` and for whoever looks later."""
+"""Saves a run's messages in its output, for the command `logs`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LOG_SECONDS = 30.0
 
 @contextmanager
 def kept(ledger: Ledger, lease: Lease, progress: Progress) -> Iterator[None]:
-    """What the run says is kept in its output: every LOG_SECONDS, and in the end how it ended."""
+    """Inside, the run's messages are saved every LOG_SECONDS, and at the end with its outcome."""
     over = threading.Event()
 
     def write(ending: str = "") -> None:
         if lease.gone:
             return
-        with suppress(BatchgenError, OSError):  # the shards' own faults tell of the store
+        with suppress(BatchgenError, OSError):  # shards report the store's errors already
             ledger.log(lease.number, [*progress.said, progress.line(), *filter(None, [ending])])
 
     def keep() -> None:

@@ -1,4 +1,4 @@
-"""One shard, from its rows to its committed marker: the stages composed, with or without Ray."""
+"""Composes the stages for one shard, from its rows to its committed marker; needs no Ray."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ENCODE_THREADS = 2
 
 @dataclass(frozen=True)
 class Notes:
-    """What is noted about a shard on its way: seconds by stage, and the parts held."""
+    """Measurements of a shard: seconds by stage, and parameter counts of the model parts."""
 
     timings_s: dict[str, float] = field(default_factory=dict)
     parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard between stages: its rows, what its samples are, and what was noted so far."""
+    """A shard between stages: its rows, its samples and the measurements so far."""
 
     rows: ShardRows
     groups: tuple[tuple[Sample, ...], ...]  # by micro-batch
@@ -71,13 +71,13 @@ class ShardWork:
 
 @dataclass(frozen=True)
 class Trial:
-    """One attempt at a shard, in the light of those before.
+    """How to make one attempt at a shard, as judged by the attempts before.
 
     Attributes:
-        alone: keys of samples that are worked on each in a micro-batch of its own.
-        without: key -> why, for samples that are not worked on, but noted as failed.
-        working_on: is told the keys of the samples that are worked on next.
-        made: is told how many samples a micro-batch has brought past the denoiser.
+        alone: keys of the samples that each get a micro-batch of their own.
+        without: key -> error, for samples that are recorded as failed without being processed.
+        working_on: called with the keys of the samples that are processed next.
+        made: called with the number of samples that a micro-batch has just denoised.
     """
 
     alone: Collection[str] = ()
@@ -93,7 +93,7 @@ UNTRIED = Trial()
 
 
 def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Prepared]:
-    """Rows into samples and rejects; the conditioning images go no further than the encoder."""
+    """Turn rows into samples and rejects, and drop the image columns, which only prepare reads."""
     notes = Notes()
     with notes.timed("prepare"):
         prepared = prepare(rows, plan, trial.without, trial.working_on)
@@ -110,7 +110,7 @@ def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Pr
 
 
 def condition_batches(work: ShardWork, prepared: Prepared) -> list[ConditionBatch]:
-    """The shard's micro-batches as the encoder takes them."""
+    """The shard's micro-batches as inputs of the encoder."""
     return [
         ConditionBatch(
             samples=group,
@@ -129,7 +129,7 @@ Batch = TypeVar("Batch", EncodedBatch, LatentBatch)
 def isolate(
     work: ShardWork, batches: Sequence[Batch], trial: Trial
 ) -> tuple[ShardWork, list[Batch]]:
-    """The same shard with the trial's samples left out or in batches of their own."""
+    """The shard without ``trial.without``, and with each of ``trial.alone`` in its own batch."""
     if not trial.alone and not trial.without:
         return work, list(batches)
     groups: list[tuple[Sample, ...]] = []
@@ -153,16 +153,16 @@ def isolate(
 
 
 def run_stage(stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
-    """One stage on one micro-batch, timed."""
+    """Run one stage on one micro-batch and record its time."""
     with notes.timed(name):
         return stage(batch)
 
 
 class FusedStages:
-    """All stages in one process; image encoding overlaps the next micro-batch.
+    """All stages in one process; images are encoded while the next micro-batch is generated.
 
-    ``lock`` is held only while the device works, so that another thread may prepare, encode images
-    and upload its own shard meanwhile.
+    ``lock`` is held only while the device works, so that other threads can meanwhile prepare,
+    encode images of and upload their own shards.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class FusedStages:
 def encode_shard(
     encoder: Encoder, rows: ShardRows, plan: Plan, trial: Trial = UNTRIED
 ) -> tuple[ShardWork, list[EncodedBatch]]:
-    """First stage of the staged layout."""
+    """The first pool of the staged layout: prepare and encode."""
     work, prepared = start_work(rows, plan, trial)
     work.notes.parameter_counts["encoder"] = parameter_counts(encoder)
     encoded = []
@@ -217,7 +217,7 @@ def encode_shard(
 def denoise_shard(
     denoiser: Denoiser, work: ShardWork, batches: Sequence[EncodedBatch], trial: Trial = UNTRIED
 ) -> tuple[ShardWork, list[LatentBatch]]:
-    """Second stage of the staged layout."""
+    """The second pool of the staged layout: denoise."""
     work, encoded = isolate(work, batches, trial)
     work.notes.parameter_counts["denoiser"] = parameter_counts(denoiser)
     latents = []
@@ -240,7 +240,7 @@ def decode_shard(
     device: str,
     trial: Trial = UNTRIED,
 ) -> Marker:
-    """Last stage of the staged layout: decode, score, write, commit."""
+    """The last pool of the staged layout: decode, score, write, commit."""
     work, latents = isolate(work, batches, trial)
     work.notes.parameter_counts["decoder"] = parameter_counts(decoder)
     with ImagePool(plan, work, device) as images:
@@ -253,7 +253,7 @@ def decode_shard(
 
 
 class ImagePool:
-    """Scores and encodes decoded micro-batches in threads while the device goes on."""
+    """Encodes images in threads while the device works on the next micro-batch."""
 
     def __init__(self, plan: Plan, work: ShardWork, device: str) -> None:
         self.device = device
@@ -271,12 +271,12 @@ class ImagePool:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, samples: Sequence[Sample], batch: ImageBatch) -> None:
-        """Take one decoded micro-batch, in the order of ``samples``."""
+        """Score and encode one decoded micro-batch; its images are in the order of ``samples``."""
         self.micro_batches += 1
         scores = score(batch.pixels)
         for index, sample in enumerate(samples):
             if not batch.finite[index]:
-                self._drop(sample, "failed", "non-finite", "the model gave NaN or infinite pixels")
+                self._drop(sample, "failed", "non-finite", "the model produced NaN or infinity")
             elif self._spec.policy.reject_flat and scores["is_flat"][index]:
                 self._drop(sample, "rejected", "flat-image", "every pixel has the same colour")
             else:
@@ -292,7 +292,7 @@ class ImagePool:
                 )
 
     def finished(self) -> list[Finished]:
-        """Wait for the last image."""
+        """Wait until all images are encoded, and return them."""
         with self._notes.timed("image_wait"):
             return [future.result() for future in self._finished]
 
@@ -315,7 +315,7 @@ class ImagePool:
 
 
 def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attempt: int) -> Marker:
-    """Write data, rejects, and the marker last; every planned sample is in one of the two files.
+    """Write data, then rejects, then the marker; every planned sample is in data or rejects.
 
     If another attempt has committed the shard meanwhile, its files are left as they are.
     """
@@ -331,7 +331,7 @@ def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attem
         failed=sum(one.outcome == "failed" for one in dropped),
     )
     if not counts.add_up():
-        raise AssertionError(f"shard {work.rows.shard} does not add up: {counts}")
+        raise AssertionError(f"counts of shard {work.rows.shard} do not add up: {counts}")
     with work.notes.timed("write"):
         files = write_shard(ledger.store, plan, work.rows, finished, dropped)
     return ledger.commit(
@@ -358,15 +358,15 @@ def commit(work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attem
 
 
 def examples_of(dropped: Iterable[Dropped]) -> dict[str, Example]:
-    """Reason -> its first sample by key, so that nobody need read the rejects to be told why."""
+    """Reason -> the sample with the lowest key, so that reports need not read the rejects."""
     ordered = sorted(dropped, key=lambda one: one.key, reverse=True)
     return {one.reason: Example(one.key, short(redact(one.message))) for one in ordered}
 
 
 def environment(device: str, also: Sequence[str] = ()) -> dict[str, str]:
-    """Host, device and versions: bytes are promised to be equal where these are, but for the host.
+    """Host, device and versions. Images are reproducible if all of these except the host are equal.
 
-    Of a CPU its instruction set counts, since kernels are chosen by it.
+    A CPU is described by its instruction set, because torch chooses kernels by it.
     """
     import socket
     from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""The score stage: simple figures of each image, to judge and to filter by."""
+"""The score stage: computes simple measures of each image, by which images can be filtered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Array = np.ndarray[Any, Any]
 
 
 def score(pixels: Array) -> dict[str, Array]:
-    """Scores of uint8 images (n, H, W, 3), one entry an image.
+    """Scores of uint8 images (n, H, W, 3), one entry per image.
 
     Returns:
         ``pixel_mean``, ``pixel_std``: (n,) float32 over pixels and channels, in 8-bit levels.

@@ -1,4 +1,4 @@
-"""The columns of the output: what is said of every accepted sample, and of every other."""
+"""Builds the tables of the output: accepted samples, and rejected and failed ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _is_extra(setting: str) -> bool:
     return setting not in COLUMNS.names
 
 
-# Further columns, each where the task has it.
+# Further columns, each present if the task or model uses it.
 EXTRA_COLUMNS = pa.schema(
     [
         pa.field("class_label", pa.int32()),
@@ -92,7 +92,7 @@ class Finished:
 
 
 def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
-    """Our columns for a spec and the settings that its model takes; without the source's."""
+    """batchgen's columns for a spec and its model's settings, without those of the input."""
     present = {
         "class_label": spec.input.columns.class_label is not None,
         "lora": bool(spec.model.loras),
@@ -105,9 +105,9 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
 def kept_columns(spec: Spec, names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, str]:
     """Source column -> its name in the output.
 
-    A column that plays a part and bears the part's own name (``prompt``) is there already; any
-    other that would collide with one of ours becomes ``source_<name>``, and so do ``key`` and
-    ``seed``, which the samples have of their own.
+    A column that is mapped to a part and has the part's name (``prompt``) is in the output already.
+    Any other column with the name of one of batchgen's becomes ``source_<name>``; so do ``key`` and
+    ``seed``, since samples have their own.
     """
     columns = spec.input.columns
     wanted = spec.input.keep_columns
@@ -151,9 +151,9 @@ def _stored_field(field: pa.Field, name: str) -> pa.Field:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """The type that a source column has in the output: views are stored as what they view.
+    """The type that a source column has in the output: views become the plain types.
 
-    Arrow cannot take rows from most views, and other readers do not know them.
+    Arrow cannot take rows from most view types, and other readers do not support them.
     """
     types = pa.types
     if types.is_string_view(kind):
@@ -178,7 +178,7 @@ def _inside(field: pa.Field) -> pa.Field:
 
 
 def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, Any]:
-    """Features that Arrow types do not tell: images, and what the input says of kept columns."""
+    """Hugging Face features for images, and those that the input declares for kept columns."""
     label = spec.input.columns.label
     copies = [*kept.items(), *([(label, "label")] if label else [])]
     known = _inherited((source.metadata or {}).get(b"huggingface", b""))
@@ -187,7 +187,7 @@ def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, 
 
 
 def _inherited(metadata: bytes) -> dict[str, Any]:
-    """The features that the input's own metadata tells; none where it has another shape."""
+    """The features in the input's metadata; empty if it has another shape."""
     try:
         tree = json.loads(metadata)
     except (ValueError, RecursionError):
@@ -199,7 +199,7 @@ def _inherited(metadata: bytes) -> dict[str, Any]:
 
 
 def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
-    """The accepted samples of a shard in the output's columns."""
+    """The accepted samples of a shard as a table with the output's columns."""
     spec, source = plan.spec, rows.table
     schema = output_schema(spec, source.schema, plan.model.settings)
     extension = image_extension(spec)
@@ -256,7 +256,7 @@ def _taken(column: pa.ChunkedArray, positions: pa.Array) -> pa.ChunkedArray:
 
 
 def label_counts(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> dict[str, int]:
-    """Accepted samples by label, of the MOST_LABELS most frequent labels of a shard."""
+    """Label -> number of accepted samples, for the MOST_LABELS most frequent labels of a shard."""
     column = plan.spec.input.columns.label
     if column is None:
         return {}
@@ -269,17 +269,17 @@ def label_counts(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> d
 def _label_text(value: pa.Scalar) -> str:
     try:
         return str(value.as_py())
-    except (ValueError, OverflowError):  # a date that Python does not know, as of the year 11103
+    except (ValueError, OverflowError):  # a date that Python cannot express, such as year 11103
         return str(to_json(pa.repeat(value, 1))[0])
 
 
 def image_extension(spec: Spec) -> str:
-    """How the names of the image files end."""
+    """The extension of the image files."""
     return {"jpeg": "jpg"}.get(spec.output.image_format, spec.output.image_format)
 
 
 def lora_text(lora: tuple[tuple[str, float], ...] | None) -> str:
-    """``name:weight,name:weight``, as a row's own column has it."""
+    """LoRA weights in the form of a row's column ``lora``: ``name:weight,name:weight``."""
     return ",".join(f"{name}:{weight:g}" for name, weight in lora or ())
 
 

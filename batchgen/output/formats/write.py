@@ -1,4 +1,4 @@
-"""Puts a shard's files in storage, in whatever format; the marker is the caller's last act."""
+"""Writes a shard's files to storage in any format; the caller writes the marker last."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(plan: Plan) -> Format:
-    """The format of a plan's data files; one that was begun is gone on with as it was begun."""
+    """The format of a plan's data files; a started output keeps the variant it started with."""
     form = FORMATS[plan.spec.output.format]
     if isinstance(form, ImageFolder) and plan.frozen is not None and plan.frozen.unmarked:
         return ImageFolder(portable=False)
@@ -39,9 +39,9 @@ def write_shard(
     finished: Sequence[Finished],
     dropped: Sequence[Dropped],
 ) -> tuple[Written, ...]:
-    """Put the data files, then the rejects if there are any. The marker is the caller's last act.
+    """Write the data files, then the rejects if there are any; the caller writes the marker last.
 
-    The samples stand in the plan's order, so the same shard gives the same files, to the byte.
+    Samples are in the plan's order, so the same shard always gives the same files, to the byte.
     """
     order = sorted(finished, key=lambda one: (one.sample.row, one.sample.variant))
     files = put_data(store, plan, rows.shard, data_table(plan, rows, order))
@@ -53,7 +53,7 @@ def write_shard(
 
 
 def put_data(store: Store, plan: Plan, shard: int, table: pa.Table) -> list[Written]:
-    """Put the data files of one shard, one after another."""
+    """Write the data files of one shard, one after another."""
     files = format_of(plan).files(table, shard, plan.shards)
     return [put_file(store, file) for file in files]
 
