@@ -37,7 +37,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Ray on this machine, with more logical CPUs than it may have, shared by all tests."""
+    """Ray on this machine, perhaps with more logical CPUs than cores, shared by all tests."""
     import logging
 
     import ray

@@ -60,7 +60,7 @@ class FamilyStages:
         return self.decode(self.denoise(self.encode(batch)))
 
     def staged(self, batch: ConditionBatch) -> ImageBatch:
-        """With what travels between pools turned into bytes and back."""
+        """Run the stages with their results converted to bytes and back, as between pools."""
         encoded = tensor_bytes.encoded_from_bytes(
             tensor_bytes.encoded_to_bytes([self.encode(batch)])
         )

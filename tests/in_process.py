@@ -22,7 +22,7 @@ LAYOUTS: dict[str, tuple[type[StageActor], ...]] = {
 
 
 def stream(spec: Spec) -> list[Marker]:
-    """What `engine.generate` does, with every actor in this process."""
+    """Does what `engine.stream.generate` does, with all actors in this process."""
     plan = runner.plan_job(spec)
     ledger = Ledger(open_store(spec.output.url))
     ledger.freeze(plan, spec)

@@ -35,7 +35,7 @@ def read(output: Path) -> dict[str, tuple[str, Row]]:
 
 
 def own_columns(found: dict[str, tuple[str, Row]]) -> dict[str, tuple[str, Row]]:
-    """What every format tells in the same words."""
+    """The columns that all formats store in the same form."""
     return {
         key: (digest, {name: row[name] for name in OWN}) for key, (digest, row) in found.items()
     }

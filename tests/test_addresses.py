@@ -27,7 +27,7 @@ from tests.object_store.server import free_port
 
 @contextmanager
 def listening(greeting: bytes | None) -> Iterator[str]:
-    """Something that says ``greeting`` to everyone and closes; with None it says nothing."""
+    """A server that sends ``greeting`` to every client and closes; with None it sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -56,9 +56,12 @@ def closed() -> str:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("http://head:8265", "job server's address: `batchgen submit --address http://HOST:8265`"),
+        (
+            "http://head:8265",
+            "address of a job server: `batchgen submit --address http://HOST:8265`",
+        ),
         ("https://head", "`batchgen run --address HOST:6379` joins a cluster"),
-        ("ray://head:10001", "do not run through Ray's client"),
+        ("ray://head:10001", "the Ray client (ray://) is not supported"),
         ("head", "allowed: HOST:6379"),
         ("head:port", "allowed: HOST:6379"),
         ("head:99999", "allowed: HOST:6379"),
@@ -75,7 +78,7 @@ def test_what_is_no_heads_address_is_refused(address: str, said: str) -> None:
 @fuzz()
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from(":/[]@%.0123456789"), max_size=30))
 def test_any_text_is_an_address_or_is_refused(text: str) -> None:
-    """Nothing is connected to: each host is one that does not exist."""
+    """No connection is made, because no host exists."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(addresses, "_opened", lambda host, port, *words: refuse(host, port))
         for check in (check_head, check_job_server):
@@ -101,9 +104,9 @@ def test_a_closed_port_is_refused_at_once() -> None:
     ("greeting", "said"),
     [
         (b"HTTP/1.0 400 Bad Request\r\n\r\n", "web server answers there.*batchgen submit"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "no head of Ray; `batchgen run"),
-        (b"", "no head of Ray"),
-        (None, "no head of Ray"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not a Ray head; `batchgen run"),
+        (b"", "not a Ray head"),
+        (None, "not a Ray head"),
     ],
 )
 def test_what_listens_and_is_no_head_is_refused(

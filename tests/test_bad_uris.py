@@ -30,7 +30,7 @@ from tests.fuzzing import fuzz
 
 
 class Web(BaseHTTPRequestHandler):
-    """Good pictures, slow ones, bombs and refusals; and a store that speaks S3 as far as GET."""
+    """Serves good images, slow ones, decompression bombs and refusals, and GET of an S3 store."""
 
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
@@ -148,7 +148,7 @@ def test_a_file_that_may_not_be_read_costs_its_row_and_a_sick_disk_the_shard(
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="of Linux")
 def test_a_file_without_a_size_costs_its_row() -> None:
-    """Those of /proc: reading memory at 0 looked like a sick disk, and cost the shard."""
+    """Files in /proc: an error from reading process memory was taken for a disk fault."""
     allowed = Uris("/proc", ("/proc",), 1000, 5.0)
     assert outcomes(allowed.fetch(["/proc/self/mem", "/proc/self/environ"])) == {
         "/proc/self/mem": "bad-uri",

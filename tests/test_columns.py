@@ -111,7 +111,7 @@ def test_a_field_that_stands_twice_is_refused_while_planning(tmp_path: Path) -> 
 
 
 def bomb(path: Path, size: int, rows: int, **options: Any) -> Path:
-    """So many rows that all name one text of that size."""
+    """``rows`` rows that all refer to one text of that size."""
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["x" * size])
     pq.write_table(
         pa.table({"prompt": texts}), path, compression="zstd", store_schema=False, **options

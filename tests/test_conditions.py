@@ -117,7 +117,7 @@ def test_damaged_files_are_rejected_or_read_but_never_crash(image_format: str) -
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """A PNG whose header claims a size, with almost no data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (

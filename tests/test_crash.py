@@ -41,7 +41,7 @@ def test_a_lost_lease_interrupts_with_its_reason() -> None:
 
 
 def test_watchdogs_that_speak_late_or_twice_kill_nobody() -> None:
-    """The second one's signal came when the handler was gone: the run died without a word."""
+    """The second signal came after the handler was removed and killed the run without a message."""
     seen: list[str] = []
 
     def watchdog() -> None:

@@ -78,7 +78,7 @@ def flip_images(path: Path) -> None:
 
 
 def test_the_end_of_a_run_tells_of_damaged_images(out: Path) -> None:
-    """A traceback of the image library stood there before."""
+    """It used to end with a traceback of the image library."""
     path = file_with_images(out, 2)
     flip_images(path)
     outcome = finalized(out)
@@ -91,7 +91,7 @@ def test_the_end_of_a_run_tells_of_damaged_images(out: Path) -> None:
 
 @pytest.mark.parametrize("truncated", [False, True])
 def test_status_and_the_end_of_a_run_tell_of_missing_files(truncated: bool, out: Path) -> None:
-    """Both said that all was well before."""
+    """Both used to report success."""
     path = file_with_images(out, 1)
     path.write_bytes(path.read_bytes()[:-1]) if truncated else path.unlink()
     name = str(path.relative_to(out))
@@ -111,7 +111,7 @@ def test_an_untouched_output_is_not_called_damaged(out: Path) -> None:
 
 
 def tree_of(out: Path) -> dict[str, bytes]:
-    """Everything that a reader of the output may meet, and which shards are committed."""
+    """All files that a reader of the output may find, and the committed shards."""
     ours = (f"{DATA}/", "_batchgen/rejects/", "_batchgen/schemas/", "_batchgen/shards/")
     found = {}
     for path in sorted(out.rglob("*")):
@@ -250,7 +250,7 @@ def test_what_was_made_for_another_plan_is_left_alone(out: Path) -> None:
 def test_with_the_plan_of_another_output_nothing_is_to_be_set_aside(
     out: Path, tmp_path: Path
 ) -> None:
-    """All its files would look like no shard's; --repair was named as the remedy."""
+    """All files seemed to belong to no shard, and the message recommended --repair."""
     source = write_columns(tmp_path / "other.parquet", {"prompt": prompts(4)})
     other = plan_for(source, tmp_path / "other", output__samples_per_shard=1)
     (out / "_batchgen/plan.json").write_text(other.to_json())

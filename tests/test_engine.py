@@ -52,7 +52,7 @@ TWO = Share(2, 2, num_cpus=0.5, num_gpus=0, start_replicas=2)
 
 
 class Faulty(Generate):
-    """Arithmetic stages and faults on demand: a prompt's words say what goes wrong."""
+    """Arithmetic stages with injected faults: words in the prompt choose the fault."""
 
     def load(self) -> None:
         self.stages = arithmetic_stages()
@@ -78,7 +78,7 @@ class Healed(Faulty):
 
 
 class Slow(Faulty):
-    """Shards overlap in one actor long enough to share a death."""
+    """Slow stages: shards overlap in one actor long enough to be lost in the same crash."""
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         time.sleep(0.2)
@@ -91,7 +91,7 @@ class Unstartable(Faulty):
 
 
 class BadNode(Slow):
-    """The first of two replicas cannot load what the other can: as often as the input says."""
+    """The first of two replicas cannot load its model, as many times as the input says."""
 
     def load(self) -> None:
         loading.FIRST_PAUSE_S = loading.LOOK_EVERY_S = 0.1
@@ -109,7 +109,7 @@ class BadNode(Slow):
 
 
 class FallsIll(BadNode):
-    """The first replica dies at work, and can load its model again only after a while."""
+    """The first replica crashes during work and for a while cannot load its model again."""
 
     def load(self) -> None:
         if _deaths(self.plan):
@@ -319,7 +319,7 @@ def test_a_run_that_rejects_everything_stops_early_and_says_why(
 
 
 def test_an_attempt_counts_though_an_earlier_ones_marker_stands() -> None:
-    """As when a node comes back that was cut off, and has written what was made again meanwhile."""
+    """As when a node was cut off and comes back, after another one generated its shard again."""
     event = _event(Frame(MARKER.shard, frames.COMMITTED, 5, MARKER.to_json()))
     assert MARKER.attempt != 5
     assert event == replace(MARKER, attempt=5)
@@ -340,12 +340,12 @@ def test_readers_are_less_ahead_where_rows_are_large(
 
 
 def test_ray_knows_the_setting_for_reading_ahead() -> None:
-    """It is not public: where it has another name, setting it would do nothing, silently."""
+    """The setting is not public: if Ray renames it, setting it would silently do nothing."""
     assert "_max_num_blocks_in_streaming_gen_buffer" in vars(DataContext())
 
 
 def test_ray_data_keeps_no_statistics_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For them a stream that fails asks the head, and waits for ever if that is what was lost."""
+    """When a stream fails, usage statistics ask the head, and wait forever if the head is lost."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     monkeypatch.delenv("RAY_DATA_USAGE_DISABLED", raising=False)
     assert not usage_collection_disabled()

@@ -57,7 +57,7 @@ WORK = ShardWork(
 
 
 def through_a_block(frame: Frame) -> Frame:
-    """As Ray Data carries it: one row of an Arrow table, written and read."""
+    """Writes and reads the frame as one row of an Arrow table, as Ray Data does."""
     sink = pa.BufferOutputStream()
     block = frame.to_block()
     with pa.ipc.new_stream(sink, block.schema) as stream:
@@ -99,7 +99,7 @@ def test_rows_round_trip() -> None:
 
 
 def test_a_slice_carries_its_own_rows_alone() -> None:
-    """A shard's rows are cut from larger batches, whose bytes must not travel along."""
+    """A shard's rows are slices of larger batches, whose other bytes must not be sent."""
     large = pa.table({"prompt": ["x" * 1000] * 1000})
     rows = replace(ROWS, table=large.slice(500, 3).combine_chunks())
     frame = frames.from_rows(rows)

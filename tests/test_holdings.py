@@ -33,7 +33,7 @@ OLD = Path(__file__).parent / "old_outputs" / "v0.1"
 
 @pytest.fixture(params=["disk", "bucket"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A folder, and a bucket as it is seen from the client's side."""
+    """A store: a local folder, and a bucket in memory."""
     if request.param == "disk":
         return open_store(str(tmp_path / "out"))
     return open_store(f"memory://bucket{abs(hash(str(tmp_path)))}/out")

@@ -51,7 +51,7 @@ def at(folder: Path) -> Ledger:
 
 
 def rewrite(out: Path, change: Callable[[Rows], object], shard: int = 1) -> None:
-    """Change rows of a shard, and make everything else agree with them."""
+    """Change rows of a shard, and make its marker agree with them."""
     path = out / f"data/train-{shard:05d}-of-{SHARDS:05d}.parquet"
     table = pq.read_table(path)
     rows = table.to_pylist()
@@ -97,7 +97,7 @@ EVIL = "../../../../../escaped/cron.d/evil"
 def test_no_name_of_an_output_becomes_a_path(
     row: dict[str, str], name: str, form: str, out: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The source verified, and its export wrote outside of its target."""
+    """The source passed verification, and its export wrote outside of the target."""
     folder = out(name)
 
     def poison(rows: Rows) -> None:
@@ -118,7 +118,7 @@ def test_no_name_of_an_output_becomes_a_path(
 def test_a_marker_names_only_what_a_run_writes(
     kind: str, out: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """A pipe was waited for without end, a device read until memory was full."""
+    """Reading waited forever for a pipe, and read a device until memory was full."""
     folder = out("plain")
     name = "data/train-00001-of-00002.parquet"
     path = folder / name
@@ -181,7 +181,7 @@ CHANGED: list[tuple[Callable[[Rows], object], str]] = [
 def test_verify_checks_what_follows_from_the_plan(
     change: Callable[[Rows], object], problem: str, out: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Data and marker edited together verified, and an export laundered them."""
+    """Data and a marker that were edited together passed verification, and could be exported."""
     folder = out("plain")
     rewrite(folder, change)
     assert any(problem in text for text in verify(at(folder)).problems)

@@ -139,7 +139,7 @@ DAY_NS = 86_400 * 10**9
 def test_times_that_text_cannot_say_are_numbers(
     kind: pa.DataType, numbers: list[int], told: list[Any]
 ) -> None:
-    """Such a run ended well, and could never be verified; nanoseconds of a time were lost."""
+    """Such a run succeeded but could not be verified, and nanoseconds of a time were lost."""
     array = pa.array(numbers, pa.int32() if kind.bit_width == 32 else pa.int64()).view(kind)
     assert to_json(array) == told
     assert from_json(told, kind).equals(array)

@@ -19,7 +19,7 @@ from tests.datasets_on_disk import plan_for, write_prompts
 
 
 def late(plan: Plan, ledger: Ledger, shard: int, without: Mapping[str, str]) -> object:
-    """Another attempt at the shard, which makes less of it."""
+    """Another attempt at the shard, with fewer accepted samples."""
     columns = read_columns(plan.spec, [name for name, _ in plan.columns])
     (span,) = make_spans(plan, [shard])
     (rows,) = read_span(span, plan.spec, columns)

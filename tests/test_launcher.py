@@ -14,7 +14,7 @@ from tests.cluster.nodes import until
 
 
 def nodes_of(machine: Machine) -> int:
-    """Living nodes, as the cluster itself has it."""
+    """The number of living nodes, as the cluster reports it."""
     listed = machine.run("ray", "list", "nodes", "--format", "json")
     return listed.stdout.count('"state": "ALIVE"')
 

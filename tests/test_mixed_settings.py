@@ -63,7 +63,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def run(model: dict[str, Any], given: list[dict[str, Any]], folder: Path, by_row: bool) -> Path:
-    """One run, with the settings read from each row, or from the spec as all rows have them."""
+    """One run, with settings from each row's columns or, equal for all rows, from the spec."""
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(given), folder / "rows.parquet")
     columns = {"prompt": "prompt", "image": "image", "key": "id", "seed": "seed"}

@@ -35,7 +35,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as a snapshot takes, for the repository team/tiny."""
+    """As much of the Hugging Face Hub as a snapshot download of team/tiny needs."""
 
     folder: Path
     served: list[str]

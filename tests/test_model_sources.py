@@ -134,7 +134,7 @@ def test_images_are_those_of_the_folder(saved: Path, url: str, cache: Path) -> N
 
 
 def test_many_processes_of_a_node_fetch_once(url: str, cache: Path, fetched: list[str]) -> None:
-    """Threads here: the lock is between open files, whoever opened them."""
+    """Threads stand in for processes, because the lock is between open files."""
     found: list[Path] = []
     threads = [
         threading.Thread(target=lambda: found.append(fetch(url, lambda names: names)))
@@ -291,7 +291,7 @@ def test_pickled_weights_of_a_class_of_diffusers_own(tmp_path: Path) -> None:
 
 
 class Harm:
-    """Runs code if it is unpickled without care."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit('harm was done')",)

@@ -32,7 +32,7 @@ def at(folder: Path) -> Ledger:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy in a place of its own, whose records name that place, as if it was made there."""
+    """A copy whose records name the place of the copy."""
     folder = tmp_path / "old"
     shutil.copytree(OLD, folder)
     os.utime(folder / "prompts.parquet", ns=(MODIFIED_NS, MODIFIED_NS))
@@ -91,5 +91,5 @@ def test_a_plan_of_another_output_has_nothing_set_aside(old: Path) -> None:
     before = {path for path in (old / "webdataset").rglob("*") if path.suffix in (".tar", ".json")}
     repaired = repair(at(old / "webdataset"))
     assert (repaired.withdrawn, repaired.aside, repaired.exit_code) == ((), {}, 4)
-    assert "plan.json may be another output's" in repaired.sentence("here")
+    assert "plan.json may be that of another output" in repaired.sentence("here")
     assert all(path.exists() for path in before)

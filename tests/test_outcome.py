@@ -198,7 +198,7 @@ def _table(folder: Path, texts: list[str]) -> Path:
 
 
 def shards_of(plan: Plan, shares: list[float], marker: Marker, made: bool = True) -> Tally:
-    """A run that finished shards of 50 samples with these shares of rejects."""
+    """A run that finished shards of 50 samples with these fractions of rejects."""
     policy = plan.spec.policy
     tally = Tally(plan.shards, plan.samples, policy.failed_limit, policy.rejected_limit)
     add(tally, shares, marker, made)

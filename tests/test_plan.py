@@ -191,7 +191,7 @@ def test_a_plan_without_a_fingerprint_of_the_whole_has_the_one_that_follows() ->
 
 
 def test_a_spec_with_fields_of_another_version_keeps_its_fingerprint() -> None:
-    """A later version has more fields, an earlier one fewer; neither makes the plan another."""
+    """A later version has more fields, an earlier one fewer; neither changes the plan."""
     tree = json.loads(PLAN.to_json())
     for change in ("more", "fewer"):
         if change == "more":
@@ -316,7 +316,7 @@ def test_a_new_file_in_the_folder_is_refused(tmp_path: Path) -> None:
 def test_the_plan_that_actors_get_has_the_same_fingerprint(
     prompts: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Else a run's own markers would be those of another plan, as soon as they are read."""
+    """Otherwise a run's own markers would seem to belong to another plan."""
     plan = plan_for(prompts(4), tmp_path / "out")
     light = plan.without_files()
     assert not light.files and light.fingerprints == plan.fingerprints

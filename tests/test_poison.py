@@ -57,7 +57,7 @@ class PoisonedDenoiser(ArithmeticDenoiser):
 
 
 class Poisoned(Generate):
-    """A sample's seed says what happens to whoever encodes it."""
+    """A sample's seed decides what happens to the process that encodes it."""
 
     def load(self) -> None:
         self.stages = arithmetic_stages()

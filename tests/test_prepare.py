@@ -174,7 +174,7 @@ def test_a_null_key_is_rejected_under_a_name_of_its_own() -> None:
 
 
 def test_no_key_meets_that_of_a_null_or_of_text_that_is_not_utf8() -> None:
-    """``verify`` said that keys stand twice, of a run that had ended well."""
+    """After a successful run ``verify`` reported that keys occur twice."""
     raw = [b"\xff", b"b'\\xff'", None, b"null-key-a-00000002", b"a\xffb", b"a\xfeb"]
     named = text_column([one or b"" for one in raw])
     keys = pa.chunked_array([named.slice(0, 2), pa.nulls(1, pa.string()), named.slice(3)])

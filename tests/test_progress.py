@@ -19,7 +19,7 @@ from batchgen.progress.display import LOG_EVERY_S, Progress
 
 
 class Clock:
-    """Time that passes when told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -154,7 +154,7 @@ def test_what_an_earlier_run_made_is_not_this_runs_speed(clock: Clock) -> None:
 
 
 def test_rates_are_of_images_and_the_end_is_of_samples(clock: Clock) -> None:
-    """Rejected rows pass quickly: they are no speed, but they are done."""
+    """Rejected rows take no time: they do not count for the rate, but they are finished."""
     tally = tally_at(clock)
     tally.hear({}, 0.0)
     finish(tally, clock, 10, 20, rejected=15)
@@ -356,7 +356,7 @@ def test_the_phase_stands_beside_the_bars(terminal: Terminal) -> None:
 def test_the_echo_of_an_interrupt_wraps_no_line(
     columns: int, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A terminal shows ^C behind the last line; one that was full would then stand twice."""
+    """A terminal prints ^C after the last line; a full line would wrap and be drawn twice."""
     monkeypatch.setenv("COLUMNS", str(columns))
     with Progress(Tally(15_625, 1_000_000), stream=terminal) as progress:
         progress.enter_phase(

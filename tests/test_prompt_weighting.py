@@ -152,7 +152,7 @@ def test_an_empty_negative_prompt_of_xl_is_nothing(stages: dict[str, FamilyStage
 
 
 def test_loras_by_row(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Compel remembers the empty prompt's embeddings, which are others under a LoRA."""
+    """Compel caches the empty prompt's embeddings, which differ with a LoRA."""
     file = build_lora(folders[SD], tmp_path, 1, ("q_proj", "v_proj", "fc1"))
     field = {"prompt_weighting": "compel", **named({"a": file})}
     prompt, lora = "(red)1.5 star", lora_call({"a": 1.0}).lora
@@ -182,7 +182,7 @@ def test_learned_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_nested_parentheses_take_no_time() -> None:
-    """Without a memory compel's parser takes ten times as long for each pair more."""
+    """Without memoization compel's parser takes ten times as long for each further pair."""
     start = time.process_time()
     for depth in range(1, 30):
         models.check_prompt("(" * depth + "red" + ")" * depth)

@@ -314,7 +314,7 @@ def test_planning_loads_no_backend(folder: Path) -> None:
 def test_bitsandbytes_without_a_gpu(
     folder: Path, component: str, bits: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How far it can be tested: what the libraries say is said of the field."""
+    """Without a GPU only the error can be tested: the libraries' message, with the field's name."""
     monkeypatch.setattr(quantize, "find_spec", lambda name: object())
     options = {"llm_int8_threshold": 0.0} if bits == "8bit" else {"bnb_4bit_quant_type": "nf4"}
     with pytest.raises(ModelError, match=rf"model\.quantization: {told}"):

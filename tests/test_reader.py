@@ -213,7 +213,7 @@ def planned(path: Path, rows: int = 600) -> Plan:
 
 
 def write_unseen(path: Path, data: bytes) -> None:
-    """Other bytes in a file whose time says that nothing was written."""
+    """Write other bytes to a file but keep its modification time."""
     before = path.stat().st_mtime_ns
     path.write_bytes(data)
     os.utime(path, ns=(before, before))

@@ -178,7 +178,7 @@ def test_the_page_says_how_it_ended(tally: Tally, exit_code: int, state: str) ->
 
 
 def test_the_pages_colours_can_be_read() -> None:
-    """WCAG AA: 4.5 to 1 for text, on white and on the dark page of browsers."""
+    """WCAG AA: a contrast of 4.5 to 1 for text, on the white and on the dark background."""
     page = (Path(report.__file__).parents[1] / "templates" / "report.html").read_text()
     found = re.findall(r"--(?:good|bad): (#[0-9a-f]{6})", page)
     assert len(found) == 4

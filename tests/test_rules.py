@@ -113,7 +113,7 @@ def test_imports_run_downward() -> None:
 
 
 def test_no_floor_is_higher_than_it_need_be() -> None:
-    """The floors that are listed are the real ones."""
+    """The listed floors are the lowest that the imports allow."""
     for module, found in imports().items():
         below = [FLOOR[one.target] for one in found if one.own and one.target != module]
         assert FLOOR[module] == 1 + max(below, default=0), module

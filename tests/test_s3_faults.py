@@ -33,14 +33,14 @@ STEADY = Limits(connect_timeout_s=5, read_timeout_s=3, patience_s=20, part_bytes
 
 @pytest.fixture
 def steady(s3_proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """Through the proxy, with patience enough for a busy machine."""
+    """A store behind the proxy, with a retry time limit that is enough for a busy machine."""
     configure(limits=STEADY)
     yield s3_proxy
 
 
 @pytest.fixture
 def quick(s3_proxy: FaultProxy) -> Iterator[FaultProxy]:
-    """Through the proxy, with little patience."""
+    """A store behind the proxy, with a short retry time limit."""
     configure(limits=QUICK)
     yield s3_proxy
 
@@ -164,7 +164,7 @@ def test_an_upload_that_somebody_aborts_is_begun_again(steady: FaultProxy, s3_bu
 def test_an_upload_that_cannot_be_completed_is_begun_again(
     steady: FaultProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So it is where the gateway that was at it has died."""
+    """This happens if the gateway that handled the upload has crashed."""
     monkeypatch.setattr("batchgen.storage.uploads.COMPLETE_WITHIN_S", 0.5)
     store = open_store(f"{s3_bucket}/out")
     stuck = Rule("error", method="POST", target="uploadId", status=500, code="InternalError")

@@ -75,7 +75,7 @@ def files_below(folder: Path) -> bytes:
 def test_from_s3_to_s3_with_faults_and_without_a_trace_of_secrets(
     prompts_there: str, s3_proxy: FaultProxy, s3_server: S3Server, tmp_path: Path, ray_folder: Path
 ) -> None:
-    """Credentials by references; a slow-down and resets on the way; nothing of it is left."""
+    """Credentials are references; requests are slowed down or reset; no secret is left behind."""
     s3_proxy.rules(
         Rule("error", method="PUT", times=4, skip=2),
         Rule("reset", method="GET|HEAD", times=3, skip=6),

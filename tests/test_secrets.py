@@ -221,7 +221,7 @@ sections = st.sampled_from(
 @fuzz()
 @given(st.data())
 def test_no_planted_secret_is_kept_or_repeated(data: st.DataObject) -> None:
-    """In an options section, under a name that is none, or in a URL."""
+    """In storage options, under an unknown name, or in a URL."""
     if data.draw(st.booleans()):
         field = data.draw(
             st.sampled_from(["input.path", "output.url", "model.path", "input.uri_roots"])

@@ -107,7 +107,7 @@ def is_loopback(address: str) -> bool:
 
 
 def test_signals_are_the_runs_own_again_once_ray_has_ended(job: Job) -> None:
-    """Ray left SIGTERM without a handler: a watchdog's word killed a run that was ending."""
+    """Ray left SIGTERM without a handler: a watchdog's signal killed a run that was ending."""
     process, _ = job.start("signal")
     assert process.stdout is not None
     assert json.loads(process.stdout.read()) == [signal.SIGTERM, signal.SIGINT]
@@ -212,7 +212,7 @@ def test_a_token_that_others_may_read_is_closed(
 
 
 def test_the_sweeper_spares_who_has_nothing_open_there(tmp_path: Path) -> None:
-    """Only what has a file of the folder open is ended, and not the driver's own children."""
+    """Only processes with open files in the folder are ended, except the driver's children."""
     (tmp_path / "log").write_text("")
     neighbour = tmp_path.with_name(f"{tmp_path.name}-neighbour")
     neighbour.write_text("")

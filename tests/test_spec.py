@@ -297,7 +297,7 @@ def test_columns_have_to_fit_the_task(dotted: dict[str, Any], field: str, given:
 
 
 def test_a_setting_of_a_call_is_forgotten_nowhere() -> None:
-    """``Sampling`` declares it, ``Columns`` lets rows set it, ``Call`` carries it."""
+    """Every setting is in ``Sampling``, in ``Columns`` and in ``Call``."""
     carried = {one.name for one in fields(Call)}
     by_row = {one.name for one in CALL_SETTINGS.values() if one.by_row}
     assert carried == CALL_SETTINGS.keys() | {"scheduler", "lora", "regions"}

@@ -141,7 +141,7 @@ def test_bytes_are_the_same_whatever_neighbours_position_and_padding(
 
 @pytest.mark.parametrize("task", TASKS)
 def test_samples_taken_out_of_a_batch_keep_their_bytes(folder: Path, task: str) -> None:
-    """As when a shard's suspects are worked on one by one, in the layout with three pools."""
+    """As in the staged layout when the suspects of a shard are processed one by one."""
     ours = stages(folder, task)
     whole = ours.encode(batch_of(task, [0, 1, 2]))
     expected = ours.decode(ours.denoise(whole)).pixels
@@ -236,8 +236,8 @@ def test_a_payload_of_another_kind_is_refused() -> None:
     latents = tensor_bytes.latents_to_bytes(
         [LatentBatch(Call(1, 1.0, None, 8, 8), torch.zeros(1), ())]
     )
-    with pytest.raises(ValueError, match="expected a payload of encoded, got one of latents"):
+    with pytest.raises(ValueError, match="expected a payload of kind encoded, got kind latents"):
         tensor_bytes.encoded_from_bytes(latents)
     for data in (b"", b"\x80\x04K\x01.", b"\x02\0\0\0\0\0\0\0{}"):
-        with pytest.raises(ValueError, match="not a payload of batchgen"):
+        with pytest.raises(ValueError, match="not a batchgen payload"):
             tensor_bytes.latents_from_bytes(data)

@@ -102,7 +102,7 @@ def test_nothing_temporary_is_left(disk: Store) -> None:
 
 
 class Crash(BaseException):
-    """The process is gone: nothing below catches this."""
+    """Stands for a crash of the process: no code catches it."""
 
 
 @pytest.mark.parametrize("verb", ["put", "put_new"])
@@ -286,7 +286,7 @@ OUTSIDE = ["..", "../x", "a/../../x", "/etc/passwd", "a//b", "./a", "a/./b", "a\
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_name_leads_out_of_a_store(name: str, store: Store) -> None:
-    """A name out of another's marker or tar must not become a path of this machine."""
+    """A name from a foreign marker or tar must not become a path of this machine."""
     verbs: list[Callable[[], object]] = [
         lambda: store.path(name),
         lambda: store.read(name),
@@ -305,7 +305,7 @@ def test_no_name_leads_out_of_a_store(name: str, store: Store) -> None:
 
 
 def test_only_regular_files_are_read(disk: Store, tmp_path: Path) -> None:
-    """A pipe was waited for without end, and a device read until memory was full."""
+    """Reading waited forever for a pipe, and read a device until memory was full."""
     root = Path(disk.root)
     root.mkdir(exist_ok=True)
     os.mkfifo(root / "pipe")
@@ -318,7 +318,7 @@ def test_only_regular_files_are_read(disk: Store, tmp_path: Path) -> None:
 
 
 def test_a_record_of_a_size_that_no_run_writes_is_not_read(disk: Store) -> None:
-    """A plan.json of 10 GiB, all of it a hole, filled the memory."""
+    """A sparse plan.json of 10 GiB filled the memory."""
     disk.put("plan.json", b"{}")
     assert disk.read_record("plan.json") == b"{}"
     with open(disk.path("plan.json"), "r+b") as file:

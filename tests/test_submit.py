@@ -195,7 +195,7 @@ def test_without_its_cluster_the_output_answers(cluster: Cluster) -> None:
 def test_a_submission_id_that_is_a_path_is_refused(
     given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As a hostile job server gives one, or a slip of the pen."""
+    """A malicious job server or a typing error may give such an id."""
     monkeypatch.setenv("BATCHGEN_CACHE", str(tmp_path / "cache"))
     client = SimpleNamespace(submit_job=lambda **job: given)
     hostile = Client.__new__(Client)

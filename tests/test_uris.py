@@ -190,7 +190,7 @@ def test_each_object_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Web(BaseHTTPRequestHandler):
-    """A few pages, and redirects to inside and outside of ``/pictures``."""
+    """Serves a few pages, and redirects to inside and outside of ``/pictures``."""
 
     def do_GET(self) -> None:
         asked.append(self.path)

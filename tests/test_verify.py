@@ -216,7 +216,7 @@ SEEN_FROM_LISTINGS = [
     (copy_marker, "00002.json is the marker of shard 0"),
     (add_marker, "00009.json is not the marker of one of the plan's 4 shards"),
     (count_fewer, "do not add up to its 6"),
-    (count_consistently_wrong, "shard 1: by its marker, its files hold 4 accepted and 2 other"),
+    (count_consistently_wrong, "shard 1: its files hold 4 accepted and 2 other samples"),
     (count_another_plan, "do not add up to its 6"),
     (name_no_data, "shard 3: its marker names no data file"),
     (name_twice, "shard 3: its marker names a file twice"),
@@ -260,7 +260,7 @@ def lose_image(out: Path) -> None:
 
 
 def double_key(out: Path) -> None:
-    """A key of shard 3 in shard 2, as two rows with one key would have it."""
+    """Put a key of shard 3 into shard 2, as if two rows had the same key."""
     key = pq.read_table(data_path(out, 3)).column("key")[0].as_py()
     table = pq.read_table(data_path(out, 2))
     keys = table.column("key").to_pylist()
@@ -268,7 +268,7 @@ def double_key(out: Path) -> None:
 
 
 def lose_row(out: Path) -> None:
-    """A sample gone, and its marker made to agree but for the plan."""
+    """Remove a sample and make the marker agree, so that only the plan differs."""
     table = pq.read_table(data_path(out, 3))
     mark_again(out, 3, table.slice(1), {"accepted": 5})
 

@@ -335,7 +335,7 @@ def test_a_shard_of_no_accepted_samples_loads(tmp_path: Path, out: Path) -> None
 
 
 def test_an_output_of_no_accepted_samples_reads_as_empty(tmp_path: Path, out: Path) -> None:
-    """``datasets`` refuses any split of no rows, whatever the file; Arrow readers do not."""
+    """``datasets`` refuses a split without rows in any format; Arrow readers do not."""
     made(write_columns(tmp_path / "a.parquet", {"prompt": ["", ""]}), out)
     found = pyarrow.dataset.dataset(out / "data")
     assert found.count_rows() == 0
@@ -404,7 +404,7 @@ def test_the_sources_own_metadata_is_not_copied(tmp_path: Path, out: Path) -> No
 def test_odd_hugging_face_metadata_of_the_input_is_ignored(
     metadata: bytes, tmp_path: Path, out: Path
 ) -> None:
-    """Every shard failed, though planning had found nothing."""
+    """Every shard failed, although planning had found no problem."""
     table = pa.table({"prompt": prompts(1), "n": [1]})
     table = table.replace_schema_metadata({"huggingface": metadata})
     made(write_table(tmp_path / "a.parquet", table), out)
@@ -413,7 +413,7 @@ def test_odd_hugging_face_metadata_of_the_input_is_ignored(
 
 
 def test_views_are_stored_as_what_they_view(tmp_path: Path, out: Path) -> None:
-    """Arrow takes no rows from them: every shard failed."""
+    """Arrow cannot take rows from views, so every shard failed."""
     columns = {
         "prompt": pa.array(["a", "b"], pa.string_view()),
         "kind": pa.array(["x", None], pa.string_view()),

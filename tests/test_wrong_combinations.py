@@ -35,7 +35,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_second_encoder(folder: Path) -> Path:
-    """A refiner as it must not be."""
+    """A refiner that lacks its second text encoder."""
     stable_diffusion_xl.build_refiner(folder)
     index = folder / "model_index.json"
     entries = {**json.loads(index.read_text()), "text_encoder_2": [None, None]}

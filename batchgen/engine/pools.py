@@ -50,7 +50,7 @@ def pools_of(plan: Plan, shards: int) -> Pools:
     """The layout's pools: actor class and reservation, never more replicas than shards."""
     resources = plan.spec.resources
     gpus = ray.cluster_resources().get("GPU", 0.0)
-    wanted: list[tuple[type[StageActor], Pool, float, float]]
+    wanted: list[tuple[type[StageActor], Pool, float, float]]  # with default CPUs and GPUs
     if resources.layout == "fused":
         wanted = [(Generate, resources.generate, 0.9, 1.0)]
     else:

@@ -21,6 +21,7 @@ class SharedAttempts:
     def __init__(self, asked: Mapping[str, int]) -> None:
         """Starts the holder on this node, the driver's: it would lose the record with its node."""
         here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+        # No CPU, so that it can start and restart even if replicas have reserved all CPUs.
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         kind = ray.remote(Attempts).options(**lasting, scheduling_strategy=here)
         self._holder = kind.remote(asked)

@@ -28,7 +28,7 @@ SETTLE_SECONDS = 5.0  # waited on stores that cannot refuse to create a name twi
 _THREADS = 8
 _TRIES = 20
 LEASE_VERSION = 1
-WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
+WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS  # long enough to see at least one renewal of a live run
 TAKEN = "another run has taken over this output's lease"
 _GONE = (
     "output {} was deleted or moved during the run; if it was moved, `resume` it where it is now"

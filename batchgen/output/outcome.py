@@ -14,7 +14,7 @@ from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
 
-MIN_BAD_SHARDS = 3
+MIN_BAD_SHARDS = 3  # fewer may be an accident
 MIN_REJECTS = 100  # fewer rejects say little about the remaining rows
 SHOWN_REASONS = 5
 

@@ -124,7 +124,7 @@ class Prover:
         accepted = sum(rows.values())
         if (accepted, dropped) != (counts.accepted, counts.rejected + counts.failed):
             faults.append(
-                f"by its marker, its files hold {accepted} accepted and {dropped} other samples, "
+                f"its files hold {accepted} accepted and {dropped} other samples, "
                 f"but its counts are {_shown(counts)}"
             )
         for fault in faults:

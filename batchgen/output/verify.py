@@ -16,7 +16,7 @@ from batchgen.output.proof import SKIPPABLE, Proof, Prover
 from batchgen.plan.plan import Plan, row_key
 
 MAX_PROBLEMS = 100
-_THREADS = 4
+_THREADS = 4  # each holds one shard in memory
 _NAMED = 8
 
 

@@ -33,7 +33,7 @@ POOLS = {"generate": ONE, "encode": ONE, "denoise": ONE, "decode": ONE}
 
 
 def one_family(family: Family, folder: Path, rows: Path) -> dict[str, Any]:
-    """What both layouts came to."""
+    """The results of both layouts."""
     model = folder / "model"
     if not model.exists():
         BUILDERS[family.task, family.name](model)
