@@ -54,3 +54,15 @@ def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], w
         return plan
     ledger.keep_job(asked)
     return plan
+
+
+def job_of(ledger: Ledger) -> Spec:
+    """The spec that the last run was given, with the output where it is now.
+
+    Raises:
+        InputError: nothing was run into this output, or its spec is damaged.
+    """
+    ledger.require_plan()
+    spec = ledger.job()
+    here = spec.output.model_copy(update={"url": ledger.store.url})
+    return spec.model_copy(update={"output": here})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -104,6 +104,21 @@ def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, State
     for failure in ledger.failures(states.failed):
         count(tally, replace(failure, planned=plan.samples_of(failure.shard)))
     return tally, replace(states, committed=frozenset(committed))
+
+
+def begin(
+    plan: Plan, ledger: Ledger, part: tuple[int, int] | None, say: Callable[[str], None]
+) -> tuple[Tally, States]:
+    """The counts and states that a run of these shards begins with; failed shards are pending.
+
+    ``say`` is told which shards are made again because their markers cannot be read.
+    """
+    states = ledger.states(plan)
+    listed = states if part is None else states.within(range(*part))
+    tally, readable = take_stock(plan, ledger, replace(listed, failed=frozenset()))
+    for shard in sorted(listed.committed - readable.committed):
+        say(f"shard {shard} is made again: its marker cannot be read")
+    return tally, replace(readable, failed=listed.failed)
 
 
 def count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> None:
