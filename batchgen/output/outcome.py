@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from batchgen.errors import BatchgenError, Interrupted
 from batchgen.output.ledger import PLAN, RECORDS, Example, FailedMarker, Ledger, Marker, States
 from batchgen.output.tally import Tally
-from batchgen.output.verify import damaged, lost_files
+from batchgen.output.verify import LostFiles, damaged
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
@@ -80,17 +80,16 @@ def outcome_of(counted: Tally, run: Tally, url: str, exit_code: int, message: st
     )
 
 
-def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
-    """The counts so far, from markers; what has none that can be read is pending.
+def take_stock(
+    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+) -> tuple[Tally, States]:
+    """The counts so far, and the states without those markers that cannot be read.
+
+    ``see`` is called with each marker, so that whatever needs them reads them once.
 
     Raises:
         PlanChanged: a marker was made for another plan.
     """
-    return take_stock(plan, ledger, states)[0]
-
-
-def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, States]:
-    """The counts so far, and the states without those markers that cannot be read."""
     first, stop = states.numbers.start, states.numbers.stop
     samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
     policy = plan.spec.policy
@@ -101,6 +100,7 @@ def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, State
             raise ledger.foreign(marker.shard)
         committed.add(marker.shard)
         count(tally, marker)
+        see(marker)
     for failure in ledger.failures(states.failed):
         count(tally, replace(failure, planned=plan.samples_of(failure.shard)))
     return tally, replace(states, committed=frozenset(committed))
@@ -200,10 +200,25 @@ def hopeless(plan: Plan, tally: Tally) -> str:
     return ""
 
 
-def verdict_of(plan: Plan, ledger: Ledger, states: States, tally: Tally) -> tuple[int, str]:
-    """How it stands, with a look for files that are lost since they were committed."""
-    lost = lost_files(ledger, states.committed)
-    return damaged(ledger.store.url, lost) if lost else verdict(plan, tally)
+def survey(
+    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+) -> tuple[Tally, int, str]:
+    """The counts, the exit code and a sentence, with a look for files lost since their commit.
+
+    Each marker is read once; ``see`` is called with it.
+
+    Raises:
+        PlanChanged: a marker was made for another plan.
+    """
+    lost = LostFiles(ledger)
+
+    def look(marker: Marker) -> None:
+        lost.see(marker)
+        see(marker)
+
+    tally, _ = take_stock(plan, ledger, states, look)
+    ending = damaged(ledger.store.url, lost.names) if lost.names else verdict(plan, tally)
+    return tally, *ending
 
 
 def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, model_name
 from batchgen.spec.call_settings import CALL_SETTINGS
+from batchgen.stages.scorers.choose import score_columns
 
 SHOWN_LABELS = 50
 SHOWN_COLUMNS = 100
@@ -51,12 +52,11 @@ _MEANINGS = {
     "scheduler": "the sampler",
     "sha256": "of the image's stored bytes",
     "prompt_truncated": "the prompt was longer than the text encoder reads",
-    "pixel_mean": "mean of the pixels, 0 to 255",
-    "pixel_std": "their standard deviation",
     "class_label": "the class, by its number in the model",
     "lora": "adapters and their weights",
     "conditioning": "how conditioning images were prepared",
     **{name: one.about for name, one in CALL_SETTINGS.items()},
+    **{column.name: column.about for column in score_columns()},
 }
 
 

@@ -1,0 +1,1 @@
+"""Scores of finished images; each scorer is a file of its own."""
