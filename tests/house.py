@@ -48,6 +48,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "secrets": "where a secret may stand, and texts without any",
         "plain_text": "what a terminal is shown",
         "reasons": "why a sample is not in the output: the list of all reasons",
+        "watchdog": "a function called at intervals, in a thread, while a block runs",
         "batchgen": "the package's own name: its version",
     },
 }

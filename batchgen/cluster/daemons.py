@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 import ray
 
 from batchgen.cluster.join import this_node
+from batchgen.watchdog import watchdog
 
 LOOK_EVERY_S = 1.0
 ANSWERS_WITHIN_S = 5.0
@@ -22,30 +22,25 @@ Address = tuple[str, int]
 @contextmanager
 def guarded(interrupt: Callable[[str], None]) -> Iterator[None]:
     """Inside, ``interrupt`` is called once if the raylet here or the cluster's head is lost."""
-    over = threading.Event()
     raylet, head = _raylet(), _head()
     seen = {one for one in (raylet, head) if _answers(one)}  # some networks hide them from here
+    answered = time.monotonic()
 
-    def look() -> None:
-        answered = time.monotonic()
-        while not over.wait(LOOK_EVERY_S):
-            if raylet in seen and _answers(raylet) is False:
-                interrupt("Ray's process of this machine, the raylet, has ended")
-                return
-            if head not in seen or _answers(head):
-                answered = time.monotonic()
-            elif time.monotonic() - answered > HEAD_GONE_FOR_S:
-                at = f"{head[0]}:{head[1]}"
-                interrupt(f"Ray's head at {at} has not answered for {HEAD_GONE_FOR_S:g} s")
-                return
+    def look() -> bool:
+        nonlocal answered
+        if raylet in seen and _answers(raylet) is False:
+            interrupt("Ray's process of this machine, the raylet, has ended")
+            return True
+        if head not in seen or _answers(head):
+            answered = time.monotonic()
+        elif time.monotonic() - answered > HEAD_GONE_FOR_S:
+            at = f"{head[0]}:{head[1]}"
+            interrupt(f"Ray's head at {at} has not answered for {HEAD_GONE_FOR_S:g} s")
+            return True
+        return False
 
-    thread = threading.Thread(target=look, name="daemons", daemon=True)
-    thread.start()
-    try:
+    with watchdog("daemons", look, LOOK_EVERY_S):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _raylet() -> Address:
