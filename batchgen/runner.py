@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 from batchgen.engine.interrupt import interruptible
 from batchgen.errors import Interrupted
 from batchgen.models import inspect
-from batchgen.output.claim import claim, plan_to_keep
+from batchgen.output.claim import claim, job_of, plan_to_keep
 from batchgen.output.holdings import refuse_to_remove, refuse_unless_free, remove_output
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import PLAN, Ledger, States
-from batchgen.output.outcome import (
-    Outcome,
-    advised,
-    count,
-    hopeless,
-    take_stock,
-    unchanged,
-)
+from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, unchanged
 from batchgen.output.shard_range import parse_range
-from batchgen.plain_text import plain
 from batchgen.plan.plan import Plan, make_plan, pinned
 from batchgen.progress.display import Progress
-from batchgen.progress.lines import line_of, opening
+from batchgen.progress.lines import line_of, opening, teller
 from batchgen.progress.log import kept
 from batchgen.report.finalize import finalize
 from batchgen.spec.places import anywhere, reach_stores
@@ -79,10 +69,9 @@ def _run(
         model = inspect(pinned(spec.model, saved), spec.task)
         plan = make_plan(spec, model, check_keys=saved is None)
         part = parse_range(shards, plan.shards)
-        say = _teller(quiet)
         with (
             interruptible() as interrupt,
-            hold_lease(ledger.store, interrupt, part, say) as lease,
+            hold_lease(ledger.store, interrupt, part, teller(quiet)) as lease,
         ):
             ledger = Ledger(ledger.store.in_place())
             if overwrite:
@@ -92,29 +81,18 @@ def _run(
             planned, lease.witness = True, PLAN
             if part is None:
                 ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
-            states = ledger.states(plan)
-            listed = states if part is None else states.within(range(*part))
+            tally, states = begin(plan, ledger, part, told.append)
             stopped = ""
-            tally, states = take_stock(plan, ledger, replace(listed, failed=frozenset()))
-            states = replace(states, failed=listed.failed)  # failed shards are retried
             with Progress(tally, quiet) as progress, kept(ledger, lease, progress):
-                for shard in sorted(listed.committed - states.committed):
-                    told.append(f"shard {shard} is generated again: its marker cannot be read")
                 for line in (*told, opening(plan, states, tally.samples)):
                     progress.say(line)
                 if states.pending:
                     stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
             outcome = finalize(plan, ledger, tally, part, stopped)
-            # Without the output's URL, since the output may be moved later.
-            lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")
+            lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")  # it may be moved
             return outcome if states.pending or outcome.exit_code else unchanged(outcome)
     except Interrupted as error:
         raise advised(error, ledger, planned) from error
-
-
-def _teller(quiet: bool) -> Callable[[str], None]:
-    """A function that prints messages until the progress display exists."""
-    return (lambda words: None) if quiet else (lambda words: print(plain(words), file=sys.stderr))
 
 
 def resume(
@@ -133,14 +111,9 @@ def resume(
         storage_options: options of stores that differ from those of the first run.
         shards: "A:B", to generate only shards A to B-1.
     """
-    given = {protocol: dict(options) for protocol, options in (storage_options or {}).items()}
-    configure(given)
-    ledger = Ledger(open_store(url))
-    ledger.require_plan()
-    spec = ledger.job()
-    here = spec.output.model_copy(update={"url": url})  # the output may have been moved
-    asked = spec.model_copy(update={"output": here})
-    options = {**spec.storage_options, **given}
+    configure(storage_options or {})
+    asked = job_of(Ledger(open_store(url)))
+    options = {**asked.storage_options, **(storage_options or {})}
     spec = asked.model_copy(update={"storage_options": options})
     return _run(spec, asked, address, quiet, shards)
 
@@ -155,17 +128,14 @@ def _stream(
     interrupt: Callable[[str], None],
 ) -> str:
     """Generate the pending shards; returns why the run stopped early, or an empty string."""
-    from batchgen.engine.metrics import Metrics
     from batchgen.engine.start import ready
     from batchgen.engine.stream import generate
 
     tally, pending, stopped = progress.tally, states.pending, ""
     with ready(plan, ledger, len(pending), address, progress, interrupt) as pools:
-        metrics = Metrics(ledger.store.url)
         with closing(generate(plan, ledger, pending, pools, progress.hear)) as events:
             for event in events:
                 count(tally, event, made=True)
-                metrics.count(event)
                 if line := line_of(event):
                     progress.say(line)
                 progress.show()

@@ -42,8 +42,9 @@ from batchgen.output.ledger import Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
 from batchgen.shard import frames
-from batchgen.shard.compose import FusedStages, Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.stages import FusedStages
+from batchgen.shard.work import Trial
 from batchgen.spec.build import build
 from batchgen.storage import open_store
 from benchmarks.sleepers import logical_cpus, machine

@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen.engine.pools import Pools, Share
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from benchmarks.sleepers import (
     Sleeper,
     SleepingDecode,

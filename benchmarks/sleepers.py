@@ -33,8 +33,8 @@ from batchgen.engine.stream import generate
 from batchgen.output.ledger import Counts, Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.shard import frames
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from batchgen.spec.build import build
 from batchgen.storage import open_store
 

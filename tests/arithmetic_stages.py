@@ -13,7 +13,7 @@ from batchgen.input.reader import make_spans, read_columns, read_span
 from batchgen.output.ledger import Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import Call, ConditionBatch, EncodedBatch, ImageBatch, LatentBatch, Sample
-from batchgen.shard.compose import FusedStages
+from batchgen.shard.stages import FusedStages
 
 SEED, PROMPT, FLAT, BROKEN = range(4)
 

@@ -33,7 +33,7 @@ FLOORS: dict[int, dict[str, str]] = {
     },
     4: {
         "spec": "what the user asked for, validated once; the tasks and their columns",
-        "stages": "encode, denoise, decode, score: functions of a batch that hold model parts",
+        "stages": "encode, denoise, decode: functions of a batch that hold model parts; scorers",
     },
     3: {
         "families": "one file a model family: what its pipelines take; the schedulers",
@@ -47,6 +47,8 @@ FLOORS: dict[int, dict[str, str]] = {
         "attempts": "records the attempts at each shard and decides about the next one",
         "secrets": "where a secret may stand, and texts without any",
         "plain_text": "what a terminal is shown",
+        "reasons": "why a sample is not in the output: the list of all reasons",
+        "watchdog": "a function called at intervals, in a thread, while a block runs",
         "batchgen": "the package's own name: its version",
     },
 }

@@ -14,11 +14,12 @@ from batchgen.records import (
     GENERATOR_STATE_BYTES,
     Call,
     ConditionBatch,
+    ImageBatch,
     LatentBatch,
 )
-from batchgen.stages import score
 from batchgen.stages.denoise import filled, restored_generators
 from batchgen.stages.encode import Encoder, seeded_generator
+from batchgen.stages.scorers.pixel_statistics import PixelStatistics
 from tests.tiny_models import build_model
 from tests.tiny_stages import (
     PLAIN,
@@ -248,12 +249,13 @@ def test_scores_are_in_8_bit_levels() -> None:
     pixels[1] = 200
     pixels[2, ..., 0] = 255  # one colour, though its channels differ
     pixels[3, 0, 0] = 1
-    scores = score.score(pixels)
-    assert scores["is_flat"].tolist() == [True, True, True, False]
-    assert scores["pixel_mean"].tolist() == [0.0, 200.0, 85.0, 0.25]
-    assert scores["pixel_std"].dtype == np.float32
-    assert scores["pixel_std"][:2].tolist() == [0.0, 0.0]
-    assert scores["pixel_std"][2] == pytest.approx(np.std([255, 0, 0]))
+    scores = PixelStatistics()((), ImageBatch(pixels, (True,) * 4, (False,) * 4))
+    assert scores.flags["flat-image"].tolist() == [True, True, True, False]
+    assert scores.columns["pixel_mean"].tolist() == [0.0, 200.0, 85.0, 0.25]
+    deviations = scores.columns["pixel_std"]
+    assert deviations.dtype == np.float32
+    assert deviations[:2].tolist() == [0.0, 0.0]
+    assert deviations[2] == pytest.approx(np.std([255, 0, 0]))
 
 
 def test_generators_differ_in_every_bit_of_the_seed() -> None:

@@ -37,8 +37,8 @@ from batchgen.plan.plan import Plan
 from batchgen.progress.display import Tally
 from batchgen.report.finalize import finalize
 from batchgen.shard import frames
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from batchgen.storage import open_store
 from tests.arithmetic_stages import arithmetic_stages
 from tests.datasets_on_disk import plan_for

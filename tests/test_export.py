@@ -96,14 +96,14 @@ def test_the_target_is_an_output_of_its_own(whole: Path, target: Store) -> None:
 def test_an_interrupted_export_goes_on(
     whole: Path, target: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = exporting.put_data
+    commit = exporting.commit_shard
 
-    def put_some(store, plan, shard, table):  # type: ignore[no-untyped-def]
-        if shard == 2:
+    def commit_some(ledger, plan, marker, accepted, rejects):  # type: ignore[no-untyped-def]
+        if marker.shard == 2:
             raise KeyboardInterrupt
-        return put(store, plan, shard, table)
+        return commit(ledger, plan, marker, accepted, rejects)
 
-    monkeypatch.setattr(exporting, "put_data", put_some)
+    monkeypatch.setattr(exporting, "commit_shard", commit_some)
     monkeypatch.setattr(exporting, "_THREADS", 1)
     with pytest.raises(KeyboardInterrupt):
         export(at(whole / "parquet"), target, "image-folder")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from batchgen.errors import StorageFailed, from_facts
 from batchgen.records import Call, Dropped, Sample, ShardRows
 from batchgen.shard import frames
-from batchgen.shard.compose import Notes, ShardWork
 from batchgen.shard.frames import Frame, from_block
+from batchgen.shard.work import Notes, ShardWork
 from tests.datasets_on_disk import png, text_column
 
 TABLE = pa.table(

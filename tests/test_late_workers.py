@@ -12,7 +12,7 @@ from batchgen.output.formats import FORMATS
 from batchgen.output.ledger import Ledger
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
-from batchgen.shard.compose import Trial
+from batchgen.shard.work import Trial
 from batchgen.storage import open_store
 from tests.arithmetic_stages import arithmetic_stages, make_output
 from tests.datasets_on_disk import plan_for, write_prompts

@@ -45,7 +45,7 @@ from batchgen.output.ledger import (
     parse_marker,
     rejects_name,
 )
-from batchgen.output.outcome import tally_of
+from batchgen.output.outcome import take_stock
 from batchgen.storage import Store, open_store
 from tests.datasets_on_disk import paper_plan, spec_for
 
@@ -200,7 +200,7 @@ def test_a_marker_of_another_plan_is_neither_adopted_nor_replaced(ledger: Ledger
     with pytest.raises(PlanChanged, match="generates the shard again"):
         ledger.committed(plan, 3)
     with pytest.raises(PlanChanged, match="other inputs, settings or weights"):
-        tally_of(plan, ledger, ledger.states(plan))
+        take_stock(plan, ledger, ledger.states(plan))
     assert ledger.marker(3) == foreign
 
 

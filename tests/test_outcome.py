@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from batchgen.cli import main
 from batchgen.errors import InputError
 from batchgen.output.ledger import Counts, Example, FailedMarker, Ledger, Marker, parse_marker
-from batchgen.output.outcome import count, hopeless, reason_lines, reasons_of, tally_of, verdict
+from batchgen.output.outcome import count, hopeless, reason_lines, reasons_of, take_stock, verdict
 from batchgen.output.rejects import by_reason
 from batchgen.output.tally import Tally
 from batchgen.plan.plan import Plan
@@ -47,7 +47,7 @@ def invoke(*words: str) -> Result:
 
 def tallied(output: tuple[Plan, Ledger]) -> Tally:
     plan, ledger = output
-    return tally_of(plan, ledger, ledger.states(plan))
+    return take_stock(plan, ledger, ledger.states(plan))[0]
 
 
 def test_a_marker_has_the_first_sample_of_each_reason(output: tuple[Plan, Ledger]) -> None:

@@ -18,7 +18,7 @@ from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged
 from batchgen.plan.plan import Plan, plan_fingerprint, row_key, safe_key, settle
 from batchgen.plan.saved import compare, read_plan
 from batchgen.spec.build import build
-from batchgen.spec.spec import result_fields
+from batchgen.spec.spec import result_fields, spec_fingerprint
 from batchgen.spec.tree import canonical_json, merge
 from tests.datasets_on_disk import (
     MODEL,
@@ -212,6 +212,26 @@ def test_a_spec_with_fields_of_another_version_keeps_its_fingerprint() -> None:
             continue
         with pytest.raises(NewerFormat, match=r"newer batchgen, with sampling\.sharpness"):
             compare(plan, PLAN)
+
+
+def fingerprinted(tree: dict[str, Any], spec: dict[str, Any]) -> str:
+    """The plan with its fingerprints computed over ``spec``, as the version that wrote it would."""
+    found = spec_fingerprint(spec)
+    whole = plan_fingerprint(found, tree["input_fingerprint"], PLAN.model)
+    return json.dumps({**tree, "spec_fingerprint": found, "plan_fingerprint": whole})
+
+
+def test_a_later_version_may_have_fields_that_change_no_image_and_others_that_do() -> None:
+    tree = json.loads(PLAN.to_json())
+    before = dict(tree["spec"])
+    tree["spec"]["policy"] = {**before["policy"], "patience": 3}
+    free = read_plan(fingerprinted(tree, before))
+    assert free.fingerprint == PLAN.fingerprint and free.frozen is not None
+    assert free.frozen.unknown == ("policy.patience",)
+    tree["spec"]["sampling"] = {**before["sampling"], "sharpness": 3}
+    both = {**before, "sampling": tree["spec"]["sampling"]}
+    with pytest.raises(NewerFormat, match=r"of a newer batchgen, with policy\.patience, sampling"):
+        read_plan(fingerprinted(tree, both))
 
 
 PLAN = paper_plan([[4, 4], [5]])

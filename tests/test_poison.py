@@ -19,8 +19,8 @@ from batchgen.output.ledger import FailedMarker, Ledger, Marker
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.records import ConditionBatch, EncodedBatch, LatentBatch
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from batchgen.storage import open_store
 from tests.arithmetic_stages import (
     ArithmeticDecoder,

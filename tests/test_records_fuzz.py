@@ -20,7 +20,7 @@ from batchgen.output.claim import plan_to_keep
 from batchgen.output.holdings import refuse_unless_free
 from batchgen.output.lease import holders_of
 from batchgen.output.ledger import FailedMarker, Ledger
-from batchgen.output.outcome import tally_of
+from batchgen.output.outcome import take_stock
 from batchgen.output.verify import verify
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
@@ -92,7 +92,7 @@ def read_all(out: Path) -> None:
             read(ledger)  # type: ignore[operator]
     with suppress(BatchgenError):
         plan = ledger.require_plan()
-        tally_of(plan, ledger, ledger.states(plan))
+        take_stock(plan, ledger, ledger.states(plan))
     for command in ("status", "clean"):
         ended = CliRunner().invoke(
             main, [command, str(out), *(["--dry-run"] * (command == "clean"))]

@@ -231,7 +231,7 @@ def test_import_batchgen_loads_nothing_heavy() -> None:
 
 
 def test_the_runner_loads_no_torch_ray_or_diffusers() -> None:
-    loaded = loaded_after("import batchgen.runner, batchgen.shard.compose, batchgen.output.verify")
+    loaded = loaded_after("import batchgen.runner, batchgen.shard.stages, batchgen.output.verify")
     assert {"pyarrow", "pydantic"} <= loaded
     assert not loaded & {"torch", "ray", "diffusers", "transformers", "datasets", "rich"}
 

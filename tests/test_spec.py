@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -14,7 +15,7 @@ from batchgen.errors import InputError, SpecError
 from batchgen.records import Call
 from batchgen.spec.build import build
 from batchgen.spec.call_settings import CALL_SETTINGS
-from batchgen.spec.model import Model
+from batchgen.spec.model import FREE, Model, Section, counted
 from batchgen.spec.sections import Sampling
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import task_named
@@ -170,6 +171,49 @@ def test_every_field_is_known_to_change_the_result_or_not() -> None:
     leaves = set(flatten(build(MINIMAL).model_dump(mode="json")))
     assert leaves == CHANGES_THE_RESULT.keys() | KEEPS_THE_RESULT.keys()
     assert set(build(MINIMAL).result_fields()) == CHANGES_THE_RESULT.keys()
+
+
+def test_a_new_field_is_counted_unless_it_is_marked() -> None:
+    class Inner(Section):
+        counts: int = 1
+        free: Annotated[int, FREE] = 2
+
+    class Outer(Section):
+        inner: Inner = Inner()
+        whole: Annotated[Inner, FREE] = Inner()
+
+    assert counted(Outer, Outer().model_dump()) == {"inner": {"counts": 1}}
+    assert counted(Outer, {"unknown": 3, "inner": {"unknown": 4}}) == {
+        "unknown": 3,
+        "inner": {"unknown": 4},
+    }
+
+
+def documented() -> dict[str, bool]:
+    """Every field in the table of docs/spec.md -> whether it is marked as changing the images."""
+    page = (Path(__file__).parents[1] / "docs" / "spec.md").read_text()
+    found: dict[str, bool] = {}
+    for line in page.splitlines():
+        if not line.startswith(("| `", "| ● `")):
+            continue
+        cell = line.split("|")[1]
+        section = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            if not name.startswith("."):
+                section = name.rpartition(".")[0]
+            whole = name if not name.startswith(".") else section + name
+            found[whole] = "●" in cell
+    return found
+
+
+def test_the_page_marks_the_fields_that_change_the_images() -> None:
+    told = documented()
+    pools = {f"resources.{pool}" for pool in ("generate", "encode", "denoise", "decode")}
+    for field in CHANGES_THE_RESULT.keys() | KEEPS_THE_RESULT.keys():
+        section, _, last = field.rpartition(".")
+        names = (field, f"{section}.*", f".{last}" if section in pools else field)
+        marks = {told[name] for name in names if name in told}
+        assert marks == {field in CHANGES_THE_RESULT}, field
 
 
 @pytest.mark.parametrize("field", CHANGES_THE_RESULT)

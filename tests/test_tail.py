@@ -13,8 +13,8 @@ from batchgen.engine.actors import Generate
 from batchgen.engine.pools import Share
 from batchgen.engine.stream import generate
 from batchgen.output.ledger import Ledger, Marker
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from batchgen.storage import open_store
 from tests.arithmetic_stages import arithmetic_stages
 from tests.cluster.nodes import until

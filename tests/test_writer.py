@@ -20,15 +20,18 @@ from PIL import Image
 from batchgen.images.files import encode_image
 from batchgen.input.reader import make_spans, read_columns, read_span
 from batchgen.output import formats
+from batchgen.output.commit import commit_shard
 from batchgen.output.formats import (
     COLUMNS,
     Finished,
+    data_table,
     kept_columns,
     output_schema,
     parquet,
-    write_shard,
+    parquet_bytes,
+    rejects_table,
 )
-from batchgen.output.ledger import Ledger, data_name, rejects_name
+from batchgen.output.ledger import Counts, Ledger, Marker, data_name, rejects_name
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, ShardRows
 from batchgen.shard.prepare import prepare
@@ -43,6 +46,8 @@ from tests.datasets_on_disk import (
     write_prompts,
     write_table,
 )
+
+SCORES = ["pixel_mean", "pixel_std"]
 
 
 @pytest.fixture
@@ -76,15 +81,33 @@ def first_rows(plan: Plan) -> ShardRows:
 
 def finished_samples(rows: ShardRows, plan: Plan) -> list[Finished]:
     return [
-        Finished(sample, f"bytes of {sample.key}".encode(), False, 1.0, 2.0)
+        Finished(
+            sample, f"bytes of {sample.key}".encode(), False, {"pixel_mean": 1.0, "pixel_std": 2.0}
+        )
         for sample in prepare(rows, plan).samples
     ]
+
+
+def written(
+    out: Path, plan: Plan, rows: ShardRows, finished: list[Finished], dropped: list[Dropped]
+) -> Marker:
+    """The marker of a shard that ended so."""
+    failed = sum(one.outcome == "failed" for one in dropped)
+    marker = Marker(
+        shard=rows.shard,
+        counts=Counts(len(finished) + len(dropped), len(finished), len(dropped) - failed, failed),
+        files=(),
+        spec_fingerprint=plan.fingerprints.spec,
+        plan_fingerprint=plan.fingerprint,
+    )
+    accepted, rejects = data_table(plan, rows, finished), parquet_bytes(rejects_table(dropped))
+    return commit_shard(Ledger(open_store(str(out))), plan, marker, accepted, rejects)
 
 
 def test_columns_stand_in_the_documented_order(tmp_path: Path, out: Path) -> None:
     made(write_prompts(tmp_path / "a.parquet", 3), out)
     table = read_data(out)
-    assert table.column_names == [*COLUMNS.names, "number"]
+    assert table.column_names == [*COLUMNS.names, *SCORES, "number"]
     assert table.schema.remove_metadata().field("number").type == pa.int64()
     assert [table.schema.field(name).type for name in COLUMNS.names] == COLUMNS.types
 
@@ -247,10 +270,10 @@ def test_keep_columns_keeps_those_alone(tmp_path: Path, out: Path) -> None:
     columns = {"prompt": ["a"], "one": [1], "two": [2], "three": [3]}
     path = write_columns(tmp_path / "a.parquet", columns)
     made(path, out, input__keep_columns=["two"])
-    assert read_data(out).column_names == [*COLUMNS.names, "two"]
+    assert read_data(out).column_names == [*COLUMNS.names, *SCORES, "two"]
     none = out.with_name("none")
     made(path, none, input__keep_columns=[])
-    assert read_data(none).column_names == COLUMNS.names
+    assert read_data(none).column_names == [*COLUMNS.names, *SCORES]
 
 
 def test_source_columns_of_nested_types_pass_untouched(tmp_path: Path, out: Path) -> None:
@@ -278,12 +301,12 @@ def test_the_same_shard_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_order_of_arrival_does_not_show(tmp_path: Path, out: Path) -> None:
     plan = plan_for(write_prompts(tmp_path / "a.parquet", 6), out, variants=2)
-    store, rows = open_store(str(out)), first_rows(plan)
+    rows = first_rows(plan)
     finished = finished_samples(rows, plan)
     dropped = [Dropped(key, "a.parquet#0", 0, "rejected", "r", "m") for key in "ab"]
-    one = write_shard(store, plan, rows, finished, dropped)
-    two = write_shard(store, plan, rows, finished[::-1], dropped[::-1])
-    assert one == two
+    one = written(tmp_path / "one", plan, rows, finished, dropped)
+    two = written(tmp_path / "two", plan, rows, finished[::-1], dropped[::-1])
+    assert one.files == two.files
 
 
 def test_written_tells_what_is_in_storage(tmp_path: Path, out: Path) -> None:
@@ -291,7 +314,7 @@ def test_written_tells_what_is_in_storage(tmp_path: Path, out: Path) -> None:
     rows = first_rows(plan)
     finished = finished_samples(rows, plan)
     dropped = [Dropped("k", "a.parquet#3", 0, "failed", "non-finite", "NaN")]
-    files = write_shard(open_store(str(out)), plan, rows, finished[:3], dropped)
+    files = written(out, plan, rows, finished[:3], dropped).files
     assert [(file.name, file.rows) for file in files] == [
         ("data/train-00000-of-00001.parquet", 3),
         ("_batchgen/rejects/00000.parquet", 1),
@@ -339,7 +362,7 @@ def test_an_output_of_no_accepted_samples_reads_as_empty(tmp_path: Path, out: Pa
     made(write_columns(tmp_path / "a.parquet", {"prompt": ["", ""]}), out)
     found = pyarrow.dataset.dataset(out / "data")
     assert found.count_rows() == 0
-    assert found.schema.names == COLUMNS.names
+    assert found.schema.names == [*COLUMNS.names, *SCORES]
 
 
 def group_bytes(data: bytes) -> Sequence[int]:

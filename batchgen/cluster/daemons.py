@@ -6,7 +6,6 @@ Ray by itself would end the driver without a message.
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 import ray
 
 from batchgen.cluster.join import this_node
+from batchgen.watchdog import watchdog
 
 LOOK_EVERY_S = 1.0
 ANSWERS_WITHIN_S = 5.0
@@ -25,30 +25,25 @@ Address = tuple[str, int]
 @contextmanager
 def guarded(interrupt: Callable[[str], None]) -> Iterator[None]:
     """Inside, ``interrupt`` is called once if this machine's raylet or the cluster's head dies."""
-    over = threading.Event()
     raylet, head = _raylet(), _head()
     seen = {one for one in (raylet, head) if _answers(one)}  # watch only what is reachable at all
+    answered = time.monotonic()
 
-    def look() -> None:
-        answered = time.monotonic()
-        while not over.wait(LOOK_EVERY_S):
-            if raylet in seen and _answers(raylet) is False:
-                interrupt("Ray's process on this machine, the raylet, has ended")
-                return
-            if head not in seen or _answers(head):
-                answered = time.monotonic()
-            elif time.monotonic() - answered > HEAD_GONE_FOR_S:
-                at = f"{head[0]}:{head[1]}"
-                interrupt(f"Ray's head at {at} has not answered for {HEAD_GONE_FOR_S:g} s")
-                return
+    def look() -> bool:
+        nonlocal answered
+        if raylet in seen and _answers(raylet) is False:
+            interrupt("Ray's process on this machine, the raylet, has ended")
+            return True
+        if head not in seen or _answers(head):
+            answered = time.monotonic()
+        elif time.monotonic() - answered > HEAD_GONE_FOR_S:
+            at = f"{head[0]}:{head[1]}"
+            interrupt(f"Ray's head at {at} has not answered for {HEAD_GONE_FOR_S:g} s")
+            return True
+        return False
 
-    thread = threading.Thread(target=look, name="daemons", daemon=True)
-    thread.start()
-    try:
+    with watchdog("daemons", look, LOOK_EVERY_S):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _raylet() -> Address:

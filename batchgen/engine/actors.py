@@ -24,9 +24,9 @@ from batchgen.errors import RetryShard, StopJob, StorageFailed
 from batchgen.output.ledger import FailedMarker, Ledger
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
-from batchgen.shard import compose, frames
-from batchgen.shard.compose import Trial
+from batchgen.shard import frames, stages
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from batchgen.spec.sections import Pool
 from batchgen.storage import configure, open_store
 
@@ -103,7 +103,6 @@ class StageActor(ABC):
         self.node = this_node()
         self.turns = Turns()
         self.watch = Watch(self.pool.stuck_after_s)
-        self.lock = threading.Lock()  # a stage works on one shard at a time
         self._told_at = 0.0
         self.url = job.url
         self.broken = load_model(self._load, attempts, self.name, this_actor())
@@ -112,6 +111,7 @@ class StageActor(ABC):
         configure(self.plan.spec.storage_options, self.plan.spec.storage.limits())
         self.ledger = Ledger(open_store(self.url).in_place())
         self.devices = devices()
+        self.device = stages.Device(self.devices[0])
         with self.watch:
             self.load()
 
@@ -248,7 +248,7 @@ class Generate(StageActor):
         return self.plan.spec.resources.generate
 
     def load(self) -> None:
-        self.stages = compose.FusedStages(
+        self.stages = stages.FusedStages(
             models.load_encoder(self.plan.model, self.plan.spec, self.devices),
             models.load_denoiser(self.plan.model, self.plan.spec, self.devices),
             models.load_decoder(self.plan.model, self.plan.spec, self.devices),
@@ -275,10 +275,8 @@ class Encode(StageActor):
         # Imported here because it imports torch, which the driver and the readers do not need.
         from batchgen.shard import tensor_bytes
 
-        with self.lock:
-            work, batches = compose.encode_shard(
-                self.stage, frames.to_rows(frame), self.plan, trial
-            )
+        rows = frames.to_rows(frame)
+        work, batches = stages.encode_shard(self.stage, self.device, rows, self.plan, trial)
         tensors = tensor_bytes.encoded_to_bytes(batches)
         return frames.from_work(work, frames.ENCODED, frame.attempt, tensors)
 
@@ -297,8 +295,8 @@ class Denoise(StageActor):
         from batchgen.shard import tensor_bytes
 
         encoded = tensor_bytes.encoded_from_bytes(frame.tensors)
-        with self.lock:
-            work, latents = compose.denoise_shard(self.stage, frames.to_work(frame), encoded, trial)
+        before = frames.to_work(frame)
+        work, latents = stages.denoise_shard(self.stage, self.device, before, encoded, trial)
         tensors = tensor_bytes.latents_to_bytes(latents)
         return frames.from_work(work, frames.DENOISED, frame.attempt, tensors)
 
@@ -317,15 +315,14 @@ class Decode(StageActor):
         from batchgen.shard import tensor_bytes
 
         latents = tensor_bytes.latents_from_bytes(frame.tensors)
-        marker = compose.decode_shard(
+        marker = stages.decode_shard(
             self.stage,
-            self.lock,
+            self.device,
             frames.to_work(frame),
             latents,
             self.plan,
             self.ledger,
             frame.attempt,
-            self.devices[0],
             trial,
         )
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())

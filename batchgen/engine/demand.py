@@ -6,7 +6,6 @@ A watchdog checks the same during the run.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from batchgen.cluster.join import nodes_that_stay
 from batchgen.engine.pools import Pools, Resources, Share, lacking
 from batchgen.errors import UsageError
+from batchgen.watchdog import watchdog
 
 MET_WITHIN_S = 45.0  # time for nodes to join, or for an autoscaler to begin starting some
 STARTED_WITHIN_S = 900.0  # time limit once an autoscaler starts nodes: machines take minutes
@@ -58,27 +58,22 @@ def await_room(pools: Pools, joined: bool, say: Callable[[str], None]) -> None:
 @contextmanager
 def watched(pools: Pools, interrupt: Callable[[str], None]) -> Iterator[None]:
     """Inside, ``interrupt`` is called once if nodes are lost without which a pool cannot run."""
-    over = threading.Event()
+    since: float | None = None
 
-    def look() -> None:
-        since = None
-        while not over.wait(LOOK_EVERY_S):
-            lack = _lacking_for_good(pools)
-            if lack is None:
-                since = None
-            elif since is None:
-                since = time.monotonic()
-            elif time.monotonic() - since > GONE_FOR_S:
-                interrupt(f"nodes were lost and not replaced: {_never(*lack)}")
-                return
+    def look() -> bool:
+        nonlocal since
+        lack = _lacking_for_good(pools)
+        if lack is None:
+            since = None
+        elif since is None:
+            since = time.monotonic()
+        elif time.monotonic() - since > GONE_FOR_S:
+            interrupt(f"nodes were lost and not replaced: {_never(*lack)}")
+            return True
+        return False
 
-    thread = threading.Thread(target=look, name="demand", daemon=True)
-    thread.start()
-    try:
+    with watchdog("demand", look, LOOK_EVERY_S, wait_s=LOOK_EVERY_S):
         yield
-    finally:
-        over.set()
-        thread.join(LOOK_EVERY_S)  # without a head the thread may wait inside Ray for long
 
 
 def _lacking_for_good(pools: Pools) -> tuple[str, Share] | None:

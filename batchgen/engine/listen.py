@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import ray
 
 from batchgen.attempts import News
 from batchgen.engine.shared import SharedAttempts
+from batchgen.watchdog import watchdog
 
 HEAR_EVERY_S = 0.5
 LAST_WORD_S = 2.0  # without a head the thread waits inside Ray; the driver does not wait for it
@@ -26,24 +26,16 @@ def listening(
     if hear is None:
         yield lambda shard: None
         return
-    over, ended = threading.Event(), list[int]()
+    ended = list[int]()
 
     def listen() -> None:
-        last = False
-        while not last:
-            last = over.wait(HEAR_EVERY_S)
-            told = len(ended)
-            try:
-                news = attempts.news(ended[:told])
-            except (ray.exceptions.RayError, RuntimeError, OSError):
-                continue  # if Ray is lost, the stream itself reports it
-            del ended[:told]
-            hear(news)
+        told = len(ended)
+        try:
+            news = attempts.news(ended[:told])
+        except (ray.exceptions.RayError, RuntimeError, OSError):
+            return  # if Ray is lost, the stream itself reports it
+        del ended[:told]
+        hear(news)
 
-    thread = threading.Thread(target=listen, name="listen", daemon=True)
-    thread.start()
-    try:
+    with watchdog("listen", listen, HEAR_EVERY_S, wait_s=LAST_WORD_S, at_end=True):
         yield ended.append
-    finally:
-        over.set()
-        thread.join(LAST_WORD_S)

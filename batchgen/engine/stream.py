@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from batchgen.attempts import News
 from batchgen.engine.actors import Job
 from batchgen.engine.listen import listening
+from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import Pools
 from batchgen.engine.read import Read
 from batchgen.engine.shared import SharedAttempts
@@ -54,6 +55,7 @@ def generate(
     Raises:
         StopJob: an error that every other shard would have too.
     """
+    metrics = Metrics(ledger.store.url)
     job = Job(plan.without_files(), ledger.store.url, time.time())
     attempts = SharedAttempts({actor.__name__: share.start_replicas for actor, share in pools})
     spans = make_spans(plan, pending)
@@ -82,6 +84,7 @@ def generate(
             for row in stream.iter_rows():
                 event = _event(Frame(**row))
                 end(event.shard)
+                metrics.count(event)
                 yield event
     except ray.exceptions.RayError as error:
         raise Interrupted(f"Ray ended the stream: {type(error).__name__}: {error}") from error

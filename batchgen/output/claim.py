@@ -56,3 +56,15 @@ def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], w
         return plan
     ledger.keep_job(asked)
     return plan
+
+
+def job_of(ledger: Ledger) -> Spec:
+    """The spec as the user gave it to the last run, with the output's present location.
+
+    Raises:
+        InputError: the output has no plan, or its spec is damaged.
+    """
+    ledger.require_plan()
+    spec = ledger.job()
+    here = spec.output.model_copy(update={"url": ledger.store.url})
+    return spec.model_copy(update={"output": here})

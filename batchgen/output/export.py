@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from batchgen.errors import InputError, Interrupted, SpecError
-from batchgen.output.formats import FORMATS, DataFile, put_data, put_file
+from batchgen.output.commit import commit_shard
+from batchgen.output.formats import FORMATS
 from batchgen.output.lease import LEASES, hold_lease
-from batchgen.output.ledger import JOB, Ledger, Marker, rejects_name
+from batchgen.output.ledger import JOB, Ledger, Marker
 from batchgen.output.proof import Prover
 from batchgen.output.verify import prover_of
 from batchgen.plan.plan import Plan
@@ -119,15 +120,9 @@ def _shard(prover: Prover, ledger: Ledger, exported: Plan, shard: int) -> Marker
             f"source {source.store.url}: {proof.problems[0]}; see `batchgen verify "
             f"{source.store.url}`"
         )
-    files = put_data(ledger.store, exported, shard, proof.table)
-    if proof.rejects is not None:
-        rows = marker.counts.rejected + marker.counts.failed
-        files.append(put_file(ledger.store, DataFile(rejects_name(shard), proof.rejects, rows)))
-    return ledger.commit(
-        replace(
-            marker,
-            files=tuple(files),
-            spec_fingerprint=exported.fingerprints.spec,
-            plan_fingerprint=exported.fingerprint,
-        )
+    moved = replace(
+        marker,
+        spec_fingerprint=exported.fingerprints.spec,
+        plan_fingerprint=exported.fingerprint,
     )
+    return commit_shard(ledger, exported, moved, proof.table, proof.rejects)

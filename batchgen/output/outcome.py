@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from batchgen.errors import BatchgenError, Interrupted
 from batchgen.output.ledger import PLAN, RECORDS, Example, FailedMarker, Ledger, Marker, States
 from batchgen.output.tally import Tally
-from batchgen.output.verify import damaged, lost_files
+from batchgen.output.verify import LostFiles, damaged
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
@@ -80,17 +80,16 @@ def outcome_of(counted: Tally, run: Tally, url: str, exit_code: int, message: st
     )
 
 
-def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
-    """The counts so far, from markers; shards without a readable marker count as pending.
+def take_stock(
+    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+) -> tuple[Tally, States]:
+    """The counts so far, and the states without the shards whose marker cannot be read.
+
+    ``see`` is called with each marker, so that each is read only once for all purposes.
 
     Raises:
         PlanChanged: a marker belongs to another plan.
     """
-    return take_stock(plan, ledger, states)[0]
-
-
-def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, States]:
-    """The counts so far, and the states without the shards whose marker cannot be read."""
     first, stop = states.numbers.start, states.numbers.stop
     samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
     policy = plan.spec.policy
@@ -101,9 +100,25 @@ def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, State
             raise ledger.foreign(marker.shard)
         committed.add(marker.shard)
         count(tally, marker)
+        see(marker)
     for failure in ledger.failures(states.failed):
         count(tally, replace(failure, planned=plan.samples_of(failure.shard)))
     return tally, replace(states, committed=frozenset(committed))
+
+
+def begin(
+    plan: Plan, ledger: Ledger, part: tuple[int, int] | None, say: Callable[[str], None]
+) -> tuple[Tally, States]:
+    """The counts and states with which a run of these shards starts; failed shards are pending.
+
+    ``say`` is called for each shard that is generated again because its marker cannot be read.
+    """
+    states = ledger.states(plan)
+    listed = states if part is None else states.within(range(*part))
+    tally, readable = take_stock(plan, ledger, replace(listed, failed=frozenset()))
+    for shard in sorted(listed.committed - readable.committed):
+        say(f"shard {shard} is generated again: its marker cannot be read")
+    return tally, replace(readable, failed=listed.failed)
 
 
 def count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> None:
@@ -186,10 +201,25 @@ def hopeless(plan: Plan, tally: Tally) -> str:
     return ""
 
 
-def verdict_of(plan: Plan, ledger: Ledger, states: States, tally: Tally) -> tuple[int, str]:
-    """The exit code and message, after a check for committed files that have since been lost."""
-    lost = lost_files(ledger, states.committed)
-    return damaged(ledger.store.url, lost) if lost else verdict(plan, tally)
+def survey(
+    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+) -> tuple[Tally, int, str]:
+    """The counts, the exit code and the message, after a check for committed files that are lost.
+
+    Each marker is read once, and ``see`` is called with it.
+
+    Raises:
+        PlanChanged: a marker belongs to another plan.
+    """
+    lost = LostFiles(ledger)
+
+    def look(marker: Marker) -> None:
+        lost.see(marker)
+        see(marker)
+
+    tally, _ = take_stock(plan, ledger, states, look)
+    ending = damaged(ledger.store.url, lost.names) if lost.names else verdict(plan, tally)
+    return tally, *ending
 
 
 def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:

@@ -150,18 +150,20 @@ def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> F
     return findings
 
 
-def lost_files(ledger: Ledger, shards: Iterable[int]) -> list[str]:
-    """Files that these shards' markers name and that are missing or have another size.
+class LostFiles:
+    """Collects files that markers name and that are missing or have another size.
 
     It reads only listings, so it is quick enough for ``status`` and the end of a run.
     """
-    sizes = _sizes(ledger)
-    return [
-        file.name
-        for marker in ledger.markers(shards)
-        for file in marker.files
-        if sizes.get(file.name) != file.bytes
-    ]
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._sizes = _sizes(ledger)
+        self.names: list[str] = []
+
+    def see(self, marker: Marker) -> None:
+        self.names += [
+            file.name for file in marker.files if self._sizes.get(file.name) != file.bytes
+        ]
 
 
 def damaged(url: str, names: Sequence[str]) -> tuple[int, str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 from batchgen.output.ledger import FailedMarker, Marker, States
-from batchgen.plain_text import short
+from batchgen.plain_text import plain, short
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
 
@@ -26,3 +29,8 @@ def line_of(event: Marker | FailedMarker) -> str:
     if isinstance(event, FailedMarker):
         return f"shard {event.shard} failed: {event.error}: {short(redact(event.message))}"
     return f"shard {event.shard} committed at attempt {event.attempt}" if event.attempt > 1 else ""
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """A function that prints messages until the progress display exists."""
+    return (lambda words: None) if quiet else (lambda words: print(plain(words), file=sys.stderr))

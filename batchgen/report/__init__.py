@@ -11,13 +11,13 @@ from batchgen import __version__
 from batchgen.errors import LimitExceeded, VerifyFailed
 from batchgen.images.files import contact_sheet
 from batchgen.output.holdings import CARD, CARD_MARK, card_is_ours
-from batchgen.output.ledger import Ledger
+from batchgen.output.ledger import Ledger, States
 from batchgen.output.outcome import reasons_of
 from batchgen.output.tally import Tally
 from batchgen.output.verify import damaged
 from batchgen.plan.plan import Plan
 from batchgen.report.card import card_of
-from batchgen.report.digest import digest_of
+from batchgen.report.digest import Digest
 from batchgen.report.gallery import shown_of
 from batchgen.report.settings import differing, model_name
 
@@ -35,20 +35,31 @@ STAGES = {
     "denoise": "denoising",
     "decode": "decoding latents to pixels",
     "image_wait": "waiting for image files to be encoded",
+    "table": "building the columns of the data files",
     "write": "writing files to storage",
 }
 
 
 def write(
-    plan: Plan, ledger: Ledger, tally: Tally, exit_code: int, message: str
+    plan: Plan,
+    ledger: Ledger,
+    states: States,
+    tally: Tally,
+    digest: Digest,
+    exit_code: int,
+    message: str,
 ) -> tuple[int, str]:
     """Write the card, the page and the contact sheet of an output; replaces those of earlier runs.
+
+    Args:
+        plan, ledger: those of the output.
+        states: the states of its shards.
+        tally, digest: sums over all of its markers.
+        exit_code, message: the verdict on the output.
 
     Returns:
         The exit code and the message; they differ from those given if images are damaged.
     """
-    states = ledger.states(plan)
-    digest = digest_of(ledger, states.committed)
     reasons = reasons_of(tally)
     unreadable: list[str] = []
     shown = list(shown_of(plan, ledger, sorted(states.committed), unreadable))

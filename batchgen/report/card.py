@@ -19,6 +19,7 @@ from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, model_name
 from batchgen.spec.call_settings import CALL_SETTINGS
+from batchgen.stages.scorers.choose import score_columns
 
 SHOWN_LABELS = 50
 SHOWN_COLUMNS = 100
@@ -51,12 +52,11 @@ _MEANINGS = {
     "scheduler": "the scheduler (sampler)",
     "sha256": "SHA-256 of the image's stored bytes",
     "prompt_truncated": "true if the prompt was too long for the text encoder and was truncated",
-    "pixel_mean": "mean of the pixel values, 0 to 255",
-    "pixel_std": "standard deviation of the pixel values",
     "class_label": "number of the class in the model",
     "lora": "LoRA adapters and their weights",
     "conditioning": "how conditioning images were prepared",
     **{name: one.about for name, one in CALL_SETTINGS.items()},
+    **{column.name: column.about for column in score_columns()},
 }
 
 

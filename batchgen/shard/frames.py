@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchgen.errors import to_facts
 from batchgen.records import Dropped, Sample, ShardRows, call_from_json
-from batchgen.shard.compose import Notes, ShardWork
+from batchgen.shard.work import Notes, ShardWork
 
 ROWS, ENCODED, DENOISED = "rows", "encoded", "denoised"
 COMMITTED, FAILED, STOPPED = "committed", "failed", "stopped"

@@ -35,7 +35,8 @@ from batchgen.spec.tasks import is_image, task_named
 
 Array = np.ndarray[Any, Any]
 _LONGEST_SHOWN = 200
-LEFT_OUT = "fails-its-shard"
+LEFT_OUT = "fails-its-shard"  # of reasons.FAILURES
+CALL_FIELDS = frozenset(field.name for field in fields(Call))
 SHRINKING = "downscale"  # the only maker that changes the size, so it runs before fitting
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
 _TEXT = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
@@ -77,6 +78,8 @@ def prepare(
     named = (values[part] for values in listed for part in parts)
     wanted = (one for one in named if isinstance(one, str) and one)
     fetched = uris_of(spec).fetch(wanted, meanwhile=lambda: working_on(()))
+    call: Call | None = None
+    one_call = _is_one_call(spec)
     for row, values in enumerate(listed):
         variants = _variants(rows, spec.variants, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
@@ -90,7 +93,8 @@ def prepare(
             _require_text(values, spec)
             with Turn() as turn:
                 opened = _opened(values, parts, spec, fetched, turn)
-                call = _call(values, plan, opened)
+                if call is None or not one_call:
+                    call = _call(values, plan, opened)
                 arrays = _fitted(opened, plan, call)
                 del opened
             shared = _Row(key, source_id, row, call, values)
@@ -110,6 +114,12 @@ def prepare(
                 for variant in variants
             ]
     return Prepared(tuple(samples), tuple(dropped), images)
+
+
+def _is_one_call(spec: Spec) -> bool:
+    """Whether no row has its own settings or size, so that all rows share one call."""
+    columns = spec.input.columns.mapped().keys()
+    return columns.isdisjoint(CALL_FIELDS) and spec.conditioning.resize != "multiple-of"
 
 
 def left_out(key: str, source_id: str, variant: int, why: str) -> Dropped:

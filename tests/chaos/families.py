@@ -22,7 +22,7 @@ from batchgen.families import FAMILIES, Family
 from batchgen.models.tiny import BUILDERS
 from batchgen.output.ledger import Ledger
 from batchgen.output.verify import verify
-from batchgen.shard.compose import environment
+from batchgen.shard.images import environment
 from batchgen.storage import open_store
 from jobs import task_inputs
 from tests.family_specs import family_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec.call_settings import CALL_SETTINGS, CallSetting
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image
+from batchgen.stages.scorers.choose import score_columns
 
 MOST_LABELS = 100
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -44,8 +45,6 @@ COLUMNS = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("sha256", pa.string()),
         pa.field("prompt_truncated", pa.bool_()),
-        pa.field("pixel_mean", pa.float32()),
-        pa.field("pixel_std", pa.float32()),
     ]
 )
 
@@ -82,13 +81,12 @@ REJECT_COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Finished:
-    """One accepted sample: its image's stored bytes and its scores."""
+    """One accepted sample: its image's stored bytes, and its scores by column."""
 
     sample: Sample
     image: bytes
     truncated: bool
-    pixel_mean: float
-    pixel_std: float
+    scores: Mapping[str, Any]
 
 
 def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
@@ -99,7 +97,8 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
         "conditioning": any(is_image(part) for part in spec.input.columns.mapped()),
     }
     extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
-    return pa.schema([*COLUMNS, *extra])
+    scores = [pa.field(column.name, column.kind) for column in score_columns()]
+    return pa.schema([*COLUMNS, *scores, *extra])
 
 
 def kept_columns(spec: Spec, names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, str]:
@@ -199,7 +198,11 @@ def _inherited(metadata: bytes) -> dict[str, Any]:
 
 
 def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
-    """The accepted samples of a shard as a table with the output's columns."""
+    """The accepted samples of a shard as a table with the output's columns.
+
+    They are in the plan's order, so the same shard always gives the same files, to the byte.
+    """
+    finished = sorted(finished, key=lambda one: (one.sample.row, one.sample.variant))
     spec, source = plan.spec, rows.table
     schema = output_schema(spec, source.schema, plan.model.settings)
     extension = image_extension(spec)
@@ -226,8 +229,9 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         "height": [sample.call.height for sample in samples],
         "sha256": [hashlib.sha256(one.image).hexdigest() for one in finished],
         "prompt_truncated": [one.truncated for one in finished],
-        "pixel_mean": [one.pixel_mean for one in finished],
-        "pixel_std": [one.pixel_std for one in finished],
+        **{
+            column.name: [one.scores[column.name] for one in finished] for column in score_columns()
+        },
         "class_label": [sample.class_label for sample in samples],
         "lora": [lora_text(sample.call.lora) for sample in samples],
         "conditioning": [conditioning_text(spec)] * len(samples),
