@@ -1,4 +1,4 @@
-"""Words the lines that a run prints once: its plan at the start, and results of shards."""
+"""Composes the lines that a run prints once: its plan at the start, and results of shards."""
 
 from __future__ import annotations
 
