@@ -1,24 +1,24 @@
 """The tree of errors: reject a row, retry a shard, stop the job.
 
     BatchgenError
-    ├── RejectRow          this row cannot be made into samples; the others go on
-    ├── RetryShard         this shard may succeed if tried again (network, a lost worker)
+    ├── RejectRow          this row cannot be made into samples; the other rows continue
+    ├── RetryShard         this shard may succeed on a retry (network, a lost worker)
     └── StopJob            no shard can succeed until somebody acts
-        ├── UsageError     wrong before any work: spec, input, model, changed plan   (exit 1)
+        ├── UsageError     found before any work: spec, input, model, changed plan   (exit 1)
         │   ├── SpecError      one field of the spec: the field, what was given, what is allowed
-        │   ├── InputError     a file, a column or the dataset as a whole
+        │   ├── InputError     a file, a column or the complete dataset
         │   ├── DamagedRecord  a plan, marker or lease that cannot be read
         │   ├── NewerFormat    a plan, marker or lease of a later version of batchgen
         │   ├── ModelError     a model folder, component or scheduler
-        │   ├── PlanChanged    the output was planned from something else
+        │   ├── PlanChanged    the output was planned from other inputs, settings or weights
         │   └── OutputBusy     another run holds the output's lease
         ├── LimitExceeded  more failed or rejected than the policy allows          (exit 2)
-        ├── Interrupted    stopped from outside or by its surroundings; resumable  (exit 3)
-        │   └── StorageFailed  the store refuses: credentials, full disk, vanished bucket
-        └── VerifyFailed   what is in storage does not add up                      (exit 4)
+        ├── Interrupted    stopped by a signal or a failing system; resumable      (exit 3)
+        │   └── StorageFailed  the store refuses: credentials, full disk, missing bucket
+        └── VerifyFailed   storage does not hold what the plan promises            (exit 4)
 
-Deliberately not in the tree, and never caught by name: programming errors. Inside an actor they
-fail the shard (with their traceback in its failed marker); in the driver they end the program.
+Programming errors are not in the tree on purpose, and are never caught by name. Inside an actor
+they fail the shard (its failed marker holds the traceback); in the driver they end the program.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 from batchgen.reasons import is_reason
 from batchgen.secrets import redact
 
-_LONGEST_SHOWN = 100  # characters of a value that is not as it should be
+_LONGEST_SHOWN = 100  # characters of a wrong value in a message
 
 
 class BatchgenError(Exception):
@@ -40,7 +40,7 @@ class BatchgenError(Exception):
         super().__init__(redact(message))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as what it says and knows: constructors may want other arguments than that."""
+        """Pickle the message and the attributes, since constructors take other arguments."""
         return _made_again, (type(self), str(self), dict(vars(self)))
 
 
@@ -48,7 +48,7 @@ class RejectRow(BatchgenError):
     """A row that cannot be made into samples.
 
     Args:
-        reason: one of ``reasons.REASONS``, such as ``empty-prompt``.
+        reason: one of ``reasons.REASONS``, such as ``empty-prompt``; markers and reports count it.
         message: what was found and what is allowed.
     """
 
@@ -61,39 +61,51 @@ class RejectRow(BatchgenError):
 
 
 class RetryShard(BatchgenError):
-    """A fault that may pass: the shard is tried again, at most ``policy.shard_retries`` times."""
+    """A fault that may pass: the shard is retried, at most ``policy.shard_retries`` times."""
 
 
 class StopJob(BatchgenError):
-    """A fault that no other shard can escape. ``exit_code`` is the program's exit code."""
+    """A fault that every other shard would meet as well. ``exit_code`` is that of the program."""
 
     exit_code = 1
 
 
 class UsageError(StopJob):
-    """Something to correct before work can start."""
+    """Something that the user must correct before work can start."""
 
 
 class SpecError(UsageError):
-    """One field of the spec is wrong, or several are, of which the first is named here.
+    """One field of the spec is wrong. If several are, the attributes describe the first one.
 
     Args:
         field: dotted name, for example ``sampling.guidance_scale``.
         given: the value found; shown with ``repr``, None as "nothing".
         allowed: a phrase that says what would be right.
-        said: in place of the value, where that must not be shown.
+        said: replaces the value in the message, for values that must not be shown.
+        because: replaces ``allowed`` in the message, where no value would be right: the reason,
+            and what to do.
     """
 
-    def __init__(self, field: str, given: object, allowed: str, said: str | None = None) -> None:
+    def __init__(
+        self,
+        field: str,
+        given: object,
+        allowed: str,
+        said: str | None = None,
+        because: str | None = None,
+    ) -> None:
         found = f"got {shown(given)}" if said is None else said
         verb = "needed" if given is None and said is None else "allowed"
-        super().__init__(f"{field}: {found}; {verb}: {allowed}")
+        message = f"{field}: {found}; {verb}: {allowed}"
+        if because is not None:
+            message = f"{field} is set to {shown(given)}, but {because}"
+        super().__init__(message)
         self.field = field
         self.given = given
         self.allowed = allowed
 
     def beside(self, others: Sequence[SpecError], note: str = "") -> SpecError:
-        """This error and others in one, a line each, and a last line that helps with them."""
+        """Join this error and others into one: a line for each, and the note as the last line."""
         lines = [str(self), *map(str, others), *filter(None, [note])]
         joined: SpecError = _made_again(type(self), "\n  ".join(lines), vars(self))
         return joined
@@ -112,15 +124,15 @@ class PlanChanged(UsageError):
 
 
 class DamagedRecord(UsageError):
-    """A file of an output's records is not what it should be."""
+    """A plan, marker or lease in an output cannot be read."""
 
 
 class NewerFormat(UsageError):
-    """A file of an output's records was written by a later version, which has to be used."""
+    """A plan, marker or lease was written by a later version of batchgen; use that version."""
 
 
 class OutputBusy(UsageError):
-    """Another run is at work on this output."""
+    """Another run is working on this output."""
 
 
 class LimitExceeded(StopJob):
@@ -130,13 +142,13 @@ class LimitExceeded(StopJob):
 
 
 class Interrupted(StopJob):
-    """Stopped before the end; everything committed stays, ``resume`` goes on."""
+    """The run stopped before the end; committed shards stay, and ``resume`` continues."""
 
     exit_code = 3
 
 
 class StorageFailed(Interrupted):
-    """The store cannot be used: credentials, permissions, full disk, vanished bucket."""
+    """The store cannot be used: credentials, permissions, full disk, missing bucket."""
 
 
 class VerifyFailed(StopJob):
@@ -146,13 +158,13 @@ class VerifyFailed(StopJob):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
+    """Return ``"; did you mean 'x'?"`` with the closest known word, or an empty string."""
     close = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def shown(value: object) -> str:
-    """A value in a message: short, and without what may lie deep in it."""
+    """Format a value for a message: short, and without nested values, which may hold secrets."""
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):
@@ -161,13 +173,13 @@ def shown(value: object) -> str:
         return "a list"
     try:
         text = repr(value)
-    except ValueError:  # a number beyond what Python writes in figures
-        text = "a number of too many digits"
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
+        text = "a number with too many digits"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(text)})"
 
 
 def to_facts(error: BaseException) -> dict[str, Any]:
-    """What another process needs to raise the same error, as JSON; see ``from_facts``."""
+    """Describe an error as JSON values, so that another process can raise it (``from_facts``)."""
     message = redact(str(error))
     if not isinstance(error, BatchgenError):
         message = f"{type(error).__name__}: {message}"
@@ -177,9 +189,9 @@ def to_facts(error: BaseException) -> dict[str, Any]:
 
 
 def from_facts(facts: Mapping[str, Any]) -> BatchgenError:
-    """The error that ``to_facts`` told of, or the nearest class above it that this process has.
+    """Rebuild the error that ``to_facts`` described, or its nearest base class known here.
 
-    What was none of batchgen's is a BatchgenError here.
+    An error that is not one of batchgen's becomes a BatchgenError.
     """
     classes = {kind.__name__: kind for kind in _classes(BatchgenError)}
     kind = next((classes[name] for name in facts["kinds"] if name in classes), BatchgenError)
@@ -195,6 +207,6 @@ def _classes(kind: type[BatchgenError]) -> Iterator[type[BatchgenError]]:
 
 
 def _made_again(kind: type[BatchgenError], message: str, known: Mapping[str, Any]) -> Any:
-    error = kind.__new__(kind, message)  # which gives it its text
+    error = kind.__new__(kind, message)  # BaseException.__new__ stores the message
     vars(error).update(known)
     return error

@@ -1,4 +1,4 @@
-"""Secrets: where one may stand in a URL, which this process knows, and texts without any."""
+"""Finds secrets in URLs and removes secrets from messages."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote_plus
 
-_SHORTEST = 6  # shorter values would black out words of ordinary messages
+_SHORTEST = 6  # redacting shorter values would hide words of ordinary messages
 _VARIABLE = re.compile(r"secret|token|passw|account_key|sas|connection_string", re.IGNORECASE)
-_KNOWN: set[str] = set()  # what the references of the options in use stand for
+_KNOWN: set[str] = set()  # values of the variables that the options in use refer to
 
-# User and password before an @, which a slip may have encoded as well: in the host's place, or,
-# with a colon that begins no port, in all that precedes the @, since secret keys may hold slashes.
+# User and password before an @, which may be percent-encoded by mistake. They are in the host's
+# place, or, after a colon that begins no port, in everything before the @, since secret keys may
+# hold slashes.
 _USERINFO = re.compile(
     r"(://)(?:[^\s'\"@:/?#]*:(?!:)(?!\d*(?:[/?#\s'\"]|$))[^\s'\"]*@|[^\s'\"/?#]*(?:@|%40))"
 )
-_REST = r"[^\s'\"]*?(?=[:;,.)]?(?:[\s'\"]|$))"  # of a URL, without the sentence's punctuation
+_REST = (
+    r"[^\s'\"]*?(?=[:;,.)]?(?:[\s'\"]|$))"  # the rest of a URL, without the punctuation after it
+)
 _WEB = re.compile(rf"(\bhttps?://[^\s'\"?#]*)[?#]{_REST}", re.IGNORECASE)
-_QUERY = re.compile(rf"(\w://[^\s'\"]*?)[?&#;][\w.%~-]+={_REST}")  # elsewhere ? is a glob's, too
+# In other schemes a ? may belong to a glob, so a query needs NAME= after it.
+_QUERY = re.compile(rf"(\w://[^\s'\"]*?)[?&#;][\w.%~-]+={_REST}")
 _HARMLESS_PARAMETERS = (
     *("branch", "dl", "download", "format", "generation", "lang", "page", "raw", "ref", "rev"),
     *("revision", "snapshot", "variant", "version", "versionid", "version_id"),
@@ -27,27 +31,27 @@ _HARMLESS_VALUE = re.compile(r"|true|false|\d{1,3}", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
-    """A URL, or a message with URLs in it, without user, password and query."""
+    """Remove user, password and query from a URL, or from the URLs in a message."""
     if "://" not in text:
         return text
     return _QUERY.sub(r"\1", _WEB.sub(r"\1", _USERINFO.sub(r"\1", text)))
 
 
 def redact(text: str) -> str:
-    """The text without a secret: those that this process knows, and what a URL may have."""
+    """Remove the secrets that this process knows, and those that URLs in the text may hold."""
     for secret in sorted(_known(), key=len, reverse=True):
         text = text.replace(secret, "[secret]")
     return without_secrets(text)
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """These, and no earlier ones, are the secrets that options stand for."""
+    """Replace the set of secrets that the store options refer to."""
     _KNOWN.clear()
     _KNOWN.update(secrets)
 
 
 def secret_in(place: str) -> str | None:
-    """What may be a secret in a path or URL, or a chain of them; None if nothing is."""
+    """Name what may be a secret in a path, a URL or a ``::`` chain of them; None if nothing is."""
     for url in place.split("::"):
         scheme, mark, rest = url.partition("://")
         host = re.split("[/?#]", rest, maxsplit=1)[0]

@@ -27,28 +27,28 @@ FLOORS: dict[int, dict[str, str]] = {
         "formats; operations on a finished output: verify, repair, export, clean",
     },
     5: {
-        "plan": "rows to shards, checks before work, settings of each call, the saved plan",
-        "models": "from the spec's model to ready stages: find, check, load, quantize; tiny models",
+        "plan": "maps rows to shards, checks before work, settings of each call, the saved plan",
+        "models": "finds, checks, loads and quantizes the spec's model; tiny models",
         "cluster": "starting or joining Ray, its daemons and devices, job submission, spot nodes",
     },
     4: {
-        "spec": "what the user asked for, validated once; the tasks and their columns",
+        "spec": "the spec as given by the user, validated once; the tasks and their columns",
         "stages": "encode, denoise, decode: functions of a batch that hold model parts; scorers",
     },
     3: {
-        "families": "one file a model family: what its pipelines take; the schedulers",
-        "images": "conditioning images opened, fitted and made; images written and shown",
-        "storage": "stores behind a handful of verbs, their faults; records read tolerantly; "
-        "the cache of model files",
+        "families": "one file for each model family: its pipelines and their arguments; schedulers",
+        "images": "conditioning images: opened, resized, converted; results: encoded and shown",
+        "storage": "stores, their errors and retries; records read tolerantly; the download cache "
+        "of model files",
     },
     2: {"errors": "reject the row, retry the shard, stop the job"},
     1: {
         "records": "the values that stages receive and return; facts about a model",
         "attempts": "records the attempts at each shard and decides about the next one",
-        "secrets": "where a secret may stand, and texts without any",
-        "plain_text": "what a terminal is shown",
+        "secrets": "finds secrets in URLs and removes them from messages",
+        "plain_text": "text for the terminal, with control characters escaped",
         "reasons": "why a sample is not in the output: the list of all reasons",
-        "watchdog": "a function called at intervals, in a thread, while a block runs",
+        "watchdog": "calls a function at intervals, in a thread, while a block runs",
         "batchgen": "the package's own name: its version",
     },
 }

@@ -71,15 +71,15 @@ def test_added_files_that_cannot_be_used(folder: Path, lora: Path, tmp_path: Pat
     assert "no such file or folder" in told(tmp_path / "none.safetensors")
     assert "has no safetensors file" in told(tmp_path)
     (tmp_path / "lora.bin").write_bytes(b"pickled")
-    assert "lora.bin cannot be used: allowed is safetensors alone" in told(tmp_path)
-    assert "allowed is safetensors alone" in told(tmp_path / "lora.bin")
-    assert "allowed is safetensors alone" in told(tmp_path, weight_name="lora.bin")
+    assert "lora.bin cannot be used; only safetensors is allowed" in told(tmp_path)
+    assert "only safetensors is allowed" in told(tmp_path / "lora.bin")
+    assert "only safetensors is allowed" in told(tmp_path, weight_name="lora.bin")
     (tmp_path / "x.safetensors").write_bytes(b"not what it says it is")
     assert "is not a safetensors file" in told(tmp_path / "x.safetensors")
     save_file({"unet.conv.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
-    assert "is no LoRA: it holds unet.conv.weight" in told(tmp_path)
+    assert "is not a LoRA: it has unet.conv.weight" in told(tmp_path)
     save_file({"unet.conv.weight": torch.zeros(2)}, tmp_path / "y.safetensors")
-    assert "name one by weight_name: x.safetensors, y.safetensors" in told(tmp_path)
+    assert "name one with weight_name: x.safetensors, y.safetensors" in told(tmp_path)
     assert "is missing" in told(tmp_path, weight_name="z.safetensors")
     assert "has no revisions" in told(lora, revision="main")
 
@@ -90,11 +90,13 @@ def test_learned_tokens_that_cannot_be_used(folder: Path, tmp_path: Path) -> Non
         return refusal(folder, textual_inversions=[row])
 
     wide = told({"<cat>": torch.zeros(2, 48)})
-    assert "shape (2, 48), those of text_encoder are 32 wide" in wide
-    assert "is no learned token: it holds a, b" in told({"a": torch.zeros(1), "b": torch.zeros(1)})
-    assert "give one by model.textual_inversions.0.token" in told({"emb_params": torch.zeros(32)})
+    assert "shape (2, 48), but those of text_encoder have the width 32" in wide
+    assert "is not a textual inversion: it has a, b" in told(
+        {"a": torch.zeros(1), "b": torch.zeros(1)}
+    )
+    assert "set model.textual_inversions.0.token" in told({"emb_params": torch.zeros(32)})
     two = {"clip_l": torch.zeros(1, 32), "clip_g": torch.zeros(1, 32)}
-    assert "is for the text_encoder_2, which the model has not" in told(two, token="<s>")
+    assert "is for text_encoder_2, but this model has none" in told(two, token="<s>")
 
 
 def test_a_token_that_is_there_already(folder: Path, tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_a_token_that_is_there_already(folder: Path, tmp_path: Path) -> None:
 
 def test_a_lora_of_another_model(folder: Path, tmp_path: Path) -> None:
     flux = build_lora(build_flux(tmp_path / "flux"), tmp_path / "lora", 1)
-    with pytest.raises(ModelError, match=r"model\.loras\.0: .*made for another model"):
+    with pytest.raises(ModelError, match=r"model\.loras\.0: .*it was trained for another model"):
         FamilyStages(folder, TASK, **named({"a": flux}))
     wider = build_lora(build_base(tmp_path / "xl"), tmp_path / "wider", 1, ("to_k",))
     with pytest.raises(
@@ -126,7 +128,7 @@ def test_a_lora_that_changed_since_it_was_planned(folder: Path, tmp_path: Path) 
 def test_models_that_take_no_lora(lora: Path, tmp_path: Path) -> None:
     model = build_image_variation(tmp_path)
     told = refusal(model, "variation", **named({"a": lora}))
-    assert "(StableDiffusionImageVariationPipeline) takes no LoRA" in told
+    assert "(StableDiffusionImageVariationPipeline) does not support a LoRA" in told
 
 
 def test_the_text_of_a_row() -> None:
@@ -136,7 +138,7 @@ def test_the_text_of_a_row() -> None:
     for text, told in (
         ("stile", "names of model.loras (face, style; did you mean 'style'?); got 'stile'"),
         ("style,", "got ''"),
-        ("style,style:1", "style stands there twice"),
+        ("style,style:1", "style is named twice"),
         ("style:much", "with a weight of -10 to 10; got 'style:much'"),
         ("style:nan", "with a weight of -10 to 10"),
         ("style:11", "with a weight of -10 to 10"),
@@ -148,7 +150,7 @@ def test_the_text_of_a_row() -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "told"),
     [
-        ({"model.loras": [{"name": "a", "path": "x"}] * 2}, "model", "stands there twice"),
+        ({"model.loras": [{"name": "a", "path": "x"}] * 2}, "model", "is used twice"),
         ({"model.loras": [{"name": "a.b", "path": "x"}]}, "model.loras.0.name", "A-Z"),
         ({"model.loras": [{"name": "a", "pth": "x"}]}, "model.loras.0.path", "got nothing; needed"),
         ({"sampling.lora": "a"}, "sampling.lora", "names of model.loras (none)"),
@@ -161,7 +163,7 @@ def test_the_text_of_a_row() -> None:
         (
             {"model.loras": [{"name": "a", "path": "s3://me:secret@host/x"}]},
             "model.loras.0.path",
-            "a URL without one",
+            "a URL without it",
         ),
     ],
 )

@@ -80,8 +80,8 @@ def test_doctor_tries_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert result.exit_code == 0
     checks = json.loads(result.stdout)
     assert [check["grade"] for check in checks] == ["ok"] * 6, checks
-    assert checks[1] == {"name": "first rows", "grade": "ok", "message": "5 of 5 can be made"}
-    assert "5 images as png take up to" in checks[-1]["message"]
+    assert checks[1] == {"name": "first rows", "grade": "ok", "message": "5 of 5 can be generated"}
+    assert "5 images as png need up to" in checks[-1]["message"]
     assert not [path for path in output.rglob("*") if path.is_file()]
 
 
@@ -148,7 +148,7 @@ def test_doctor_alone_looks_at_the_machine(tmp_path: Path, monkeypatch: pytest.M
     assert torch.__version__ in checks["libraries"]["message"]
     assert checks["Ray's token"]["grade"] == "warning"
     assert f"chmod 600 {token}" in checks["Ray's token"]["message"]
-    assert f"others may write to 1 in {tmp_path}" in checks["Ray's folders"]["message"]
+    assert f"other users can write to 1 in {tmp_path}" in checks["Ray's folders"]["message"]
     token.chmod(0o600)
     (tmp_path / "session_2026").chmod(0o700)
     checks = {one["name"]: one for one in json.loads(invoke("doctor", "--json").stdout)}

@@ -82,7 +82,7 @@ def test_common_formats_are_read(image_format: str) -> None:
         ({"bytes": None, "path": None}, "null-image", "image is null"),
         ({"bytes": None, "path": "a/cat.png"}, "null-image", "path 'a/cat.png' but no bytes"),
         ({}, "null-image", "image is null"),
-        ("cat.png", "undecodable-image", "type str; allowed: image bytes"),
+        ("cat.png", "undecodable-image", "type str; needed: image bytes"),
         (7, "undecodable-image", "type int"),
         (
             b"not an image",
@@ -232,7 +232,7 @@ def test_32_bit_grey_within_16_bits_is_scaled_and_beyond_is_rejected() -> None:
 def test_floats_are_rejected() -> None:
     error = rejected(file_of(Image.fromarray(np.ones((8, 8), dtype=np.float32)), "TIFF"))
     assert error.reason == "unsupported-image"
-    assert "floats" in error.message
+    assert "floating-point pixels" in error.message
 
 
 def test_lab_is_converted() -> None:
@@ -383,7 +383,7 @@ def test_a_mask_is_turned_like_its_image(orientation: int) -> None:
 def test_what_is_no_mask_is_rejected(data: object, reason: str) -> None:
     error = rejected(data, "mask")
     assert error.reason == reason
-    assert "allowed: " in error.message
+    assert "allowed: " in error.message or "needed: " in error.message
     assert rejected(data).reason == reason.replace("mask", "image")
     assert rejected(data).message == error.message.replace("mask ", "image ")
 
@@ -564,10 +564,12 @@ def test_masks_without_white_are_rejected() -> None:
     _, beside = marked((64, 16), (0, 0, 8, 16))  # cut away by fill, not by the others
     assert fit_mask(beside, 16, 16, "fit").any()
     for mask, level in ((Image.new("L", (8, 8), 127), 127), (Image.new("L", (8, 8), 1), 1)):
-        with pytest.raises(RejectRow, match=f"before that {level}; allowed: 128") as caught:
+        with pytest.raises(
+            RejectRow, match=rf"\(128 needed\); before resizing it was {level}"
+        ) as caught:
             fit_mask(mask, 16, 16, "fill")
         assert caught.value.reason == "empty-mask"
-    with pytest.raises(RejectRow, match="at 16 x 16 pixels is 0, before that 255"):
+    with pytest.raises(RejectRow, match=r"to 16 x 16 its brightest pixel is 0 .* it was 255"):
         fit_mask(beside, 16, 16, "fill")
 
 
@@ -684,7 +686,7 @@ def test_makers_repeat_themselves_keep_the_size_and_leave_the_image_alone(name: 
         ("canny", {"low": "7"}, "canny.low: got '7'; allowed: a whole"),
         ("canny", {"low": None}, "canny.low: got None; allowed: a whole"),
         ("canny", {"low": float("nan")}, "canny.low: got nan"),
-        ("canny", {"low": 250}, "canny.low: got 250; allowed: up to high, 200"),
+        ("canny", {"low": 250}, "canny.low: got 250; allowed: at most high .200."),
         ("tile", {"factor": 1}, "tile.factor: got 1; allowed: a whole number from 2 to 64"),
         ("blur", {"radius": float("inf")}, "blur.radius: got inf; allowed: a number from 0.1 to"),
         ("blur", {"radius": 10**400}, "blur.radius: got 10"),

@@ -309,7 +309,7 @@ def test_images_and_weights_must_be_as_many_as_the_models(folders: Folders, name
 
 
 REFUSED = [
-    ("plain", {}, "controlnet: .* names none; give one by model.components.controlnet"),
+    ("plain", {}, "controlnet: .* lists no such component; set model.components.controlnet"),
     (
         "plain",
         {"motion": "net"},

@@ -150,7 +150,9 @@ def test_a_model_without_estimator_takes_depth_maps_alone(
 def test_depth_without_an_image_is_refused(depth_folder: Path) -> None:
     stages = FamilyStages(depth_folder, "control")
     maps = {"control": DEPTHS["control"]}
-    with pytest.raises(ValueError, match=r"needs an image for every row: input\.columns\.image"):
+    with pytest.raises(
+        ValueError, match=r"needs an image for every row; set input\.columns\.image"
+    ):
         stages.fused(batch([0, 1, 2], call(strength=0.7), maps))
 
 

@@ -142,7 +142,9 @@ def test_a_model_with_other_channels_is_refused(tmp_path: Path) -> None:
 def test_a_model_without_vae_is_refused(tmp_path: Path) -> None:
     folder = build_inpainting(tmp_path / "inpainting")
     edit(folder / "model_index.json", vae=[None, None])
-    with pytest.raises(ModelError, match=r"vae: .* names none; give one by model\.components\.vae"):
+    with pytest.raises(
+        ModelError, match=r"vae: .* lists no such component; set model\.components\.vae"
+    ):
         models.inspect(Model(path=str(folder)), TASK)
 
 

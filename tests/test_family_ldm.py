@@ -341,7 +341,7 @@ def test_dit_of_few_classes_is_not_guided(tmp_path: Path) -> None:
 
 def test_schedulers_that_start_from_larger_noise(folder: Callable[[str], Path]) -> None:
     for name in ("dit", "ldm-bert"):
-        with pytest.raises(ModelError, match=r"EulerDiscreteScheduler: .* works with DDIM"):
+        with pytest.raises(ModelError, match=r"EulerDiscreteScheduler: .* works only with DDIM"):
             FamilyStages(folder(name), TASK[name], scheduler="EulerDiscreteScheduler")
         same = FamilyStages(folder(name), TASK[name], scheduler="DPMSolverMultistepScheduler")
         assert same.fused(given_for(name, [0])).pixels.std() > 5
@@ -362,7 +362,7 @@ def test_models_of_another_kind_are_refused(folder: Callable[[str], Path], tmp_p
     no_bert = changed(folder("ldm-bert"), tmp_path / "c", index, bert=None)
     assert "bert: " in refusal(no_bert, "text-to-image")
     wide = changed(folder("ldm"), tmp_path / "d", "unet/config.json", in_channels=6)
-    assert "unet takes 6 channels, a ldm model" in refusal(wide, "unconditional")
+    assert "unet takes 6 channels, but a ldm model" in refusal(wide, "unconditional")
     narrow = changed(
         folder("ldm-super-resolution"), tmp_path / "e", "unet/config.json", in_channels=3
     )

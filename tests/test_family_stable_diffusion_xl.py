@@ -292,7 +292,7 @@ def test_what_cannot_serve_a_task_is_refused(folders: Folders, tmp_path: Path) -
     tiny.build_base(tmp_path / "base")
     edit_json(tmp_path / "base" / "model_index.json", tokenizer=[None, None])
     edit_json(tmp_path / "base" / "model_index.json", text_encoder=[None, None])
-    refused = "unet attends to embeddings of width 64, text_encoder_2 gives 32"
+    refused = "unet takes text embeddings of width 64, but text_encoder_2 gives 32"
     assert refused in refusal(tmp_path / "base", "image-to-image")
     assert "unet takes 9 channels" in refusal(folders("inpainting"), "text-to-image")
     assert "it fits inpainting" in refusal(folders("inpainting"), "image-to-image")

@@ -175,5 +175,5 @@ def test_what_is_no_refiner_is_refused(folder: Path, tmp_path: Path) -> None:
     index = wide / "model_index.json"
     text = index.read_text()
     index.write_text(text.replace("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"))
-    refused = "refiner.unet attends to embeddings of width 64, refiner.text_encoder_2 gives 32"
+    refused = "refiner.unet takes text embeddings of width 64, but refiner.text_encoder_2 gives 32"
     assert refused in refusal(tmp_path / "model", str(wide))

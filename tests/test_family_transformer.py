@@ -323,7 +323,7 @@ def copied(folders: dict[str, Path], tmp_path: Path) -> Any:
 def test_a_missing_component_is_named(copied: Any, name: str, component: str) -> None:
     folder = copied(name)
     edit(folder / "model_index.json", **{component: [None, None]})
-    assert f"{component}: {folder / 'model_index.json'} names none" in refusal(folder)
+    assert f"{component}: {folder / 'model_index.json'} lists no such component" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,9 @@ def test_other_channels_are_refused(
     folder = copied(name)
     edit(folder / "transformer" / "config.json", in_channels=taken)
     message = refusal(folder)
-    assert f"transformer takes {taken} channels, a {name} model for text-to-image takes" in message
+    assert (
+        f"transformer takes {taken} channels, but a {name} model for text-to-image takes" in message
+    )
     assert f"takes {wanted} (its vae's latents have {latent})" in message
 
 

@@ -229,7 +229,7 @@ def test_an_image_encoder_from_elsewhere(folders: dict[str, Path], tmp_path: Pat
     shutil.copy(folder / "ip_adapter" / "ip-adapter_sd15.safetensors", tmp_path)
     alone = {"ip_adapter": {"path": str(tmp_path)}}
     assert "image_encoder: " in refusal(folder, TASK, **alone)
-    assert "give one by model.components.image_encoder" in refusal(folder, TASK, **alone)
+    assert "set model.components.image_encoder" in refusal(folder, TASK, **alone)
     given = {"components": {"image_encoder": str(folder / "ip_adapter" / "image_encoder")}}
     made = pixels(FamilyStages(folder, TASK, 1, **alone, **given))
     root = {"ip_adapter": {"path": str(folder), "subfolder": "ip_adapter"}}
@@ -240,12 +240,15 @@ def test_an_image_encoder_from_elsewhere(folders: dict[str, Path], tmp_path: Pat
 
 def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = folders["ip-adapter"]
-    assert "needs an IP-Adapter; give one by model.ip_adapter" in refusal(folder, TASK)
+    assert "needs an IP-Adapter; set model.ip_adapter" in refusal(folder, TASK)
     told = refusal(folder, "text-to-image", **ip_adapter(folder))
-    assert "model.ip_adapter: a stable-diffusion model for text-to-image takes none" in told
+    assert "model.ip_adapter: a stable-diffusion model for text-to-image does not" in told
     assert "it fits variation" in told
     other = refusal(folder, TASK, **ip_adapter(folders["ip-adapter-xl"]))
-    assert "gives embeddings of width 64, the unet attends to 32: made for another model" in other
+    assert (
+        "gives embeddings of width 64, but the unet takes 32; it was trained for another model"
+        in other
+    )
     copied = shutil.copytree(folder / "ip_adapter", tmp_path / "ip_adapter")
     edit(copied / "image_encoder" / "config.json", projection_dim=16)
     assert "takes image embeddings of width 32, the image encoder" in refusal(
@@ -255,7 +258,7 @@ def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) 
     save_file({"image_proj.norm.weight": torch.zeros(4), "ip_adapter.1.x": torch.zeros(4)}, weights)
     assert "embeddings of faces" in refusal(folder, TASK, **ip_adapter(tmp_path))
     save_file({"unet.x": torch.zeros(4)}, weights)
-    assert "is no IP-Adapter: it holds unet.x" in refusal(folder, TASK, **ip_adapter(tmp_path))
+    assert "is not an IP-Adapter: it has unet.x" in refusal(folder, TASK, **ip_adapter(tmp_path))
 
 
 def test_a_component_that_is_missing(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_folder_that_is_gone_is_not_made_anew(tmp_path: Path, store: Store) ->
         lambda: placed.log(1, ["x"]),
         lambda: placed.store.put("data/x", b""),
     ):
-        with pytest.raises(StorageFailed, match="out is gone: it was deleted or moved"):
+        with pytest.raises(StorageFailed, match="out no longer exists: it was deleted or moved"):
             write()
     assert not (tmp_path / "out").exists()
 
@@ -354,7 +354,7 @@ def test_a_lease_that_cannot_be_read_holds_nothing(store: Store, data: bytes) ->
 
 def test_a_lease_of_a_later_version_is_refused_by_name(store: Store) -> None:
     put_lease(store, 1, version=9)
-    with pytest.raises(NewerFormat, match=r"lease/00001\.json was made by a newer batchgen"):
+    with pytest.raises(NewerFormat, match=r"lease/00001\.json was written by a newer batchgen"):
         acquire_lease(store)
 
 
@@ -585,8 +585,8 @@ def test_a_record_of_a_later_version_is_refused_by_name(
     with pytest.raises(NewerFormat) as refused:
         parse(json.dumps(tree).encode(), "out/00003.json")
     assert str(refused.value) == (
-        "out/00003.json was made by a newer batchgen (format 7; this one reads up to 1): "
-        "use that version"
+        "out/00003.json was written by a newer batchgen (format 7; this version reads up to 1): "
+        "use the newer version"
     )
 
 

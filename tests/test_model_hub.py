@@ -162,7 +162,7 @@ def test_a_lora_of_the_hub_is_fetched_alone(hub: dict[str, str], folder: Path) -
     save_file({"unet.x.lora_A.weight": torch.ones(2, 2)}, folder / "oil.safetensors")
     (folder / "ink.bin").write_bytes(b"pickled")
     lora = {"name": "ink", "path": "team/tiny"}
-    assert "name one by weight_name: ink.safetensors, oil.safetensors" in str(
+    assert "name one with weight_name: ink.safetensors, oil.safetensors" in str(
         inspect_in(hub, str(folder), loras=[lora])
     )
     Hub.served.clear()

@@ -28,10 +28,10 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 def test_names_that_are_nothing_are_refused(tmp_path: Path) -> None:
     message = refusal("no-such-model")
     assert "'no-such-model': no such folder" in message
-    assert "a hub id reads owner/name" in message
+    assert "not a hub id of the form owner/name" in message
     file = tmp_path / "model.safetensors"
     file.touch()
-    assert "is a file; allowed: a folder in diffusers layout" in refusal(file)
+    assert "is a file; needed: a folder in diffusers layout" in refusal(file)
 
 
 def test_a_revision_of_a_local_folder_is_refused(saved: Path) -> None:
@@ -102,13 +102,15 @@ def test_pickled_weights_alone_are_refused(folder: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
     message = refusal(folder)
     assert message.startswith("unet: the weights ")
-    assert "diffusion_pytorch_model.bin cannot be used: allowed is safetensors alone" in message
+    assert (
+        "diffusion_pytorch_model.bin cannot be used; allowed: safetensors, and .bin with" in message
+    )
 
 
 def test_weights_under_a_name_that_would_not_be_loaded_are_refused(folder: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("model.safetensors"))
-    assert "there are model.safetensors" in refusal(folder)
+    assert "found: model.safetensors" in refusal(folder)
 
 
 def test_empty_weights_and_missing_parts_are_refused(folder: Path) -> None:
@@ -128,23 +130,24 @@ def test_empty_weights_and_missing_parts_are_refused(folder: Path) -> None:
 def test_a_variant_that_is_not_there_is_refused(saved: Path) -> None:
     message = refusal(saved, variant="fp16")
     assert "model.fp16.safetensors are missing" in message
-    assert "there are model.safetensors (model.variant is 'fp16')" in message
+    assert "found: model.safetensors (model.variant is 'fp16')" in message
 
 
 def test_parts_that_do_not_fit_are_refused(folder: Path) -> None:
     unet = folder / "unet" / "config.json"
     edit(unet, in_channels=9)
-    assert "unet takes 9 channels, a stable-diffusion model for text-to-image takes 4" in refusal(
-        folder
+    assert (
+        "unet takes 9 channels, but a stable-diffusion model for text-to-image takes 4"
+        in refusal(folder)
     )
     edit(unet, in_channels=4, cross_attention_dim=768)
-    assert "embeddings of width 768, text_encoder gives 32" in refusal(folder)
+    assert "embeddings of width 768, but text_encoder gives 32" in refusal(folder)
     edit(unet, cross_attention_dim=32, sample_size=None)
     assert "unet: " in refusal(folder)
     assert "has no 'sample_size'" in refusal(folder)
     edit(unet, sample_size=8)
     edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=10**30)
-    assert "the text_encoder reads 16 tokens" in refusal(folder)
+    assert "but text_encoder reads only 16 tokens" in refusal(folder)
 
 
 def test_latents_that_pass_for_pixels_are_refused_for_images(tmp_path: Path) -> None:

@@ -137,9 +137,11 @@ def test_json_round_trip(tmp_path: Path) -> None:
 
 def test_a_plan_of_another_version_is_refused() -> None:
     tree = json.loads(paper_plan([[1]]).to_json())
-    with pytest.raises(NewerFormat, match=r"newer batchgen \(format 99; this one reads up to 2\)"):
+    with pytest.raises(
+        NewerFormat, match=r"newer batchgen \(format 99; this version reads up to 2\)"
+    ):
         read_plan(json.dumps({**tree, "version": 99, "rows": "elsewhere"}))
-    with pytest.raises(DamagedRecord, match=r"made by an older batchgen \(format 1"):
+    with pytest.raises(DamagedRecord, match=r"written by an older batchgen \(format 1"):
         read_plan(json.dumps({**tree, "version": 1}))
 
 
@@ -156,29 +158,31 @@ def edited(*path: str | int, value: object) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "why"),
     [
-        (("spec", "seed"), 7, "its spec is not that of its spec_fingerprint"),
-        (("spec", "sampling", "eta"), 0.5, "its spec is not that of its spec_fingerprint"),
-        (("spec_fingerprint",), "0" * 64, "its spec is not that of its spec_fingerprint"),
-        (("files", 0, "row_groups"), [8], "its files and columns are not"),
-        (("files", 1, "etag"), "x", "its files and columns are not"),
-        (("columns", 0, 1), "int64", "its files and columns are not"),
-        (("model", "manifest_sha256"), "e" * 64, "its model is not that of its plan_fingerprint"),
-        (("plan_fingerprint",), "e" * 64, "its model is not that of its plan_fingerprint"),
-        (("rows",), 9, "its files and limit make 8 rows, it says 9"),
+        (("spec", "seed"), 7, "its spec does not match its spec_fingerprint"),
+        (("spec", "sampling", "eta"), 0.5, "its spec does not match its spec_fingerprint"),
+        (("spec_fingerprint",), "0" * 64, "its spec does not match its spec_fingerprint"),
+        (("files", 0, "row_groups"), [8], "its files and columns do not"),
+        (("files", 1, "etag"), "x", "its files and columns do not"),
+        (("columns", 0, 1), "int64", "its files and columns do not"),
+        (("model", "manifest_sha256"), "e" * 64, "its model does not match its plan_fingerprint"),
+        (("plan_fingerprint",), "e" * 64, "its model does not match its plan_fingerprint"),
+        (("rows",), 9, "its files and limit give 8 rows, but it says 9"),
         (("rows",), 2**70, r"rows: should be less than or equal to"),
         (("rows",), "x", "rows: should be a valid integer"),
         (("model",), None, "model: "),
-        (("files",), [], "its files and columns are not"),
+        (("files",), [], "its files and columns do not"),
         (("files", 0, "row_groups"), {}, r"files\.0\.row_groups: should be a valid"),
         (("spec",), {}, "its spec: "),
         (("spec", "policy"), 5, "its spec: "),
-        (("spec", "output"), "out", "its spec is not that of its spec_fingerprint"),
+        (("spec", "output"), "out", "its spec does not match its spec_fingerprint"),
     ],
 )
 def test_a_plan_that_was_changed_is_damaged(
     path: tuple[str | int, ...], value: object, why: str
 ) -> None:
-    with pytest.raises(DamagedRecord, match=rf"(?s)^the plan is damaged \({why}.*put a whole copy"):
+    with pytest.raises(
+        DamagedRecord, match=rf"(?s)^the plan is damaged \({why}.*restore an undamaged copy"
+    ):
         read_plan(edited(*path, value=value))
 
 
@@ -210,7 +214,9 @@ def test_a_spec_with_fields_of_another_version_keeps_its_fingerprint() -> None:
         if change == "fewer":
             assert compare(plan, PLAN).fingerprint == plan.fingerprint
             continue
-        with pytest.raises(NewerFormat, match=r"newer batchgen, with sampling\.sharpness"):
+        with pytest.raises(
+            NewerFormat, match=r"newer batchgen, with fields .* \(sampling\.sharpness\)"
+        ):
             compare(plan, PLAN)
 
 
@@ -301,7 +307,7 @@ def test_compare_names_the_field_and_both_values(
     assert message.startswith(f"{field} has changed: ")
     values = rf"planned with .*{re.escape(before)}.*, now it is .*{re.escape(after)}"
     assert re.search(values, message)
-    assert "put it back, or write to a new output" in message
+    assert "change it back, or write to a new output" in message
 
 
 def test_compare_lets_pass_what_does_not_change_the_images() -> None:

@@ -114,8 +114,8 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
     ("path", "message"),
     [
         ("missing", "no such file or folder"),
-        ("empty", "no .parquet file there"),
-        ("*.arrow", "no .parquet file there"),
+        ("empty", "it has no .parquet file"),
+        ("*.arrow", "it has no .parquet file"),
     ],
 )
 def test_nothing_to_read_is_named(path: str, message: str, tmp_path: Path) -> None:
@@ -164,13 +164,15 @@ def test_a_truncated_file_is_named_with_its_size(kept_bytes: int, tmp_path: Path
     data = path.read_bytes()[:kept_bytes]
     path.write_bytes(data)
     message = fails(tmp_path)
-    assert message.startswith(f"input file {path} is not a whole Parquet file ({len(data)} bytes)")
+    assert message.startswith(
+        f"input file {path} is not a complete Parquet file ({len(data)} bytes)"
+    )
 
 
 def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text("prompt\na cat\n")
-    assert fails(path).startswith(f"input file {path} is not a whole Parquet file")
+    assert fails(path).startswith(f"input file {path} is not a complete Parquet file")
 
 
 def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -192,7 +194,7 @@ def test_a_column_that_stands_twice(tmp_path: Path) -> None:
     columns = [pa.array(["a"]), pa.array([1]), pa.array([2])]
     table = pa.Table.from_arrays(columns, ["prompt", "n", "n"])
     path = write_table(tmp_path / "a.parquet", table)
-    assert "column 'n' stands twice" in fails(path)
+    assert "has two columns named 'n'" in fails(path)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_a_column_of_the_wrong_type(
     path = write_columns(tmp_path / "a.parquet", {"prompt": ["a"], "bad": values})
     kind = pa.array(values).type
     assert fails(path, **{f"input__columns__{part}": "bad"}) == (
-        f"input.columns.{part}: column 'bad' in {path} holds {kind}; needed: {needed}"
+        f"input.columns.{part}: column 'bad' in {path} has type {kind}; needed: {needed}"
     )
 
 
@@ -276,7 +278,7 @@ def test_a_key_that_stands_twice_names_both_places(twice: Any, tmp_path: Path) -
     first = keyed(tmp_path / "a.parquet", [kind(f"{k}"[-1:]) for k in range(3)] + [twice])
     second = keyed(tmp_path / "b.parquet", [kind("7"), twice, kind("8")])
     assert fails(tmp_path, input__columns__key="id") == (
-        f"input.columns.key: 'id' holds the same key twice: {first} row 3 and {second} row 1; "
+        f"input.columns.key: column 'id' has the same key in {first} row 3 and {second} row 1; "
         "keys must be unique"
     )
 
@@ -294,7 +296,7 @@ def test_null_keys_are_no_duplicates(tmp_path: Path) -> None:
 def test_keys_beyond_the_limit_do_not_count(tmp_path: Path) -> None:
     path = keyed(tmp_path / "a.parquet", ["x", "y", "x"])
     assert plan_for(path, input__columns__key="id", input__limit=2).rows == 2
-    assert "twice" in fails(path, input__columns__key="id", input__limit=3)
+    assert "has the same key in" in fails(path, input__columns__key="id", input__limit=3)
 
 
 def test_the_key_check_can_be_left_out(tmp_path: Path) -> None:
@@ -328,6 +330,6 @@ def test_a_damaged_plan_is_said_to_be_damaged() -> None:
 
 def test_an_output_inside_its_input_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "in.parquet")
-    with pytest.raises(InputError, match="lies in the input"):
+    with pytest.raises(InputError, match="is inside the input"):
         plan_for(tmp_path, tmp_path / "out")
     assert plan_for(tmp_path / "in.parquet", tmp_path / "out").rows == 1

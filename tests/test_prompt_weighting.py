@@ -215,7 +215,9 @@ def test_a_bad_prompt_rejects_its_row_alone() -> None:
     made = prepare(shard_of(columns), plan)
     assert [sample.prompt for sample in made.samples] == ["(red)1.5 star"]
     assert [one.reason for one in made.dropped] == ["bad-prompt", "bad-negative_prompt"]
-    assert made.dropped[0].message.startswith(f"prompt is {bad!r}; allowed: a prompt of one part")
+    assert made.dropped[0].message.startswith(
+        f"prompt is {bad!r}; allowed: a prompt without .and()"
+    )
     unread = prepare(shard_of(columns), settled(("negative_prompt",)))
     assert len(unread.samples) == 3, "without the option these are words as any"
 
@@ -231,13 +233,18 @@ def test_the_families_that_take_weights(tmp_path: Path) -> None:
     for task, name in ((TASK, "flux"), ("class-conditional", "dit")):
         folder = BUILDERS[task, name](tmp_path / name)
         told = refusal(folder, task, prompt_weighting="compel")
-        assert told.startswith(f"model.prompt_weighting: a {name} model for {task} takes none")
+        assert told.startswith(
+            f"model.prompt_weighting: a {name} model for {task} does not support"
+        )
 
 
 def test_compel_that_is_missing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weighting, "find_spec", lambda name: None)
     told = refusal(folders[SD], prompt_weighting="compel")
-    assert told == "model.prompt_weighting: the package compel is missing; pip install compel"
+    assert (
+        told
+        == "model.prompt_weighting: the package compel is not installed; run `pip install compel`"
+    )
 
 
 def test_planning_loads_no_compel(folders: dict[str, Path]) -> None:

@@ -173,7 +173,7 @@ def test_components_of_other_folders(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def saved(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that was saved quantised."""
+    """A checkpoint that was saved quantized."""
     need("torchao")
     where = tmp_path_factory.mktemp("saved") / "int8"
     plain(folder, "torchao", *BUILT["stable-diffusion"]).save_pretrained(where)
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_was_saved_quantised(saved: Path, folder: Path) -> Non
     assert np.array_equal(pixels(stages, call()), pixels(now, call()))
     told = refusal(saved, **asked("torchao", "unet"))
     assert "model.quantization.components: unet in" in told
-    assert told.endswith("was saved quantised already")
+    assert told.endswith("is quantized already; remove it from the list")
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_a_checkpoint_that_was_saved_quantised(saved: Path, folder: Path) -> Non
         ({"quant_method": "gptq"}, "by gptq; allowed: bitsandbytes, quanto, torchao"),
         (
             {"quant_method": "quanto", "activations": "int8"},
-            "activations of int8; allowed: weights",
+            "quantized activations (int8); allowed: quantized weights",
         ),
         (
             {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0},
-            "pixels depend on its neighbours; allowed: llm_int8_threshold of 0",
+            "pixels depend on its neighbours; allowed: llm_int8_threshold: 0",
         ),
         (
             {
@@ -221,7 +221,7 @@ def test_a_checkpoint_that_was_saved_otherwise(
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     edit(copy / "unet" / "config.json", quantization_config=config)
     message = refusal(copy)
-    assert message.startswith(f"unet: {copy.resolve() / 'unet'} was saved quantised")
+    assert message.startswith(f"unet: {copy.resolve() / 'unet'} was saved quantized")
     assert told in message
 
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_that_was_saved_otherwise(
         (asked("torchao", "vae"), "got 'vae'; allowed for a stable-diffusion model"),
         (
             asked("torchao", "unet", quant_typ="x"),
-            "model.quantization.options.quant_typ: torchao has none here; allowed: quant_type,",
+            "model.quantization.options.quant_typ: not an option of torchao; allowed: quant_type,",
         ),
         (
             asked("torchao", "unet", quant_type="Int8DynamicActivationInt8WeightConfig"),
@@ -240,13 +240,13 @@ def test_a_checkpoint_that_was_saved_otherwise(
         ),
         (
             asked("torchao", "unet", group_size=32),
-            "model.quantization.options.group_size: Int8WeightOnlyConfig has none",
+            "model.quantization.options.group_size: Int8WeightOnlyConfig has no such option",
         ),
         (asked("quanto", "unet", weights_dtype="int3"), "got 'int3'; allowed: float8, int8, int4"),
-        (asked("quanto", "unet", activations="int8"), "activations: quanto has none here"),
+        (asked("quanto", "unet", activations="int8"), "activations: not an option of quanto"),
         (
             asked("bitsandbytes_8bit", "unet"),
-            "neighbours; allowed: llm_int8_threshold of 0, which looks for none",
+            "neighbours; allowed: llm_int8_threshold: 0, which turns this off",
         ),
     ],
 )
@@ -277,14 +277,14 @@ def test_a_package_that_is_missing(
     package = quantize.BACKENDS[backend].package
     options = {"llm_int8_threshold": 0.0} if backend == "bitsandbytes_8bit" else {}
     told = refusal(folder, **asked(backend, "unet", **options))
-    wanted = f"the package {package} is missing; pip install {package}"
+    wanted = f"the package {package} is not installed; run `pip install {package}`"
     assert told == f"model.quantization: {wanted}"
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     bits = {f"load_in_{backend.removeprefix('bitsandbytes_')}": True}
     kind = {"default": {"_type": "Int8WeightOnlyConfig"}}
     method = {"quant_method": backend.partition("_")[0], "quant_type": kind, **bits}
     edit(copy / "text_encoder" / "config.json", quantization_config=method)
-    assert refusal(copy).endswith(f"was saved quantised: {wanted}")
+    assert refusal(copy).endswith(f"was saved quantized: {wanted}")
 
 
 def test_planning_loads_no_backend(folder: Path) -> None:
@@ -306,9 +306,9 @@ def test_planning_loads_no_backend(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("component", "bits", "told"),
     [
-        ("unet", "4bit", "unet cannot be quantised here"),
-        ("unet", "8bit", "unet cannot be quantised here: No GPU found. A GPU is needed"),
-        ("text_encoder", "8bit", "text_encoder cannot be quantised here"),
+        ("unet", "4bit", "unet cannot be quantized on this machine"),
+        ("unet", "8bit", "unet cannot be quantized on this machine: No GPU found. A GPU is needed"),
+        ("text_encoder", "8bit", "text_encoder cannot be quantized on this machine"),
     ],
 )
 def test_bitsandbytes_without_a_gpu(

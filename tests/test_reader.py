@@ -229,7 +229,7 @@ def test_a_vanished_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     plan = planned(path)
     path.unlink()
-    assert fails(plan) == f"input file {path} has vanished; put it back, or write to a new output"
+    assert fails(plan) == f"input file {path} is missing; restore it, or write to a new output"
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
@@ -255,7 +255,8 @@ def test_a_file_that_grew_is_refused(tmp_path: Path) -> None:
     write_unseen(path, longer.read_bytes())
     after = path.stat().st_size
     assert fails(plan) == (
-        f"input file {path} has changed: planned with {before} bytes, now it has {after}"
+        f"input file {path} has changed: planned with {before} bytes, now it has {after}; "
+        "restore it, or write to a new output"
     )
 
 
@@ -265,7 +266,7 @@ def test_a_file_with_fewer_rows_at_the_same_size_is_noticed(tmp_path: Path) -> N
     write_unseen(path, write_prompts(tmp_path / "b.parquet", 300, groups=[150, 150]).read_bytes())
     size = path.stat().st_size
     files = (replace(plan.files[0], size=size),)
-    assert "ended before shard" in fails(replace(plan, files=files))
+    assert "ended before the last row of shard" in fails(replace(plan, files=files))
 
 
 def test_a_row_group_that_is_no_more_is_named(tmp_path: Path) -> None:
@@ -274,7 +275,7 @@ def test_a_row_group_that_is_no_more_is_named(tmp_path: Path) -> None:
     write_unseen(path, write_prompts(tmp_path / "b.parquet", 300).read_bytes())
     files = (replace(plan.files[0], size=path.stat().st_size),)
     message = fails(replace(plan, files=files))
-    assert f"input file {path}" in message or "ended before shard" in message
+    assert f"input file {path}" in message or "ended before the last row of shard" in message
 
 
 class Unreliable(io.BytesIO):

@@ -221,14 +221,18 @@ def test_a_folder_that_is_not_here_is_found_again_by_name(folder: Path, monkeypa
     assert models.load_decoder(info, ready).batch_size == 2
     edit(folder / "vae" / "config.json", scaling_factor=0.5)
     info = replace(info, path="/of/another/machine")
-    with pytest.raises(ModelError, match="is not the planned one: its files hash to"):
+    with pytest.raises(
+        ModelError, match="is not the planned one: the SHA-256 of its files begins with"
+    ):
         models.load_decoder(info, ready)
 
 
 def test_a_folder_that_changed_since_the_plan_is_refused(folder: Path) -> None:
     info = inspect(folder)
     edit(folder / "scheduler" / "scheduler_config.json", beta_end=0.03)
-    with pytest.raises(ModelError, match="is not the planned one: its files hash to"):
+    with pytest.raises(
+        ModelError, match="is not the planned one: the SHA-256 of its files begins with"
+    ):
         models.load_denoiser(info, spec_of(folder))
 
 

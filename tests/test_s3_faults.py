@@ -191,7 +191,7 @@ def test_a_failed_upload_is_not_visible_and_clean_up_finds_only_ours(
     quick.rules(
         Rule("error", target="partNumber=2"), Rule("reset", method="DELETE", target="uploadId")
     )
-    with pytest.raises(StorageFailed, match=r"cannot write .*/out/data/big: .*tried for 2 s"):
+    with pytest.raises(StorageFailed, match=r"cannot write .*/out/data/big: .*retried for 2 s"):
         store.put("data/big", bytes(2 * PART + 1))
     quick.rules()
     assert store.list("data") == {}
@@ -277,7 +277,7 @@ def test_real_refusals(
             open_store(f"{s3_bucket}/out").put("x", BODY)
         assert "wrong-wrong" not in str(caught.value) and OTHER_SECRET not in str(caught.value)
     configure(limits=QUICK)
-    with pytest.raises(StorageFailed, match="NoSuchBucket; there is no such bucket"):
+    with pytest.raises(StorageFailed, match="NoSuchBucket; the bucket does not exist"):
         open_store("s3://no-such-bucket-here/out").put("x", BODY)
     with pytest.raises(InputError, match="no such file or folder"):
         find_files("s3://no-such-bucket-here/in")
@@ -351,7 +351,7 @@ def test_an_input_that_was_replaced_is_found_out(s3_bucket: str) -> None:
     with open_input(stat.path, s3_bucket, stat.etag) as file:
         assert file.read(10) == BODY[:10]
         store.put("a.parquet", BODY[::-1])
-        with pytest.raises(InputError, match="it has changed meanwhile"):
+        with pytest.raises(InputError, match="it was changed meanwhile"):
             file.read(10)
     with pytest.raises(InputError, match="has changed: planned with etag"):
         open_input(stat.path, s3_bucket, stat.etag)

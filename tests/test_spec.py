@@ -356,7 +356,7 @@ def test_fewer_replicas_at_most_than_at_least() -> None:
         )
     assert caught.value.field == "resources.decode"
     assert caught.value.given == {"min_replicas": 3, "max_replicas": 2}
-    assert caught.value.allowed == "max_replicas of at least min_replicas (3)"
+    assert caught.value.allowed == "max_replicas (2) of at least min_replicas (3)"
 
 
 def test_a_replica_takes_a_share_of_a_gpu_or_whole_ones() -> None:
@@ -366,7 +366,7 @@ def test_a_replica_takes_a_share_of_a_gpu_or_whole_ones() -> None:
     with pytest.raises(SpecError) as caught:
         build(merge(MINIMAL, {"resources.denoise.num_gpus": 1.5}))
     assert (caught.value.field, caught.value.given) == ("resources.denoise.num_gpus", 1.5)
-    assert caught.value.allowed == "a share of one GPU (up to 1), or a whole number of them"
+    assert caught.value.allowed == "a fraction of one GPU (up to 1), or a whole number of GPUs"
 
 
 def test_image_to_image_may_go_without_prompts() -> None:
@@ -398,7 +398,7 @@ def test_names_of_options_are_text(within: tuple[str, ...], name: Any) -> None:
     options: dict[Any, Any] = {name: {"a": 1} if not within else 1}
     for outer in reversed(within):
         options = {outer: options}
-    with pytest.raises(SpecError, match="names in text") as caught:
+    with pytest.raises(SpecError, match="text as option names") as caught:
         build({**MINIMAL, "storage_options": options})
     assert caught.value.field == ".".join(("storage_options", *within))
 
@@ -448,7 +448,7 @@ def test_yaml_round_trip(field: str, tmp_path: Path) -> None:
     [
         (None, "No such file"),
         (b"input: [", "line 1"),
-        (b"\xff\xfe\x00", "not YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
         (b"- a\n- b\n", "sections"),
         (b"", "sections"),
     ],

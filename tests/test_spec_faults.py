@@ -57,7 +57,7 @@ def test_all_faults_are_told_at_once() -> None:
         **{"sampling.width": 60, "seed": "x", "variants": 0, "polcy": 1, "task": "inpainting"},
         **{"model.loras": "ink.safetensors", "sampling.noise_level": 3},
     }
-    fields = [line.strip().partition(":")[0] for line in said(merge(MINIMAL, wrong))]
+    fields = [re.split(": | is set", line.strip())[0] for line in said(merge(MINIMAL, wrong))]
     columns = ["input.columns.image", "input.columns.mask"]
     assert sorted(fields) == sorted([*(wrong.keys() - {"task"}), *columns])
 
@@ -92,7 +92,7 @@ def test_a_wrong_task_is_told_without_what_would_follow_from_another() -> None:
             {"image": {"name": "canny", "foo": 1}},
             "no such field; allowed: n",
         ),
-        ("input.path", "x\0", "has bytes that are not UTF-8, or NUL"),
+        ("input.path", "x\0", "contains bytes that are not UTF-8, or NUL"),
         ("input.path", "\udcff.parquet", "not UTF-8"),
     ],
 )
@@ -114,9 +114,9 @@ def test_plain_texts_stand_for_sections_and_flags_still_win(tmp_path: Path) -> N
 
 def test_a_forgotten_task_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = said(merge(MINIMAL, {"input.columns.image": "image"}))
-    assert "text-to-image reads no image; did you mean --task image-to-image?" in line
+    assert "text-to-image uses no image; remove it, or use --task image-to-image" in line
     both = merge(MINIMAL, {"input.columns.image": "image", "input.columns.mask": "mask"})
-    assert all("did you mean --task inpainting?" in line for line in said(both))
+    assert all("or use --task inpainting" in line for line in said(both))
 
 
 IDLE = {
@@ -132,7 +132,8 @@ IDLE = {
 @pytest.mark.parametrize("field", IDLE)
 def test_settings_without_effect_are_refused(field: str) -> None:
     (line,) = said(merge(MINIMAL, {field: IDLE[field]}))
-    assert line.startswith(f"{field}: got ") and "text-to-image reads no" in line
+    assert line.startswith(f"{field} is set to ") and "text-to-image uses no" in line
+    assert "remove it, or use a task that does (" in line
     default = flatten(build(MINIMAL).model_dump())[field]
     build(merge(MINIMAL, {field: default}))  # as in every job.yaml
 

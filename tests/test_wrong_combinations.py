@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "a mask where none is read": (
         stable_diffusion.build_stable_diffusion,
         ("--task", "image-to-image", *IMAGE, *MASK),
-        ("input.columns.mask", "image-to-image reads no mask; did you mean --task inpainting?"),
+        ("input.columns.mask", "image-to-image uses no mask; remove it, or use --task inpainting"),
     ),
     "a refiner without its second encoder": (
         without_second_encoder,
@@ -111,22 +111,22 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]
     "a scheduler that the loop is not written for": (
         stable_diffusion.build_consistency,
         ("--task", "text-to-image", "--scheduler", "DDIMScheduler"),
-        ("DDIMScheduler", "LCMScheduler alone"),
+        ("DDIMScheduler", "works only with LCMScheduler"),
     ),
     "a strength that the model does not read": (
         stable_diffusion.build_stable_diffusion,
         ("--set", "input.columns.strength=class_label"),
-        ("input.columns.strength", "text-to-image reads no strength"),
+        ("input.columns.strength", "text-to-image uses no strength"),
     ),
     "noise for a model that takes none": (
         ldm.build_super_resolution,
         ("--task", "super-resolution", *IMAGE, "--set", "input.columns.noise_level=class_label"),
-        ("input.columns.noise_level", "takes eta"),
+        ("input.columns.noise_level", "supported: eta"),
     ),
     "another size than the model's only one": (
         ldm.build_dit,
         ("--task", "class-conditional", "--class-column", "class_label", "--width", "64"),
-        ("sampling.width", "the model's only width"),
+        ("sampling.width", "the only width of this model"),
     ),
     "a LoRA column without LoRAs": (
         stable_diffusion.build_stable_diffusion,

@@ -1,4 +1,4 @@
-"""Commands that tell which tasks there are, and make models to try them with."""
+"""Commands that describe the tasks and make tiny models to try them with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @main.command()
 @click.argument("name", required=False)
 def tasks(name: str | None) -> None:
-    """List the tasks and the columns of their rows, or explain the one of that NAME.
+    """List the tasks and the columns of their rows, or explain the task NAME.
 
     \b
     batchgen tasks
@@ -30,18 +30,18 @@ def tasks(name: str | None) -> None:
 
 @main.group()
 def models() -> None:
-    """Models to try things with."""
+    """Make models for trials and tests."""
 
 
 @models.command("make-tiny")
 @click.argument("task")
 @click.argument("folder")
-@click.option("--family", help="Which of the task's model families; default: the first.")
+@click.option("--family", help="Model family of the task; default: the first.")
 def make_tiny(task: str, folder: str, family: str | None) -> None:
     """Write a tiny model with random weights for TASK to FOLDER.
 
-    It makes noise, in a second, by the same code as a real model of its family: to try a spec or a
-    cluster with before there are gigabytes to load.
+    The model generates noise, in a second, with the same code as a real model of its family. Use it
+    to try a spec or a cluster before you load gigabytes.
 
     \b
     batchgen models make-tiny super-resolution models/tiny-upscaler

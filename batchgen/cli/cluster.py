@@ -1,4 +1,4 @@
-"""Commands about jobs on a Ray cluster: hand over, watch, stop."""
+"""Commands for jobs on a Ray cluster: submit, logs, cancel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def address_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--address",
         envvar="RAY_API_SERVER_ADDRESS",
-        help="The head's dashboard. [default: RAY_API_SERVER_ADDRESS, http://127.0.0.1:8265]",
+        help="URL of the cluster's dashboard, which is also its job server. [default: "
+        "RAY_API_SERVER_ADDRESS, http://127.0.0.1:8265]",
     )(command)
 
 
@@ -37,16 +38,18 @@ def requirements_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--no-requirements",
         is_flag=True,
-        help="The cluster's machines have batchgen's requirements already: submit without them.",
+        help="Do not install batchgen's requirements: the cluster's machines have them.",
     )(command)
 
 
 @main.command()
 @spec_options
 @address_option
-@click.option("--submission-id", help="Its name on the cluster; default: one with the time in it.")
+@click.option(
+    "--submission-id", help="Name of the job on the cluster; default: a name with the time in it."
+)
 @shards_option
-@click.option("--no-wait", is_flag=True, help="Hand it over and return.")
+@click.option("--no-wait", is_flag=True, help="Submit the job and return at once.")
 @requirements_option
 def submit(
     spec: Spec,
@@ -56,11 +59,11 @@ def submit(
     no_wait: bool,
     no_requirements: bool,
 ) -> int:
-    """Run a job on a Ray cluster; show what it prints, and exit as it exits.
+    """Run a job on a Ray cluster, print its log, and exit with its exit code.
 
-    The job goes on if this command is ended or loses its connection. The package and its pinned
-    requirements travel along; secrets do not: the spec names environment variables, which the
-    cluster's machines have, or their instance roles open the stores.
+    The job continues if this command is stopped or loses its connection. The package and its pinned
+    requirements are sent to the cluster; secrets are not. The spec names environment variables that
+    the cluster's machines have, or the machines' instance roles give access to the stores.
 
     \b
     batchgen submit job.yaml --address http://head:8265
@@ -82,9 +85,11 @@ def submit(
 @click.argument("job")
 @address_option
 @storage_option
-@click.option("--follow", is_flag=True, help="Go on until the job has ended; exit as it exits.")
+@click.option(
+    "--follow", is_flag=True, help="Continue until the job has ended; exit with its exit code."
+)
 def logs(job: str, address: str | None, storage_options: tuple[str, ...], follow: bool) -> int:
-    """Print what JOB (submission id or output) has said, from its cluster or else its output."""
+    """Print the log of JOB (submission id or output), from its cluster or else from its output."""
     found = ask(job, address)
     if found.cluster is None:
         ledger = _ledger(job, storage_options, found)
@@ -103,14 +108,15 @@ def logs(job: str, address: str | None, storage_options: tuple[str, ...], follow
 @address_option
 @storage_option
 def cancel(job: str, address: str | None, storage_options: tuple[str, ...]) -> int:
-    """Stop JOB (submission id or output); what is committed stays, `resume` goes on."""
+    """Stop JOB (submission id or output). Committed shards stay, and `resume` continues."""
     found = ask(job, address)
     if found.cluster is None:
         state = last_run(_ledger(job, storage_options, found))
-        echo(f"{found.status}\n{state}" if address else f"no job of a cluster; {state}", err=True)
+        said = f"{found.status}\n{state}" if address else f"not a job on a cluster; {state}"
+        echo(said, err=True)
         return 1
     if found.cluster.stop(found.name):
-        echo(f"stopping {found.name}; `batchgen resume` goes on with what is missing")
+        echo(f"stopping {found.name}; `batchgen resume` continues with the missing shards")
     else:
         echo(f"{found.name} has ended already: {found.status}")
     return 0
@@ -123,7 +129,7 @@ def resume_on(
     shards: str | None,
     packages: bool,
 ) -> int:
-    """Submit that an output's job is gone on with, and watch it."""
+    """Submit the resume of an output's job, and print its log."""
     from batchgen.cluster.submit import Cluster
     from batchgen.storage import absolute
 
@@ -137,7 +143,7 @@ def resume_on(
 
 @dataclass(frozen=True)
 class Found:
-    """A job on a cluster; without one, ``status`` says why."""
+    """A job on a cluster. If ``cluster`` is None, ``status`` says why there is none."""
 
     cluster: Cluster | None
     name: str
@@ -146,7 +152,7 @@ class Found:
 
 
 def ask(job: str, address: str | None) -> Found:
-    """Look for a job, by submission id or by output, where a cluster should be."""
+    """Look for a job on a cluster, by submission id or by output."""
     from batchgen.cluster.submit import OUTPUT, Cluster
     from batchgen.errors import UsageError
 
@@ -156,39 +162,39 @@ def ask(job: str, address: str | None) -> Found:
     except UsageError as error:
         return Found(None, "", "", str(error))
     if found is None or found.submission_id is None:
-        return Found(None, "", "", f"the cluster at {cluster.address} knows no job {job}")
+        return Found(None, "", "", f"the cluster at {cluster.address} has no job {job}")
     output = (found.metadata or {}).get(OUTPUT, "")
     return Found(cluster, found.submission_id, output, found.status.value.lower())
 
 
 def last_run(ledger: Ledger) -> str:
-    """Who works on an output, or when somebody did last."""
+    """Describe the runs that are working on an output, or the last one that did."""
     from batchgen.output.lease import holders_of
 
     holders = holders_of(ledger.store)
     if not holders:
-        return f"nothing was ever run into {ledger.store.url}"
+        return f"no run has ever written to {ledger.store.url}"
     ago = {holder: duration(time.time() - holder.renewed_at) for holder in holders}
-    working = [f"{one}, last heard of {ago[one]} ago" for one in holders if one.at_work]
+    working = [f"{one}, last heartbeat {ago[one]} ago" for one in holders if one.at_work]
     if working:
-        return f"at work: {'; '.join(working)}"
+        return f"running: {'; '.join(working)}"
     last = holders[-1]
     if not last.released:
-        how = f"was last heard of {ago[last]} ago: it was killed, or its machine is gone"
+        how = f"had its last heartbeat {ago[last]} ago: it was killed, or its machine is gone"
     else:
         how = f"ended {ago[last]} ago" + (f": {last.ending}" if last.ending else "")
-    return f"none at work; the last one ({last}) {how}"
+    return f"not running; the last run ({last}) {how}"
 
 
 def at_work(ledger: Ledger) -> list[str]:
-    """The runs that are at work on an output, in words."""
+    """Describe the runs that are working on an output."""
     from batchgen.output.lease import holders_of
 
     return [str(one) for one in holders_of(ledger.store) if one.at_work]
 
 
 def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:
-    """Of a job that no cluster knows; that may be one which ran on this machine.
+    """Return the ledger of a job that no cluster knows: it may have run on this machine.
 
     Raises:
         UsageError: there is no such output either.
@@ -202,7 +208,9 @@ def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:
         raise UsageError(f"{found.status}; {error}") from None
     ledger = open_ledger(output, storage_options)
     if not ledger.store.list("_batchgen"):
-        raise UsageError(f"{job} is no output of batchgen: nothing was run into it; {found.status}")
+        raise UsageError(
+            f"{job} is not an output of batchgen: no run has written to it; {found.status}"
+        )
     return ledger
 
 

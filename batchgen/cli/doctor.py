@@ -1,4 +1,4 @@
-"""Tries what a job will need, before it needs it: the input, the model, and the output's store."""
+"""Tests what a job needs before it runs: the input, the model, and the output's store."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from batchgen.storage import Store, open_store
 from batchgen.storage.store import PROBES
 
 FIRST_ROWS = 8
-RESERVE_BYTES = 16 << 20  # for markers, logs, card, report and its picture
-PIXEL_BYTES = {"png": 3.0, "jpeg": 1.0, "webp": 1.0}  # at most, but for noise
+RESERVE_BYTES = 16 << 20  # for markers, logs, card, report and contact sheet
+PIXEL_BYTES = {"png": 3.0, "jpeg": 1.0, "webp": 1.0}  # upper bounds, except for pure noise
 
 
 def examine(spec: Spec) -> Iterator[Check]:
-    """Try everything, each as it comes; stores are reached as the spec says.
+    """Run all checks and yield each result at once; stores are reached as the spec says.
 
-    In the output it writes one small object, reads, lists and removes it.
+    In the output it writes one small object, reads it, lists it and deletes it.
     """
     plans: list[Plan] = []
     yield _tried("input and model", lambda: _planned(spec, plans))
@@ -60,7 +60,7 @@ def _planned(spec: Spec, plans: list[Plan]) -> tuple[str, str]:
 
 
 def _first_rows(plan: Plan) -> tuple[str, str]:
-    """Read and prepare them as a run does: with their images, settings and columns."""
+    """Read and prepare the first rows as a run does, with their images, settings and columns."""
     rows = min(plan.rows, FIRST_ROWS)
     output = plan.spec.output.model_copy(update={"samples_per_shard": rows * plan.spec.variants})
     few = replace(plan, spec=plan.spec.model_copy(update={"output": output}))
@@ -69,20 +69,20 @@ def _first_rows(plan: Plan) -> tuple[str, str]:
     (shard,) = read_span(span, few.spec, columns)
     dropped = {one.source_id: one for one in prepare(shard, few).dropped}
     if not dropped:
-        return "ok", f"{rows} of {rows} can be made"
+        return "ok", f"{rows} of {rows} can be generated"
     said = f"{len(dropped)} of {rows} would be rejected: {_reasons(list(dropped.values()))}"
     return "failed" if len(dropped) == rows else "warning", said
 
 
 def _reasons(dropped: list[Dropped]) -> str:
-    """Each reason with its count and one example."""
+    """List each reason with its count and one example."""
     counts = Counter(one.reason for one in dropped)
     example = {one.reason: f"{one.source_id}: {one.message}" for one in reversed(dropped)}
     return "; ".join(f"{count} {name} ({example[name]})" for name, count in counts.most_common())
 
 
 def _room(plan: Plan, store: Store) -> tuple[str, str]:
-    """Of a local output: what is free, against what the images may take at most."""
+    """Compare the free space of a local output with an upper bound of what the images need."""
     folder = store.path("")
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
@@ -90,9 +90,9 @@ def _room(plan: Plan, store: Store) -> tuple[str, str]:
     sampling, kind = plan.spec.sampling, plan.spec.output.image_format
     pixels = (sampling.width or 0) * (sampling.height or 0) * plan.samples
     most = RESERVE_BYTES + int(pixels * PIXEL_BYTES[kind])
-    said = f"{gib(free)} free in {folder}; {plan.samples} images as {kind} take up to {gib(most)}"
+    said = f"{gib(free)} free in {folder}; {plan.samples} images as {kind} need up to {gib(most)}"
     if free < RESERVE_BYTES:
-        return "failed", f"{said}, and markers, card and report alone need {gib(RESERVE_BYTES)}"
+        return "failed", f"{said}, and markers, card and report need {gib(RESERVE_BYTES)} of that"
     return "warning" if free < most else "ok", said
 
 
@@ -102,9 +102,9 @@ def _used(store: Store) -> tuple[str, str]:
     store.put(name, body)
     try:
         if store.read(name) != body:
-            return "failed", f"{store.url}: what was written is read back as something else"
+            return "failed", f"{store.url}: reading returns other bytes than were written"
         if name.rpartition("/")[2] not in store.list(PROBES):
-            return "failed", f"{store.url}: what was written is not listed at once"
+            return "failed", f"{store.url}: a new object is not listed at once"
     finally:
         store.delete(name)
     return "ok", store.url
@@ -112,8 +112,8 @@ def _used(store: Store) -> tuple[str, str]:
 
 def _exclusive(store: Store) -> tuple[str, str]:
     if store.creates_alone():
-        return "ok", "of two writers of one name the second is refused"
+        return "ok", "if two writers create the same name, the second is refused"
     return "warning", (
-        "this store lets a second writer overwrite a name that it should only create; runs that "
-        "start at the same moment are told apart after a pause of some seconds instead"
+        "this store ignores create-only writes: a second writer overwrites the first. Runs that "
+        "start at the same moment detect each other after a pause of some seconds instead"
     )

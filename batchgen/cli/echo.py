@@ -1,4 +1,4 @@
-"""The one way to the terminal: what is shown is plain text, whatever its names came from."""
+"""Prints to the terminal, with control characters escaped: names may come from untrusted data."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def echo(text: str, err: bool = False, nl: bool = True) -> None:
 
 
 def echo_json(tree: object, indent: int | None = None) -> None:
-    """Print a value as JSON on stdout, which escapes what a terminal would act on."""
+    """Print a value as JSON on stdout; JSON escapes control characters."""
     click.echo(json.dumps(tree, indent=indent).replace("\x7f", "\\u007f"))

@@ -1,4 +1,4 @@
-"""Commands that look at an output, from storage alone."""
+"""Commands that inspect an output, from storage only: status, verify, rejects."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from batchgen.plain_text import short
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def status(job: str, address: str | None, storage_options: tuple[str, ...], as_json: bool) -> int:
-    """Show how far JOB (its output, or its submission id) is, from storage.
+    """Show the progress of JOB (its output or submission id), read from storage.
 
-    The cluster is asked as well, if a submission id or an address is given and it answers.
+    With a submission id or an address, the state on the cluster is shown as well, if it answers.
 
     Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending,
     4 when a committed file is missing or has another size.
@@ -42,7 +42,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     ledger = open_ledger(output, storage_options)
     frozen = ledger.plan()
     if frozen is None and facts.get("submission_id"):
-        echo(f"nothing stands in {output} yet")
+        echo(f"{output} is still empty")
         return 3
     frozen = ledger.in_force(ledger.require_plan())
     working = at_work(ledger)
@@ -51,7 +51,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     pending = frozen.shards - tally.committed - tally.failed_shards
     last = last_run(ledger)
     if working and exit_code == Interrupted.exit_code:
-        message = f"{pending:,} of {frozen.shards:,} shards are pending; a run is at work on them"
+        message = f"{pending:,} of {frozen.shards:,} shards are pending; a run is working on them"
     facts |= {
         "output": output,
         "shards": frozen.shards,
@@ -86,18 +86,18 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
 
 @main.command()
 @click.argument("output")
-@click.option("--quick", is_flag=True, help="Compare listings and markers; do not read the images.")
+@click.option("--quick", is_flag=True, help="Compare listings and markers only; read no images.")
 @click.option(
     "--skip",
     multiple=True,
     type=click.Choice(["decode"]),
-    help="Leave out a costly check: decode every image at its size.",
+    help="Skip a slow check. decode: decoding every image.",
 )
 @click.option(
     "--repair",
     "mend",
     is_flag=True,
-    help="Withdraw damaged shards, so that `resume` makes them again; set strange files aside.",
+    help="Withdraw damaged shards, so that `resume` regenerates them; move unknown files aside.",
 )
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -109,10 +109,10 @@ def verify(
     mend: bool,
     as_json: bool,
 ) -> int:
-    """Prove from storage that every planned sample of OUTPUT is there once, or has its reason.
+    """Prove from storage that OUTPUT has every planned sample once, or the reason why not.
 
-    Exits 0 when it is proven and 4 when not. With --repair it exits 3 when `resume` will make what
-    was withdrawn.
+    Exits 0 when that is proven and 4 when not. With --repair it exits 3 when `resume` can
+    regenerate the withdrawn shards.
     """
     from batchgen.output import repair
     from batchgen.output import verify as checks
@@ -136,13 +136,13 @@ def verify(
 
 @main.command()
 @click.argument("output")
-@click.option("--reason", help="Only samples that were dropped for this reason.")
+@click.option("--reason", help="Show only samples with this reason.")
 @click.option(
     "--limit",
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
-    help="Samples of each reason; 0: all.",
+    help="Number of samples to show for each reason; 0: all.",
 )
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -162,5 +162,5 @@ def rejects(
             source = f" ({one.source_id})" if one.source_id else ""
             echo(f"  {one.key}{source}: {short(one.message)}")
     if not groups:
-        echo(f"no sample was rejected or failed{f' for {reason}' if reason else ''}")
+        echo(f"no sample was rejected or failed{f' with the reason {reason}' if reason else ''}")
     return 0

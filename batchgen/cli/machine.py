@@ -1,4 +1,4 @@
-"""Looks at this machine: what it has for a job, and what of its Rays is open to others."""
+"""Checks this machine: versions, GPUs, free space, and how far its Ray is open to other users."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RAY_FOLDER = Path("/tmp/ray")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried. ``grade`` is ``ok``, ``warning`` or ``failed``."""
+    """The result of one check. ``grade`` is ``ok``, ``warning`` or ``failed``."""
 
     name: str
     grade: str
@@ -36,7 +36,7 @@ class Check:
 
 
 def look_round() -> Iterator[Check]:
-    """What this machine has, and what of it is open to others, each as it is found."""
+    """Run all checks of this machine, and yield each result at once."""
     python = f"{platform.python_version()} at {sys.executable}, {platform.platform()}"
     yield Check("Python", "ok", python)
     yield _libraries()
@@ -60,7 +60,7 @@ def _libraries() -> Check:
 
 
 def gpus() -> Check:
-    """What torch can use, and why not what is there besides."""
+    """List the GPUs that torch can use, or why it cannot use one that is there."""
     from batchgen.cluster import devices
 
     seen = devices.seen_by_torch()
@@ -97,18 +97,19 @@ def _hugging_face() -> Check:
 def _token() -> Check:
     path = token_file()
     if is_open(path):
-        return Check("Ray's token", "warning", f"others may read {path}: chmod 600 {path}")
+        fix = f"run `chmod 600 {path}`"
+        return Check("Ray's token", "warning", f"other users can read {path}; {fix}")
     if path.exists():
-        return Check("Ray's token", "ok", f"{path}, for you alone")
-    return Check("Ray's token", "ok", f"none in {path}; a local run makes its own")
+        return Check("Ray's token", "ok", f"{path}, readable only by you")
+    return Check("Ray's token", "ok", f"none in {path}; a local run creates its own")
 
 
 def _ports() -> Check:
-    """What running heads and nodes of Ray have open beyond the loopback address."""
+    """Find ports of running Ray processes that are open beyond the loopback address."""
     wide = [f"{name} ({pid}) at {at}" for name, pid, at in listening(RAYS) if not _is_loopback(at)]
     if not wide:
-        return Check("open ports", "ok", "no Ray of this machine listens beyond loopback")
-    reach = "who reaches one and has the token, or if there is none, runs code as its owner"
+        return Check("open ports", "ok", "no Ray process of this machine listens beyond loopback")
+    reach = "whoever can reach one and has Ray's token (if there is one) can run code as its owner"
     return Check("open ports", "warning", f"{', '.join(sorted(wide))}: {reach}")
 
 
@@ -117,7 +118,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def listening(names: tuple[str, ...]) -> Iterator[tuple[str, int, str]]:
-    """Name, pid and HOST:PORT of the listening sockets of processes of these names (Linux)."""
+    """Yield name, pid and HOST:PORT of listening sockets of processes of these names (Linux)."""
     sockets = dict(_sockets())
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -129,7 +130,7 @@ def listening(names: tuple[str, ...]) -> Iterator[tuple[str, int, str]]:
 
 
 def _sockets() -> Iterator[tuple[str, str]]:
-    """``socket:[INODE]`` -> HOST:PORT of what listens."""
+    """Yield ``socket:[INODE]`` and HOST:PORT of listening sockets."""
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
             for line in Path("/proc/net", table).read_text().splitlines()[1:]:
@@ -139,7 +140,7 @@ def _sockets() -> Iterator[tuple[str, str]]:
 
 
 def _address(host: str, port: str) -> str:
-    """From hexadecimal words of this machine's byte order."""
+    """Decode an address of /proc/net: hexadecimal words in this machine's byte order."""
     words = [int(host[at : at + 8], 16) for at in range(0, len(host), 8)]
     raw = struct.pack(f"={len(words)}I", *words)
     if len(raw) == 4:
@@ -148,15 +149,15 @@ def _address(host: str, port: str) -> str:
 
 
 def _folders() -> Check:
-    """Ray opens its sessions' folders to everybody; those of local runs lie in a closed one."""
+    """Find session folders that others can write: Ray makes them so, except in local runs."""
     found = [path for path in RAY_FOLDER.glob("session_2*") if _is_for_others(path)]
     if not found:
-        return Check("Ray's folders", "ok", f"none in {RAY_FOLDER} that others may write")
+        return Check("Ray's folders", "ok", f"none in {RAY_FOLDER} that other users can write")
     return Check(
         "Ray's folders",
         "warning",
-        f"others may write to {len(found)} in {RAY_FOLDER}, with logs and sockets: remove those of "
-        "clusters that have ended, and close the others (chmod 700)",
+        f"other users can write to {len(found)} in {RAY_FOLDER}, with logs and sockets: remove "
+        "those of clusters that have ended, and run `chmod 700` on the others",
     )
 
 

@@ -1,4 +1,4 @@
-"""Commands that make images, or show what would be made."""
+"""Commands that generate images, or show the plan: run, resume, plan."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @main.command()
 @spec_options
-@click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
+@click.option("--address", help="Ray cluster to join; default: start Ray on this machine.")
 @shards_option
-@click.option("--dry-run", is_flag=True, help="Plan and show, make nothing.")
-@click.option("--overwrite", is_flag=True, help="Remove what a run has made there, and begin anew.")
-@click.option("--yes", is_flag=True, help="With --overwrite: do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show the plan; generate nothing.")
+@click.option("--overwrite", is_flag=True, help="Delete the output of earlier runs; start again.")
+@click.option("--yes", is_flag=True, help="With --overwrite: do not ask for confirmation.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 def run(
     spec: Spec,
@@ -43,10 +43,10 @@ def run(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Plan and make everything that is not yet committed.
+    """Plan a job and generate all images that are not committed yet.
 
-    Settings come from SPEC.yaml, from flags, or from both (flags win). Run again on the same
-    output, it goes on where it was.
+    Settings come from SPEC.yaml, from flags, or from both (flags win). If you repeat the command
+    with the same output, it continues where it stopped.
 
     \b
     batchgen run --input prompts.parquet --output out/images --variants 4
@@ -63,10 +63,10 @@ def run(
 
 
 def _ask_to_remove(spec: Spec) -> None:
-    """Say what of an output would be removed, and ask.
+    """Ask for confirmation, and say what would be deleted from the output.
 
     Raises:
-        UsageError: the answer was no, or nobody was there to answer.
+        UsageError: the answer was no, or there is no terminal to ask.
     """
     from batchgen.errors import UsageError
     from batchgen.output.holdings import holdings_of
@@ -79,26 +79,28 @@ def _ask_to_remove(spec: Spec) -> None:
     if not own:
         return
     size = f"{len(own):,} files, {sum(own.values()):,} bytes"
-    question = f"Remove all that batchgen has made in {spec.output.url} ({size})?"
+    question = f"Delete everything that batchgen has written to {spec.output.url} ({size})?"
     try:
         agreed = click.confirm(plain(question), err=True)
     except click.Abort:
         agreed = False
     if not agreed:
-        raise UsageError("nothing was removed and nothing made; `--yes` removes without asking")
+        raise UsageError(
+            "nothing was deleted and nothing generated; use `--yes` to delete without confirmation"
+        )
 
 
 @main.command()
 @click.argument("output")
 @storage_option
-@click.option("--address", help="Ray cluster to join; default: Ray on this machine.")
+@click.option("--address", help="Ray cluster to join; default: start Ray on this machine.")
 @shards_option
 @requirements_option
 @click.option(
     "--verify",
     "verified",
     is_flag=True,
-    help="First look for damaged shards and withdraw them, as `verify --repair` does.",
+    help="First find damaged shards and withdraw them, as `verify --repair` does.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 def resume(
@@ -110,9 +112,9 @@ def resume(
     verified: bool,
     as_json: bool,
 ) -> int:
-    """Go on with the job whose OUTPUT (folder or URL) this is; failed shards are tried again.
+    """Continue the job of OUTPUT (folder or URL); failed shards are retried.
 
-    With the address of a cluster's job server (http://HEAD:8265) it is submitted there.
+    If --address is that of a cluster's job server (http://HEAD:8265), the job is submitted there.
     """
     if verified:
         _withdraw(output, storage_options)
@@ -130,7 +132,7 @@ def resume(
 @click.option("--print-spec", is_flag=True, help="Print the spec with every default filled in.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
-    """Show what a run would make, from the inputs' footers; writes nothing."""
+    """Show the plan of a run, made from the input's footers; writes nothing."""
     if print_spec:
         from batchgen import runner
 
@@ -141,7 +143,7 @@ def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
 
 
 def _check_address(address: str | None) -> None:
-    """Before anything is planned."""
+    """Check the address of the cluster, before anything is planned."""
     from batchgen.cluster.addresses import check_head, joined
 
     if wanted := joined(address):
@@ -149,7 +151,7 @@ def _check_address(address: str | None) -> None:
 
 
 def _withdraw(output: str, storage_options: tuple[str, ...]) -> None:
-    """Say what is damaged and withdraw it; stop where making it again would not mend it."""
+    """Report damaged shards and withdraw them; stop if regenerating would not repair the output."""
     from batchgen.errors import VerifyFailed
     from batchgen.output.repair import repair
 
@@ -174,7 +176,7 @@ def _finish(outcome: Outcome, as_json: bool) -> int:
 
 def _source(plan: Plan) -> str:
     given = plan.spec.input
-    return f"in {len(plan.files)} files of {given.path}" if given.path else "that carry nothing"
+    return f"in {len(plan.files)} files of {given.path}" if given.path else "without an input"
 
 
 def _show_plan(spec: Spec, as_json: bool) -> None:

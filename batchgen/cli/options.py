@@ -1,4 +1,4 @@
-"""Options become a spec, errors become messages and exit codes; the group of all commands."""
+"""The command group: turns options into a spec, and errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from batchgen.spec.spec import Spec
 
 EXIT_CODES = """
-Exit codes: 0 complete; 1 usage or spec; 2 finished with failed samples, or with more rejected than
-the policy allows; 3 interrupted, resumable; 4 verification failed.
+Exit codes: 0 complete; 1 usage error or invalid spec; 2 finished with failed samples, or with more
+rejected samples than the policy allows; 3 interrupted, can be resumed; 4 verification failed.
 """
 
-DEMO = "no --model: using the 32 x 32 demo model digits-shapes, which knows digits and shapes"
+DEMO = "no --model: using the 32 x 32 demo model digits-shapes, which can draw digits and shapes"
 DTYPES = ("float32", "float16", "bfloat16")
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 LAYOUTS = ("fused", "staged")
 
 
 class Offered(click.Choice[str]):
-    """Values that the shell completes; what else is given the spec refuses, in its own words."""
+    """A choice for shell completion only: other values pass, and the spec refuses them."""
 
     def convert(self, value: Any, param: object, ctx: object) -> str:
         return str(value)
@@ -41,40 +41,40 @@ class Offered(click.Choice[str]):
 # Flag -> (dotted field of the spec, type, help). Flags win over the spec file.
 FIELDS: dict[str, tuple[str, Any, str]] = {
     "--input": ("input.path", str, "Parquet file, folder or glob; any fsspec URL."),
-    "--count": ("input.count", int, "Instead of --input: number of rows to generate without one."),
-    "--output": ("output.url", str, "Folder or URL for images, metadata and the run's ledger."),
+    "--count": ("input.count", int, "Number of rows to generate without an input dataset."),
+    "--output": ("output.url", str, "Folder or URL for images, metadata and records of the run."),
     "--task": ("task", Offered(TASK_NAMES), "See `batchgen tasks`. [default: text-to-image]"),
     "--model": ("model.path", str, "Shipped model, folder, hub id, URL. [default: digits-shapes]"),
     "--revision": ("model.revision", str, "Hub revision (branch, tag or commit)."),
-    "--dtype": ("model.dtype", Offered(DTYPES), "[default: float32]"),
+    "--dtype": ("model.dtype", Offered(DTYPES), "Precision of the model. [default: float32]"),
     "--scheduler": ("model.scheduler", str, "A diffusers scheduler class; default: the model's."),
-    "--prompt-column": ("input.columns.prompt", str, "[default: prompt]"),
-    "--negative-prompt-column": ("input.columns.negative_prompt", str, ""),
+    "--prompt-column": ("input.columns.prompt", str, "Column of prompts. [default: prompt]"),
+    "--negative-prompt-column": ("input.columns.negative_prompt", str, "Negative prompts."),
     "--class-column": ("input.columns.class_label", str, "Class numbers or names."),
     "--mask-column": ("input.columns.mask", str, "Masks for inpainting; white is repainted."),
     "--control-column": ("input.columns.control", str, "Control images."),
-    "--image-column": ("input.columns.image", str, "Image bytes or Hugging Face image structs."),
+    "--image-column": ("input.columns.image", str, "Image bytes, URIs or Hugging Face structs."),
     "--key-column": ("input.columns.key", str, "Unique names of the rows; default: file and row."),
-    "--label-column": ("input.columns.label", str, "Carried to the output as `label`."),
-    "--steps": ("sampling.num_inference_steps", int, "Default: what the model recommends."),
-    "--guidance-scale": ("sampling.guidance_scale", float, "Default: what the model recommends."),
-    "--strength": ("sampling.strength", float, "Image-to-image: share of noise. [default: 0.6]"),
-    "--width": ("sampling.width", int, "Pixels. Default: the model's own size."),
-    "--height": ("sampling.height", int, "Pixels. Default: the model's own size."),
-    "--variants": ("variants", int, "Images made from each row. [default: 1]"),
-    "--seed": ("seed", int, "Run seed; each sample's own is derived from it and its key."),
+    "--label-column": ("input.columns.label", str, "Copied to the output as `label`."),
+    "--steps": ("sampling.num_inference_steps", int, "Denoising steps; default: the model's."),
+    "--guidance-scale": ("sampling.guidance_scale", float, "Default: the model's."),
+    "--strength": ("sampling.strength", float, "How much of the image is replaced. [default: 0.6]"),
+    "--width": ("sampling.width", int, "Pixels; default: the model's own size."),
+    "--height": ("sampling.height", int, "Pixels; default: the model's own size."),
+    "--variants": ("variants", int, "Number of images for each row. [default: 1]"),
+    "--seed": ("seed", int, "Run seed; the seed of each sample is derived from it and its key."),
     "--batch-size": ("resources.batch_size", int, "Fixed micro-batch size. [default: 8]"),
-    "--samples-per-shard": ("output.samples_per_shard", int, "[default: 64]"),
+    "--samples-per-shard": ("output.samples_per_shard", int, "Images in a shard. [default: 64]"),
     "--image-format": ("output.image_format", Offered(IMAGE_FORMATS), "[default: png]"),
-    "--layout": ("resources.layout", Offered(LAYOUTS), "[default: fused]"),
-    "--limit": ("input.limit", int, "Only the first rows of the dataset."),
+    "--layout": ("resources.layout", Offered(LAYOUTS), "Pools of actors. [default: fused]"),
+    "--limit": ("input.limit", int, "Use only the first rows of the dataset."),
 }
 
 
 def spec_options(command: Callable[..., Any], required: bool = True) -> Callable[..., Any]:
-    """The options that make a spec; the command receives it as ``spec``.
+    """Add the options that make a spec; the command receives it as ``spec``.
 
-    Where it is not ``required`` and nothing of it is given, that is None.
+    If it is not ``required`` and no option is given, ``spec`` is None.
     """
 
     @wraps(command)
@@ -90,14 +90,14 @@ def spec_options(command: Callable[..., Any], required: bool = True) -> Callable
     wrapped = click.option(
         "--no-key-check",
         is_flag=True,
-        help="Do not read the key column while planning; `verify` then finds duplicates.",
+        help="Do not read the key column while planning; only `verify` then finds duplicate keys.",
     )(wrapped)
     wrapped = click.option(
         "--set",
         "settings",
         multiple=True,
         metavar="FIELD=VALUE",
-        help="Any other field, e.g. --set policy.shard_retries=3; the value is YAML.",
+        help="Set any other field, such as --set policy.shard_retries=3; the value is YAML.",
     )(wrapped)
     for flag, (field, kind, text) in reversed(FIELDS.items()):
         wrapped = click.option(
@@ -133,7 +133,7 @@ def _spec(
 
 
 def _columns_there(error: SpecError, tree: dict[str, Any]) -> str:
-    """Where a column has to be named: those of the input, if it is a file of this machine."""
+    """If a column is missing in the spec, list those of the input, if that is a local file."""
     path = str((tree.get("input") or {}).get("path"))
     if not re.search(r"input\.columns\.\w+: got nothing", str(error)):
         return ""
@@ -172,13 +172,13 @@ def _fail(message: str, exit_code: int) -> None:
 
 
 def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option ``--storage-option`` of commands that are given no spec."""
+    """Add the option ``--storage-option``, for commands without a spec."""
     return click.option(
         "--storage-option",
         "storage_options",
         multiple=True,
         metavar="PROTOCOL.OPTION=VALUE",
-        help="How the store is reached, e.g. s3.profile=work; as in the spec's storage_options.",
+        help="How to reach the store, such as s3.profile=work; see storage_options in the spec.",
     )(command)
 
 
@@ -186,16 +186,16 @@ def shards_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--shards",
         metavar="A:B",
-        help="Make only these shards of the plan, from A up to but not with B; other runs may make "
-        "the others at the same time.",
+        help="Generate only the shards from A to B - 1 of the plan; other runs may generate other "
+        "shards at the same time.",
     )(command)
 
 
 def parse_storage_options(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Protocol -> options, checked as those of a spec are.
+    """Parse the values of ``--storage-option`` into protocol -> options; checked as in a spec.
 
     Raises:
-        SpecError: not of the form, or a secret that is written down.
+        SpecError: a value has a wrong form, or is a secret in plain text.
     """
     from batchgen.spec.storage_section import check_options
     from batchgen.spec.tree import merge
@@ -207,21 +207,21 @@ def parse_storage_options(given: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def _parsed(flag: str, given: tuple[str, ...], form: str) -> dict[str, Any]:
-    """Dotted name -> value, of options that are written as NAME=VALUE with a value in YAML."""
+    """Parse options of the form NAME=VALUE, with a value in YAML, into dotted name -> value."""
     from batchgen.spec.yaml_text import parse_yaml
 
     dotted: dict[str, Any] = {}
     for one in given:
         name, mark, value = one.partition("=")
-        if not mark:  # what stands there may be a secret
-            raise SpecError(flag, one, form, said="has no =")
+        if not mark:  # the text is not shown, since it may be a secret
+            raise SpecError(flag, one, form, said="got text without '='")
         name = name.strip()[:100]
         dotted[name] = parse_yaml(value, f"{flag} {name}")
     return dotted
 
 
 def open_ledger(output: str, storage_options: tuple[str, ...]) -> Ledger:
-    """The ledger of an output that is reached by these options."""
+    """Open the ledger of an output, reached with these storage options."""
     from batchgen.output.ledger import Ledger
     from batchgen.storage import configure, open_store
 
@@ -232,9 +232,9 @@ def open_ledger(output: str, storage_options: tuple[str, ...]) -> Ledger:
 @click.group(cls=Commands, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="batchgen")
 def main() -> None:
-    """Make images by the million with latent diffusion models, exactly once each.
+    """Generate millions of images with latent diffusion models on Ray, each exactly once.
 
-    Rows of Parquet (prompts, conditioning images) go in; images and metadata come out as committed
-    shards. A run that was interrupted is resumed; `verify` proves from storage that nothing is lost
-    or doubled.
+    batchgen reads prompts or conditioning images from Parquet and writes images and metadata in
+    shards. `resume` continues an interrupted run; `verify` proves from storage that no image is
+    missing or duplicated.
     """

@@ -1,4 +1,4 @@
-"""Commands about stores: what works there, what dead runs have left, and another format."""
+"""Commands for outputs and stores: doctor, clean, export."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 @partial(spec_options, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def doctor(spec: Spec | None, as_json: bool) -> int:
-    """Look at this machine, or try what a job will need.
+    """Check this machine, or test what a job needs before it runs.
 
-    Without a job: versions, GPUs, free space, Ray's token, ports and folders that others may use.
-    With one: its input, its first rows, its model, and writing to its output, where it writes,
-    reads, lists and removes one small object. Exits 1 when something failed; warnings do not count.
+    Without a job it checks versions, GPUs, free space, and whether Ray's token, ports and folders
+    are open to others. With a job it checks the input, the first rows, the model and the output,
+    where it writes, reads, lists and deletes one small object. Exits 1 if a check failed; warnings
+    do not count.
 
     \b
     batchgen doctor
@@ -56,13 +57,12 @@ def _checks(spec: Spec | None) -> Iterator[Check]:
 @main.command()
 @click.argument("output")
 @storage_option
-@click.option("--dry-run", is_flag=True, help="Show what would be removed, remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be deleted; delete nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json: bool) -> int:
-    """Remove what dead runs have left in OUTPUT: unfinished uploads and temporary files.
+    """Delete unfinished uploads and temporary files of crashed runs in OUTPUT.
 
-    Only what lies below OUTPUT/data and OUTPUT/_batchgen is touched, and only while no run is at
-    work on it.
+    It only touches OUTPUT/data and OUTPUT/_batchgen, and only while no run is working on OUTPUT.
     """
     from batchgen.output.clean import clean as remove
 
@@ -94,9 +94,9 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
 def export(
     output: str, target: str, format_name: str, storage_options: tuple[str, ...], as_json: bool
 ) -> int:
-    """Write the finished OUTPUT once more, to TARGET, in another format; nothing is made again.
+    """Copy the finished OUTPUT to TARGET in another format; no image is generated again.
 
-    Interrupted, the same command goes on where it stopped.
+    If it is interrupted, repeat the command: it continues where it stopped.
 
     \b
     batchgen export out/images out/tars --format webdataset

@@ -1,4 +1,4 @@
-"""The catalogue in words: what each task reads, which models serve it, and a spec to copy."""
+"""Describes the tasks: the columns of each, the models that support it, and an example spec."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _GUIDANCE = {
 
 
 def families_of(task: Task) -> list[Family]:
-    """The families that serve a task, in the catalogue's order."""
+    """Return the families of a task, in the catalogue's order."""
     return [family for family in FAMILIES if family.task == task.name]
 
 
 def tasks_table() -> str:
-    """One paragraph a task: what it makes, the columns of its rows, the families."""
+    """Describe each task in a paragraph: what it generates, its columns, its families."""
     blocks = []
     for task in TASKS:
         needs = ", ".join(task.needs) or "none"
@@ -41,8 +41,11 @@ def tasks_table() -> str:
 
 
 def task_table() -> str:
-    """The tasks as Markdown, for ``docs/tasks.md``, each with a link to its own page."""
-    lines = ["| task | makes | needs | may have | families |", "| --- | --- | --- | --- | --- |"]
+    """Make the table of tasks for ``docs/tasks.md``, with a link to the page of each."""
+    lines = [
+        "| task | generates | needs | may have | families |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for task in TASKS:
         needs, takes = (", ".join(parts) or "nothing" for parts in (task.needs, _own(task)))
         names = ", ".join(family.name for family in families_of(task))
@@ -52,8 +55,8 @@ def task_table() -> str:
 
 
 def family_table() -> str:
-    """The families as Markdown, for ``docs/tasks.md``: who holds what, how the call is cut."""
-    head = ("task", "family", "pipeline", "encoder", "denoiser", "decoder", "how the call is cut")
+    """Make the table of families for ``docs/tasks.md``: components by stage, split of the call."""
+    head = ("task", "family", "pipeline", "encoder", "denoiser", "decoder", "how the call is split")
     lines = [f"| {' | '.join(head)} |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for task in TASKS:
         for number, family in enumerate(families_of(task)):
@@ -70,7 +73,7 @@ def family_table() -> str:
 
 
 def maker_table() -> str:
-    """The makers of conditions as Markdown, for ``docs/tasks/control.md``."""
+    """Make the table of makers for ``docs/tasks/control.md``."""
     lines = ["| maker | makes | options |", "| --- | --- | --- |"]
     for maker in MAKERS.values():
         options = ", ".join(f"`{name}` ({one.default:g})" for name, one in maker.options.items())
@@ -79,13 +82,13 @@ def maker_table() -> str:
 
 
 def _own(task: Task) -> list[str]:
-    """The parts that a task may have, without those that all tasks may."""
+    """Return the optional parts of a task, without those of all tasks."""
     common = set.intersection(*(set(one.takes) for one in TASKS))
     return [part for part in task.takes if part not in common]
 
 
 def task_page(task: Task) -> str:
-    """Everything about one task, ending with a spec to copy."""
+    """Describe one task completely, with an example spec at the end."""
     lines = [f"{task.name}: {task.about}", "", "Columns (input.columns)"]
     for part in task.parts:
         note = Columns.model_fields[part].description
@@ -93,11 +96,11 @@ def task_page(task: Task) -> str:
         needed = "needed" if part in task.needs else "optional"
         lines += _hanging(f"  {part:<21} ", f"{needed}{note}")
     if any(is_image(part) for part in task.parts):
-        lines += ["", "Conditions that can be made from an image (conditioning.make)"]
+        lines += ["", "Makers that convert an image into a condition (conditioning.make)"]
         lines += [line for one in MAKERS.values() for line in _maker(one)]
     for family in families_of(task):
         lines += ["", *_family(family)]
-    lines += ["", "A spec to copy", "", textwrap.indent(example_spec(task), "  ")]
+    lines += ["", "Example spec", "", textwrap.indent(example_spec(task), "  ")]
     return "\n".join(lines)
 
 
@@ -105,11 +108,11 @@ def make_tiny(task: Task, family: str, folder: str) -> Path:
     """Write a tiny model of a family; imports the model libraries.
 
     Raises:
-        UsageError: the folder has something in it, or cannot be written.
+        UsageError: the folder is not empty, or cannot be written.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"folder {folder} has something in it already; name a new one")
+        raise UsageError(f"folder {folder} is not empty; use a new one")
     from batchgen.models.load import quiet_libraries
     from batchgen.models.tiny import BUILDERS
 
@@ -128,27 +131,27 @@ def _maker(maker: Maker) -> list[str]:
 def _family(family: Family) -> Iterator[str]:
     yield f"Models: {family.name} ({family.pipeline})"
     for name in ("encoder", "denoiser", "decoder"):
-        yield f"  {name:<10} {', '.join(getattr(family, name)) or 'holds nothing'}"
+        yield f"  {name:<10} {', '.join(getattr(family, name)) or 'no components'}"
     yield from _hanging("  split      ", family.split)
     yield f"  guidance   {_GUIDANCE[family.guidance]}"
-    yield f"  settings   {', '.join(family.settings) or 'steps, guidance and size alone'}"
+    yield f"  settings   {', '.join(family.settings) or 'only steps, guidance and size'}"
     if family.upscale > 1:
         yield f"  upscale    {family.upscale}, each way"
     if family.fixed_size:
-        yield "  size       the model's own alone"
+        yield "  size       only the model's own"
     yield from _hanging("  saved as   ", ", ".join(family.saved_as))
     yield f"  from elsewhere (model.components): {', '.join(family.external) or 'none'}"
 
 
 def _hanging(head: str, text: str) -> list[str]:
-    """Wrapped, with further lines below the first one's text."""
+    """Wrap the text after a heading, with further lines indented."""
     return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [
         head.rstrip()
     ]
 
 
 def example_spec(task: Task) -> str:
-    """A spec of the task as YAML: it needs only its paths changed."""
+    """Make an example spec of the task as YAML; only its paths have to be changed."""
     columns = dict.fromkeys(task.needs, "") | ({"prompt": ""} if task.prompt_column else {})
     settings = {
         name: Sampling.model_fields[name].default

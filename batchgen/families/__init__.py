@@ -1,6 +1,6 @@
-"""The catalogue: every task, every family of models that serves it, and how its call is cut.
+"""The catalogue of model families: for each task, the pipelines and how their calls are split.
 
-Importing it loads no model library: what needs torch imports it when it runs.
+Importing it loads no model library: functions that need torch import it when they run.
 """
 
 from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
@@ -41,7 +41,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_named(task: str, name: str) -> Family:
-    """The family of that name in a task. Raises KeyError if there is none."""
+    """Return the family of that name in a task; KeyError if there is none."""
     return {(family.task, family.name): family for family in FAMILIES}[task, name]
 
 

@@ -1,4 +1,4 @@
-"""How one diffusers pipeline is called, a stage at a time: functions and what they are given."""
+"""Defines an adapter: the functions that call one diffusers pipeline stage by stage."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class ImageInputs:
 
     Attributes:
         call: the settings that the samples share.
-        images: part (``image``, ``mask``, ``control``, ``control_1``, ...) -> n arrays, already at
-            their planned size: uint8 RGB (height, width, 3), a mask uint8 (height, width) with 255
-            where the image is to be repainted and 0 elsewhere. Variants of one row share the array
+        images: part (``image``, ``mask``, ``control``, ``control_1``, ...) -> n arrays in their
+            planned size: uint8 RGB (height, width, 3), or a mask uint8 (height, width) with 255
+            where the image is repainted and 0 elsewhere. Variants of one row share the array
             object.
-        generators: one CPU generator a sample, in its first state. What is drawn here is drawn in
-            the order of the plain pipeline, since the denoise stage goes on from where it ends.
-        batch_size: B, to which tensors are filled up where the plain pipeline encodes all images of
-            a call at once.
+        generators: one CPU generator for each sample, in its first state. Draws must have the
+            order of the plain pipeline, since the denoise stage continues from the last state.
+        batch_size: B, to which tensors are padded if the plain pipeline encodes all images of a
+            call at once.
     """
 
     call: Call
@@ -40,16 +40,15 @@ class ImageInputs:
 
 @dataclass(frozen=True)
 class Given:
-    """What one call of the denoise stage is given, filled up with dummies to the batch size B.
+    """The inputs of one call of the denoise stage, padded with dummy samples to the batch size B.
 
     Attributes:
         call: the settings that the samples share.
-        prompts: name -> (B, ...) what ``encode_prompt`` made of each sample's prompt, or
-            ``encode_label`` of its class.
-        negatives: the same names, of the negative prompts; empty without guidance.
-        conditions: name -> (B, ...) what ``encode_images`` made.
-        labels: B class numbers; empty where the task has no classes.
-        generators: B CPU generators, which go on from where the encode stage left them.
+        prompts: name -> (B, ...) tensors from ``encode_prompt``, or ``encode_label``.
+        negatives: the same names, for the negative prompts; empty without guidance.
+        conditions: name -> (B, ...) tensors from ``encode_images``.
+        labels: B class numbers; empty if the task has no classes.
+        generators: B CPU generators, in the state in which the encode stage left them.
     """
 
     call: Call
@@ -61,34 +60,34 @@ class Given:
 
 
 def is_guided(call: Call) -> bool:
-    """Whether classifier-free guidance is on: as in diffusers, a scale of 1 is none."""
+    """Whether classifier-free guidance is on. As in diffusers, a scale of 1 or less is off."""
     return call.guidance_scale > 1
 
 
 def never_guided(call: Call) -> bool:
-    """The guidance scale is a number that the model reads: there is no negative prompt."""
+    """For models that read the guidance scale as a number: there is no negative prompt."""
     return False
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The functions of one family. ``pipeline`` holds the stage's own components alone.
+    """The functions of one family. ``pipeline`` has only the components of the current stage.
 
     Attributes:
-        denoise: (pipeline, given) -> (B, ...) latents as the pipeline ends with them.
-        decode: (pipeline, latents, call) -> (B, 3, height, width) in [-1, 1], as the VAE gives it.
-        encode_prompt: (pipeline, prompt, negative) -> name -> (1, ...) tensors of one fixed shape,
-            whatever the prompt; ``negative`` says that it is a negative prompt, of which an empty
-            one means what the library makes of none. None: the task reads no prompt.
+        denoise: (pipeline, given) -> (B, ...) the final latents of the pipeline.
+        decode: (pipeline, latents, call) -> (B, 3, height, width) in [-1, 1], the VAE's output.
+        encode_prompt: (pipeline, prompt, negative) -> name -> (1, ...) tensors, whose shapes do not
+            depend on the prompt. ``negative``: it is a negative prompt; an empty one is encoded as
+            the library encodes a missing one. None: the task reads no prompt.
         encode_label: (pipeline, class number, or None for no class) -> name -> (1, ...) tensors,
-            where classes are embedded instead of prompts.
+            for models that embed classes instead of prompts.
         encode_images: (pipeline, inputs) -> name -> (n, ...) tensors, n samples in order. None: the
-            task reads no image. Pixels that the pipeline wants as pixels stay uint8 (n, H, W, 3).
+            task reads no image. Images that the pipeline reads as pixels stay uint8 (n, H, W, 3).
         guided: whether negative prompts are encoded for a call.
-        tokenizers: (component, attribute or number of tokens read) of those that read the prompt;
-            a prompt that none of them reads whole is recorded as truncated. A number of 0 stands
-            for the tokenizer's ``model_max_length``.
-        words: what the tokenizers are given of a prompt; None: the prompt as it is.
+        tokenizers: (component, number of tokens it reads) of the tokenizers that read the prompt; a
+            prompt that none of them reads completely is recorded as truncated. 0 stands for the
+            tokenizer's ``model_max_length``.
+        words: returns the part of a prompt that the tokenizers get; None: the complete prompt.
     """
 
     denoise: Callable[[Any, Given], torch.Tensor]

@@ -1,4 +1,4 @@
-"""What the adapters of several families share: arguments of a call, image latents, decoding."""
+"""Functions shared by the adapters of several families: call arguments, image latents, decoding."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def call_pipeline(pipeline: Any, given: Given, **more: Any) -> torch.Tensor:
-    """The pipeline's own call up to its latents, with everything that all pipelines share.
+    """Call the pipeline and return its latents; passes the arguments that all pipelines share.
 
-    ``more`` is added, and wins. Negative prompts' tensors bear their names with ``negative_``
-    before, as in every diffusers pipeline.
+    ``more`` is added and wins. Tensors of negative prompts get the prefix ``negative_``, as in
+    every diffusers pipeline.
     """
     arguments: dict[str, Any] = {
         **given.prompts,
@@ -35,38 +35,39 @@ def call_pipeline(pipeline: Any, given: Given, **more: Any) -> torch.Tensor:
 
 
 def size_of(call: Call) -> dict[str, int]:
-    """``width`` and ``height`` as arguments."""
+    """Return ``width`` and ``height`` as arguments."""
     return {"width": call.width, "height": call.height}
 
 
 def require_steps(call: Call) -> None:
-    """Refuse a strength that leaves no step, on which the libraries fail obscurely."""
+    """Refuse a strength that leaves no step; the libraries would fail with an unclear message."""
     if int(call.num_inference_steps * (call.strength or 0.0)) < 1:
         raise ValueError(
-            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step to make"
+            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step; use a "
+            "larger strength or more steps"
         )
 
 
 def decode_scaled(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
-    """The VAE's image of latents, their scaling factor undone and their shift (if any) added."""
+    """Decode latents with the VAE, after undoing its scaling and shift."""
     return decode_by(pipeline.vae, unscaled(latents, pipeline.vae.config))
 
 
 def decode_by(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """(B, C, h, w) latents as the VAE sees them to (B, 3, H, W)."""
+    """Decode unscaled latents (B, C, h, w) to (B, 3, H, W)."""
     decoded: torch.Tensor = vae.decode(latents, return_dict=False)[0]
     return decoded
 
 
 def unscaled(latents: torch.Tensor, config: Any) -> torch.Tensor:
-    """Latents as the VAE sees them: its scaling factor undone, its shift (if it has one) added."""
+    """Undo the VAE's scaling factor, and its shift if it has one."""
     plain: torch.Tensor = latents / config.scaling_factor
     shift = getattr(config, "shift_factor", None)
     return plain if shift is None else plain + shift
 
 
 def pixels_of(pipeline: Any, image: np.ndarray[Any, Any]) -> torch.Tensor:
-    """One uint8 RGB image as (1, 3, H, W) in [-1, 1], by the pipeline's own image processor."""
+    """Convert one uint8 RGB image to (1, 3, H, W) in [-1, 1], with the pipeline's own processor."""
     pixels: torch.Tensor = pipeline.image_processor.preprocess(
         image[None].astype("float32") / 255.0
     )
@@ -74,9 +75,9 @@ def pixels_of(pipeline: Any, image: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def posteriors(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
-    """Each image's posterior, encoded one by one; variants of a row, which share their array, once.
+    """Encode images to posteriors one by one; variants of a row share their array, and one result.
 
-    (A plain pipeline that is given a list of generators encodes its images one by one too.)
+    A plain pipeline that gets a list of generators also encodes its images one by one.
     """
     vae = pipeline.vae
     known: dict[int, Any] = {}
@@ -88,7 +89,7 @@ def posteriors(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> list[An
 
 
 def shifted_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, C, H/f, W/f) latents drawn from each posterior, shifted, then scaled."""
+    """Return ``image``: (n, C, H/f, W/f) latents drawn from each posterior, shifted and scaled."""
     import torch
 
     drawn = [
@@ -102,13 +103,13 @@ def shifted_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor
 
 
 def known_posterior(moments: torch.Tensor) -> SimpleNamespace:
-    """What a VAE's ``encode`` returns, of moments (B, 2C, h, w) that the encode stage made."""
+    """Make the result of a VAE's ``encode`` from moments (B, 2C, h, w) of the encode stage."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     return SimpleNamespace(latent_dist=DiagonalGaussianDistribution(moments))
 
 
 def filled_images(inputs: ImageInputs, part: str) -> list[np.ndarray[Any, Any]]:
-    """B images of a part, for pipelines that encode all at once: after the last the first again."""
+    """Pad the images of a part to B with the first one, for pipelines that encode all at once."""
     images = inputs.images[part]
     return [*images, *[images[0]] * (inputs.batch_size - len(images))]

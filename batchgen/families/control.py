@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def encode_controls(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``control``, ``control_1``, ...: (n, H, W, 3) uint8, the control images as they are."""
+    """Return ``control``, ``control_1``, ...: (n, H, W, 3) uint8, the unchanged control images."""
     import numpy as np
     import torch
 
@@ -31,7 +31,7 @@ def encode_controls(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tenso
 
 
 def without_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """The control images, of a pipeline that starts from noise alone."""
+    """Return the control images, for a pipeline that starts from noise only."""
     if "image" in inputs.images:
         raise ValueError(f"{type(pipeline).__name__} takes no source image, only control images")
     return encode_controls(pipeline, inputs)
@@ -40,22 +40,24 @@ def without_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor
 def with_source(
     encode_source: Callable[[Any, ImageInputs], dict[str, torch.Tensor]],
 ) -> Callable[[Any, ImageInputs], dict[str, torch.Tensor]]:
-    """Encodes the control images and, where rows have one, ``image``: the source's latents."""
+    """Make an encoder of the control images and, if rows have a source, of its latents."""
 
     def encode(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
         controls = encode_controls(pipeline, inputs)
         if "image" not in inputs.images:
             return controls
         channels = pipeline.vae.config.latent_channels
-        if channels != 4:  # by which the pipeline tells latents from pixels
-            raise ValueError(f"the VAE has {channels} latent channels; allowed with an image: 4")
+        if channels != 4:  # the pipeline takes images of 4 channels as latents, others as pixels
+            raise ValueError(
+                f"the VAE has {channels} latent channels; allowed with a source image: 4"
+            )
         return {**controls, **encode_source(pipeline, inputs)}
 
     return encode
 
 
 def controls_of(given: Given, wanted: int, what: str) -> list[Array]:
-    """For each of the ``wanted`` models its control images, (B, H, W, 3) uint8.
+    """Return the control images, (B, H, W, 3) uint8, of each of the ``wanted`` models.
 
     Raises:
         ValueError: more or fewer control images than models.
@@ -64,14 +66,14 @@ def controls_of(given: Given, wanted: int, what: str) -> list[Array]:
     present = sorted(name for name in given.conditions if name.startswith("control"))
     if present != sorted(names):
         raise ValueError(
-            f"the model has {wanted} {what}{'s' if wanted > 1 else ''}, each of which takes one"
-            f" control image; got {len(present)} ({', '.join(present) or 'none'})"
+            f"the model has {wanted} {what}{'s' if wanted > 1 else ''}, and each needs one control"
+            f" image; got {len(present)} ({', '.join(present) or 'none'})"
         )
     return [given.conditions[name].cpu().numpy() for name in names]
 
 
 def scales_of(given: Given, wanted: int) -> list[float]:
-    """The weight of each control image; 1 if the call names none."""
+    """Return the weight of each control image; 1 if the call sets none."""
     scales = given.call.control_scale
     if scales is None:
         return [1.0] * wanted
@@ -81,7 +83,7 @@ def scales_of(given: Given, wanted: int) -> list[float]:
 
 
 def by_controlnet(pipeline: Any, given: Given) -> torch.Tensor:
-    """From noise or, where rows have a source image, from it."""
+    """Denoise from noise or, if rows have a source image, from that."""
     if "image" in given.conditions:
         return _from_source(pipeline, given)
     controls, scale = _controlnet_inputs(pipeline, given)
@@ -96,7 +98,7 @@ def by_controlnet(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def _from_source(pipeline: Any, given: Given) -> torch.Tensor:
-    """By the image-to-image pipeline of the same parts."""
+    """Denoise from the source, with the image-to-image pipeline of the same components."""
     import diffusers
 
     require_steps(given.call)
@@ -117,10 +119,10 @@ def _from_source(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def _controlnet_inputs(pipeline: Any, given: Given) -> tuple[Any, Any]:
-    """Images and weight for one ControlNet, or a list of each for several.
+    """Return images and weight for one ControlNet, or a list of each for several.
 
-    Images are (B, H, W, 3) float32 in [0, 1], as the pipelines make them of PIL images themselves;
-    with several ControlNets not all of them take lists of PIL images.
+    Images are (B, H, W, 3) float32 in [0, 1], to which the pipelines convert PIL images. With
+    several ControlNets not all pipelines accept lists of PIL images.
     """
     nets = getattr(pipeline.controlnet, "nets", None)
     count = 1 if nets is None else len(nets)
@@ -132,7 +134,7 @@ def _controlnet_inputs(pipeline: Any, given: Given) -> tuple[Any, Any]:
 
 
 def by_adapter(pipeline: Any, given: Given) -> torch.Tensor:
-    """From noise; an adapter of one channel (sketches, edges) is given grey images."""
+    """Denoise from noise; an adapter with one channel (sketches, edges) gets grey images."""
     from PIL import Image
 
     several = getattr(pipeline.adapter, "adapters", None)
@@ -154,17 +156,17 @@ def by_adapter(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def decode_multiplied(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
-    """The VAE's image of latents; this pipeline does not divide, and so rounds otherwise."""
+    """Decode as this pipeline does: it multiplies by the inverse, which rounds differently."""
     vae = pipeline.vae
     return decode_by(vae, 1 / vae.config.scaling_factor * latents)
 
 
 def by_regions(pipeline: Any, given: Given) -> torch.Tensor:
-    """From noise, with what stands in each box; the pipeline encodes these phrases itself.
+    """Denoise from noise, with a phrase in each box; the pipeline encodes the phrases itself.
 
     Raises:
-        ValueError: no region or too many, a phrase too long, or a call that ends before the boxes
-            could act. (The pipeline would fail obscurely, cut them off or ignore them.)
+        ValueError: no region or too many, a phrase too long, or too few steps for the boxes to have
+            an effect. (The pipeline would fail unclearly, cut them off or ignore them.)
     """
     regions = given.call.regions or ()
     if not 1 <= len(regions) <= MOST_REGIONS:
@@ -178,8 +180,8 @@ def by_regions(pipeline: Any, given: Given) -> torch.Tensor:
     pipeline.scheduler.set_timesteps(given.call.num_inference_steps)
     if int(GROUNDED_SHARE * len(pipeline.scheduler.timesteps)) < 1:
         raise ValueError(
-            f"{given.call.num_inference_steps} steps leave none in which the regions act, which is"
-            f" in the first {GROUNDED_SHARE:.0%} of them"
+            f"{given.call.num_inference_steps} steps are too few: regions act in the first"
+            f" {GROUNDED_SHARE:.0%} of the steps, which must be at least one"
         )
     return call_pipeline(
         pipeline,
@@ -192,13 +194,13 @@ def by_regions(pipeline: Any, given: Given) -> torch.Tensor:
     )
 
 
-MOST_REGIONS = 30  # as many as the pipeline reads
-GROUNDED_SHARE = 0.3  # of the steps, as is the pipeline's default
+MOST_REGIONS = 30  # the pipeline reads no more
+GROUNDED_SHARE = 0.3  # fraction of the steps with boxes; the pipeline's default
 
 TEXT = ("tokenizer", "text_encoder")
 BY_CONTROLNET = (
     "by public arguments: prompts' embeddings and control images in, latents out; a source image"
-    " goes in as latents, to the image-to-image pipeline of the same parts"
+    " goes in as latents, into the image-to-image pipeline with the same components"
 )
 BY_ADAPTER = "by public arguments: prompts' embeddings and control images in, latents out"
 
@@ -290,7 +292,7 @@ FAMILIES = (
         split=BY_ADAPTER,
         null=stable_diffusion_xl.NULL,
         settings=("control_scale", "eta"),
-        multiple_of=2,  # such adapters read blocks of two latents each way
+        multiple_of=2,  # these adapters read blocks of 2 x 2 latents
         external=("vae", "adapter"),
         recommended=stable_diffusion_xl.RECOMMENDED,
     ),
@@ -309,11 +311,11 @@ FAMILIES = (
             decode=decode_scaled,
             tokenizers=(("tokenizer", 0),),
         ),
-        split="by public arguments: prompt_embeds in, latents out; the denoise stage holds the text"
-        " encoder too, since the pipeline encodes the regions' phrases itself",
+        split="by public arguments: prompt_embeds in, latents out; the denoise stage also holds the"
+        " text encoder, since the pipeline encodes the regions' phrases itself",
         null=("safety_checker", "feature_extractor"),
         needs=("regions",),
-        min_steps=4,  # boxes act in the first 30 % of the steps
+        min_steps=4,  # boxes act in the first 30% of the steps
         settings=("regions", "eta"),
     ),
 )

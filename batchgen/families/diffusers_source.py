@@ -1,4 +1,4 @@
-"""What the classes of diffusers take, read from their source: importing them takes seconds."""
+"""Reads arguments and base classes of diffusers from its source: importing it takes seconds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-REQUIRED = object()  # stands for the default of an argument that has none
+REQUIRED = object()  # the default of an argument without a default
 
 
 def defaults_of(scheduler: str) -> dict[str, Any]:
-    """Option -> default of a scheduler's constructor."""
+    """Map the options of a scheduler's constructor to their defaults."""
     for node in _class(scheduler, "schedulers").body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             names = [one.arg for one in node.args.args[1:]]
@@ -22,7 +22,7 @@ def defaults_of(scheduler: str) -> dict[str, Any]:
 
 
 def mixins_of(pipeline: str) -> frozenset[str]:
-    """Names of the classes that a pipeline inherits from, at first hand or further."""
+    """Return the names of all base classes of a pipeline, direct and indirect."""
     found: set[str] = set()
     waiting = [pipeline]
     while waiting:

@@ -12,44 +12,44 @@ class Family:
     """Models of one kind in one task. Importing this loads no model library.
 
     Attributes:
-        name: as people call the family; unique within a task.
+        name: the family's usual name; unique within a task.
         task: a task of ``batchgen.spec.tasks``.
         pipeline: the diffusers class whose call is the denoise stage.
-        saved_as: the classes (of ``model_index.json``) whose folders serve this family.
+        saved_as: the classes (in ``model_index.json``) whose folders this family can load.
         encoder: components that the encode stage holds. ``vae`` here means its encoding half.
         denoiser: components that the denoise stage holds.
         decoder: components that the decode stage holds. ``vae`` here means its decoding half.
-        adapter: how the call is made, a stage at a time.
-        split: one sentence: where the call is cut, and if not by public arguments, how.
-        stubs: components of which a stage that does not hold them gets the configuration alone,
-            since the pipeline asks for it (``config``, ``dtype``).
+        adapter: the functions that call the pipeline, stage by stage.
+        split: one sentence: where the call is split, and how if not by public arguments.
+        stubs: components whose configuration every stage gets, since the pipeline reads it
+            (``config``, ``dtype``).
         optional: components that a folder of the family may lack.
         null: components that are never loaded (safety checkers and the like).
-        size: (component, key) of the configuration that tells the native size in latents, or that
-            size itself where no configuration does.
+        size: (component, key) of the configuration value with the native size in latents, or the
+            size itself if no configuration has it.
         vae: name of the autoencoder component, ``vae`` or ``vqvae``.
-        channels: what ``in_channels`` of the denoiser may be, as (times the latent channels, plus).
-        image_latent_channels: by this count the pipeline tells image latents from pixels, so the
-            VAE must have it; None where it does not matter.
-        upscale: pixels of the output a pixel of the conditioning image, each way; 0: as many as a
-            latent has.
+        channels: allowed ``in_channels`` of the denoiser, as (times the latent channels, plus).
+        image_latent_channels: latent channels that the VAE must have, since the pipeline tells
+            image latents from pixels by their number; None if it does not matter.
+        upscale: size of the output divided by that of the conditioning image; 0: the VAE's scale
+            factor.
         guidance: ``negative`` (classifier-free, against a negative prompt), ``null`` (classifier-
             free, against no condition), ``embedded`` (a number the model reads) or ``none``.
-        settings: settings of a call, beside steps, guidance and size, that the pipeline takes.
-        strength: used where the spec and the row name none.
-        multiple_of: width and height must be multiples of this many latents; 0: as many as a latent
-            has pixels.
-        fixed_size: the model makes images of its native size alone.
-        schedulers: those that the pipeline's loop is written for; empty: all.
-        min_steps: with fewer the pipeline ignores a condition or fails.
-        guided_classes: guidance is for models of exactly so many classes; 0: of any.
-        needs: parts of ``input.columns`` that must be mapped, beside those that the task needs.
-        optional_control: rows may bring a control image, for which the model has a substitute.
-        needs_ip_adapter: an IP-Adapter (``model.ip_adapter``) lets the model take images.
+        settings: settings of a call that the pipeline takes, in addition to steps, guidance, size.
+        strength: used if neither the spec nor the row sets one.
+        multiple_of: width and height must be multiples of this many latents; 0: of as many as the
+            VAE's scale factor.
+        fixed_size: the model only makes images of its native size.
+        schedulers: the schedulers that the pipeline's loop supports; empty: all.
+        min_steps: with fewer steps the pipeline ignores a condition or fails.
+        guided_classes: only models with this number of classes support guidance; 0: all do.
+        needs: parts of ``input.columns`` that must have a column, in addition to the task's.
+        optional_control: rows may have a control image; the model can do without it.
+        needs_ip_adapter: the model needs an IP-Adapter (``model.ip_adapter``) to take images.
         external: components that may come from elsewhere (``model.components``).
-        pipelines: (name, class) of second pipelines, each in a folder of its own which the spec
+        pipelines: (name, class) of second pipelines. Each is in a folder of its own, which the spec
             names as the component ``name``; a stage holds their components as ``name.component``.
-        recommended: num_inference_steps and guidance_scale where the model names none.
+        recommended: num_inference_steps and guidance_scale, if the model recommends none.
     """
 
     name: str

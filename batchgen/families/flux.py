@@ -1,7 +1,7 @@
 """Flux.1: text-to-image and image-to-image.
 
-Guidance is a number that the model reads (dev), or nothing at all (schnell, which ignores it), so
-no negative prompts are encoded.
+The model reads the guidance scale as a number (dev) or ignores it (schnell), so no negative prompts
+are encoded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 
 
 def from_noise(pipeline: Any, given: Given) -> torch.Tensor:
-    """(B, h/2 * w/2, 4 * C): the latents packed two by two, as the pipeline leaves them."""
+    """Return (B, h/2 * w/2, 4 * C): latents in blocks of 2 x 2, the pipeline's packed form."""
     return call_pipeline(pipeline, given, **size_of(given.call))
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion with an image as a further condition: InstructPix2Pix, and depth to image."""
+"""Stable Diffusion with an additional image condition: InstructPix2Pix and depth-to-image."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 
 
 def encode_instruction(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) of CLIP; the pipeline has no public method for them."""
+    """Return CLIP's ``prompt_embeds`` (1, T, D); the pipeline has no public method for them."""
     embeds = pipeline._encode_prompt(prompt, pipeline.device, 1, do_classifier_free_guidance=False)
     return {"prompt_embeds": embeds}
 
 
 def encode_edited(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, C, H/f, W/f), the modes of the posteriors, not scaled; encoded all at once."""
+    """Return ``image``: (n, C, H/f, W/f), the unscaled modes of the posteriors.
+
+    All images are encoded at once, as the pipeline does.
+    """
     import torch
 
     vae = pipeline.vae
@@ -57,17 +60,17 @@ def edit_is_guided(call: Call) -> bool:
 
 
 def encode_depth(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, 2C, H/f, W/f) moments; ``depth_map``: (n, H/f, W/f), far to near.
+    """Return ``image``: (n, 2C, H/f, W/f) moments; ``depth_map``: (n, H/f, W/f), far to near.
 
-    Depth is the row's control image, or what the model's estimator sees in the source.
+    The depth is the row's control image, or is estimated from the source by the model.
 
     Raises:
-        ValueError: rows without an image; without a control image too, and no estimator.
+        ValueError: rows have no image, or neither they nor the model have a depth map.
     """
     import torch
 
     if "image" not in inputs.images:
-        raise ValueError("depth-to-image needs an image for every row: input.columns.image")
+        raise ValueError("depth-to-image needs an image for every row; set input.columns.image")
     images = inputs.images["image"]
     if "control" in inputs.images:
         depth = _given_depth(inputs.images["control"])
@@ -75,7 +78,7 @@ def encode_depth(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
         depth = _estimated_depth(pipeline, filled_images(inputs, "image"))[: len(images)]
     height, width = images[0].shape[:2]
     factor = pipeline.vae_scale_factor
-    # As the pipeline does, to which a map of the right size stays as it is.
+    # As the pipeline does; it then leaves a map of this size unchanged.
     small = torch.nn.functional.interpolate(
         depth.unsqueeze(1),
         size=(height // factor, width // factor),
@@ -87,7 +90,7 @@ def encode_depth(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
 
 
 def _given_depth(controls: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
-    """(n, H, W) float32: the first channel of grey images. Only relative depth counts."""
+    """Return (n, H, W) float32: the first channel of grey images. Only relative depth matters."""
     import numpy as np
     import torch
 
@@ -95,15 +98,15 @@ def _given_depth(controls: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
 
 
 def _estimated_depth(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
-    """(B, h, w) depth of all images at once, in the precision that the pipeline estimates in."""
+    """Estimate the depth (B, h, w) of all images at once, in the pipeline's precision."""
     import torch
     from PIL import Image
 
     estimator, dtype = pipeline.depth_estimator, pipeline.vae.dtype
     if estimator is None or pipeline.feature_extractor is None:
         raise ValueError(
-            "the model has no depth_estimator with its feature_extractor: give every row a depth"
-            " map, input.columns.control"
+            "the model has no depth_estimator and feature_extractor; give every row a depth map"
+            " (input.columns.control)"
         )
     pictures = [Image.fromarray(image) for image in images]
     pixels = pipeline.feature_extractor(images=pictures, return_tensors="pt").pixel_values
@@ -114,10 +117,10 @@ def _estimated_depth(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> t
 
 
 def from_depth(pipeline: Any, given: Given) -> torch.Tensor:
-    """From noise over the source's latents.
+    """Denoise from the source's latents with added noise.
 
-    Given latents the pipeline would take their size for that of the pixels. It is given blank
-    pixels, and of the VAE a stand-in that gives the posteriors of the images one by one.
+    If the pipeline got latents, it would take their size for that of the pixels. So it gets blank
+    pixels, and a VAE whose ``encode`` returns the posteriors of the images one by one.
     """
     import torch
 
@@ -176,7 +179,8 @@ FAMILIES = (
             tokenizers=TOKENIZERS,
         ),
         split="prompt_embeds and depth_map in, latents out; the image goes in as the moments of its"
-        " posterior, of which a stand-in for the VAE draws when the pipeline encodes blank pixels",
+        " posterior, from which a substitute for the VAE draws when the pipeline encodes blank"
+        " pixels",
         optional=("depth_estimator", "feature_extractor"),
         needs=("image",),
         optional_control=True,

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def encode_masked(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image`` and ``masked``: (n, 2C, H/f, W/f) moments; ``mask``: (n, 1, H/f, W/f) 0 or 1.
+    """Return moments of ``image``, ``masked`` (n, 2C, H/f, W/f), and ``mask`` (n, 1, H/f, W/f).
 
-    ``masked`` is the image with grey for what the mask repaints. Nothing is drawn here, since the
-    pipeline draws of ``masked`` after its noise.
+    ``masked`` is the image with grey where the mask repaints; ``mask`` is 0 or 1. Nothing is drawn
+    here, since the pipeline draws from ``masked`` after its noise.
     """
     import torch
 
@@ -43,7 +43,7 @@ def encode_masked(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
             kept = torch.from_numpy(mask < 128)[None, None]  # (1, 1, H, W)
             pixels = (pixels_of(pipeline, image) * kept).to(device=vae.device, dtype=vae.dtype)
             known[id(image), id(mask)] = vae.encode(pixels).latent_dist.parameters
-    # The pipeline makes the mask as small itself, by the same nearest pixels.
+    # The pipeline would shrink the mask itself, and pick the same pixels.
     small = [torch.from_numpy(mask[::factor, ::factor] >= 128)[None, None] for mask in masks]
     pairs = zip(images, masks, strict=True)
     return {
@@ -54,7 +54,7 @@ def encode_masked(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
 
 
 def repaint(pipeline: Any, given: Given) -> torch.Tensor:
-    """The VAE's place is taken by ``known_posterior``, whose images are moments."""
+    """Repaint; ``known_posterior`` replaces the VAE's ``encode`` and takes moments as images."""
     if given.call.strength is not None:
         require_steps(given.call)
     pipeline.vae.encode = known_posterior
@@ -71,10 +71,10 @@ def repaint(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def _source_latents(pipeline: Any, given: Given) -> torch.Tensor:
-    """(B, C, H/f, W/f) scaled latents of the images, drawn as the first of a sample's numbers.
+    """Draw the scaled latents (B, C, H/f, W/f) of the images, the first draw of each sample.
 
-    A U-Net of 9 channels starts from noise alone at a strength of 1: then the pipeline does not
-    encode the image, and does not look at what is given for it.
+    With a U-Net of 9 channels and a strength of 1 the pipeline starts from noise only and does not
+    encode the image. Then nothing may be drawn, and the returned value is not read.
     """
     import torch
 
@@ -106,8 +106,8 @@ FAMILIES = (
             tokenizers=TOKENIZERS,
         ),
         split="prompt_embeds, the mask and the image's latents in, latents out; the masked image"
-        " goes in as the moments of its posterior, of which a stand-in for the VAE draws when the"
-        " pipeline does",
+        " goes in as the moments of its posterior, from which a substitute for the VAE draws when"
+        " the pipeline does",
         null=NULL,
         channels=((1, 0), (2, 1)),
         image_latent_channels=4,

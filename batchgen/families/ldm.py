@@ -1,8 +1,7 @@
-"""Latent diffusion as in its paper: of nothing, of a class, of BERT's text, of a small image; DiT.
+"""The LDM paper's pipelines (unconditional, class, BERT text, super-resolution) and DiT.
 
-The pipelines of the paper return images alone, so their calls are cut by stand-ins: in the place of
-a component of another stage stands an object that hands over what that stage made, or keeps what it
-is to be given.
+These pipelines return only images, so their calls are split by substitutes: an object replaces a
+component of another stage, and returns what that stage made or keeps what it would get.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
 
     from batchgen.records import Call
 
-TOKENS = 77  # as the pipeline has it, whatever the model
-NULL_CLASS = 1000  # as the pipeline has it, whatever the model
-SIDE = 8  # pixels a latent, each way, as the pipeline has it, whatever the model
+TOKENS = 77  # fixed in the pipeline, for every model
+NULL_CLASS = 1000  # fixed in the pipeline, for every model
+SIDE = 8  # pixels per latent, each way; fixed in the pipeline, for every model
 
 
-# --- stand-ins -----------------------------------------------------------------------------------
+# --- substitutes ---------------------------------------------------------------------------------
 
 
 class KeptLatents:
-    """Stands for an autoencoder: keeps what it is given to decode, and answers with black."""
+    """Replaces an autoencoder: keeps the latents that it should decode, and returns black."""
 
     latents: torch.Tensor
 
@@ -49,14 +48,14 @@ class KeptLatents:
 
 
 def count_letters(texts: Sequence[str], **_: Any) -> SimpleNamespace:
-    """Stands for a tokenizer: tells a prompt from an empty one."""
+    """Replaces a tokenizer: tells a prompt from an empty one."""
     import torch
 
     return SimpleNamespace(input_ids=torch.tensor([[len(text)] for text in texts]))
 
 
 class MadeEmbeddings:
-    """Stands for a text encoder, behind ``count_letters``: hands over the encode stage's."""
+    """Replaces a text encoder, after ``count_letters``: returns the encode stage's embeddings."""
 
     def __init__(self, given: Given) -> None:
         self.given = given
@@ -67,10 +66,10 @@ class MadeEmbeddings:
 
 
 def drawing_from(scheduler: Any, generators: list[torch.Generator]) -> Any:
-    """The scheduler as new, whose every noise is the samples' own.
+    """Copy the scheduler, so that its noise comes from the samples' generators.
 
-    (These pipelines hand their generators to no scheduler, which would draw from torch's global
-    one; and one of them asks a used scheduler for what its last call left.)
+    These pipelines do not pass their generators to the scheduler, which would draw from torch's
+    global one. The copy is new since one pipeline reads state that an earlier call left.
     """
     own = copy.deepcopy(scheduler)
     if "generator" in signature(own.step).parameters:
@@ -80,7 +79,7 @@ def drawing_from(scheduler: Any, generators: list[torch.Generator]) -> Any:
 
 @contextmanager
 def holding(pipeline: Any, **components: Any) -> Iterator[None]:
-    """Inside, the pipeline has these components."""
+    """Give the pipeline these components inside the context."""
     before = {name: getattr(pipeline, name) for name in components}
     try:
         for name, component in components.items():
@@ -94,7 +93,7 @@ def holding(pipeline: Any, **components: Any) -> Iterator[None]:
 def kept_latents(
     pipeline: Any, given: Given, vae: str, scheduler: Any, **more: Any
 ) -> torch.Tensor:
-    """What the pipeline's own call gives its autoencoder to decode: latents, unscaled by itself."""
+    """Call the pipeline and return the latents that it passes to its autoencoder, unscaled."""
     kept = KeptLatents(getattr(pipeline, vae).config)
     with holding(pipeline, **{vae: kept, "scheduler": scheduler}):
         pipeline(
@@ -111,7 +110,7 @@ def kept_latents(
 
 
 def encode_text(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, 77, D) of BERT. The pipeline's one negative prompt is the empty one."""
+    """Return BERT's ``prompt_embeds`` (1, 77, D). The only negative prompt is the empty one."""
     tokens = pipeline.tokenizer(
         ["" if negative else prompt],
         padding="max_length",
@@ -123,12 +122,12 @@ def encode_text(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.T
 
 
 def encode_label(pipeline: Any, label: int | None) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, 1, D): a sequence of one vector."""
+    """Return ``prompt_embeds`` (1, 1, D), a sequence of one vector."""
     return {"prompt_embeds": pipeline.class_embedder(label)}
 
 
 def encode_low(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, h, w, 3) uint8, the small images as they are."""
+    """Return ``image``: (n, h, w, 3) uint8, the unchanged small images."""
     import numpy as np
     import torch
 
@@ -143,7 +142,7 @@ def from_nothing(pipeline: Any, given: Given) -> torch.Tensor:
         read: torch.Tensor = scale(latents, step).to(dtype)
         return read
 
-    scheduler.scale_model_input = scaled  # the pipeline's latents are float32, whatever the model's
+    scheduler.scale_model_input = scaled  # the pipeline's latents are float32, the model's may not
     return kept_latents(
         pipeline,
         given,
@@ -159,10 +158,10 @@ def from_class(pipeline: Any, given: Given) -> torch.Tensor:
     if is_guided(given.call):
         if classes != NULL_CLASS:
             raise ValueError(
-                f"the model has {classes} classes, and guidance needs {NULL_CLASS}: DiTPipeline"
-                f" takes number {NULL_CLASS} for no class; allowed: a guidance_scale of 1"
+                f"the model has {classes} classes, but guidance needs {NULL_CLASS}, since"
+                f" DiTPipeline uses number {NULL_CLASS} for no class; set guidance_scale to 1"
             )
-        generators = [*generators, *generators]  # both halves draw; the second's is thrown away
+        generators = [*generators, *generators]  # both halves draw; the second half is dropped
     return kept_latents(
         pipeline,
         given,
@@ -184,7 +183,7 @@ def from_text(pipeline: Any, given: Given) -> torch.Tensor:
             prompt=["a prompt"] * len(given.generators),
             guidance_scale=given.call.guidance_scale,
             eta=given.call.eta,
-            # which the pipeline divides by 8
+            # the pipeline divides the size by 8, whatever the VAE's factor
             width=given.call.width // factor * SIDE,
             height=given.call.height // factor * SIDE,
         )
@@ -193,7 +192,7 @@ def from_text(pipeline: Any, given: Given) -> torch.Tensor:
 def from_low(pipeline: Any, given: Given) -> torch.Tensor:
     import torch
 
-    # as the pipeline makes a tensor of a PIL image: on the CPU, the channels last in memory
+    # As the pipeline converts a PIL image: on the CPU, with the channels last in memory.
     pixels = given.conditions["image"].cpu().numpy().astype("float32") / 255.0
     image = 2.0 * torch.from_numpy(pixels.transpose(0, 3, 1, 2)) - 1.0  # (B, 3, h, w)
     return kept_latents(
@@ -215,13 +214,13 @@ def decode_kl(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
 
 
 def is_guided_by_text(call: Call) -> bool:
-    """As in LDMTextToImagePipeline: a scale of 1 is no guidance, any other is."""
+    """Whether guidance is on. As in LDMTextToImagePipeline, only a scale of 1 is off."""
     return call.guidance_scale != 1.0
 
 
 # --- the catalogue -------------------------------------------------------------------------------
 
-UNSCALED = (  # their first noise has a deviation of 1, as DiT and LDM with BERT take for granted
+UNSCALED = (  # their first noise has a standard deviation of 1, which DiT and LDM with BERT need
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
@@ -232,7 +231,7 @@ UNSCALED = (  # their first noise has a deviation of 1, as DiT and LDM with BERT
     "UniPCMultistepScheduler",
 )
 
-_KEPT = "the latents are what the pipeline hands a stand-in for its autoencoder"
+_KEPT = "a substitute for the autoencoder receives the latents from the pipeline"
 
 FAMILIES = (
     Family(
@@ -303,7 +302,7 @@ FAMILIES = (
             guided=is_guided_by_text,
             tokenizers=(("tokenizer", TOKENS),),
         ),
-        split=f"stand-ins for tokenizer and BERT hand over the embeddings; {_KEPT}",
+        split=f"substitutes for tokenizer and BERT pass the embeddings in; {_KEPT}",
         stubs=("vqvae",),
         vae="vqvae",
         guidance="null",
@@ -321,7 +320,7 @@ FAMILIES = (
         denoiser=("unet", "scheduler"),
         decoder=("vqvae",),
         adapter=Adapter(encode_images=encode_low, denoise=from_low, decode=decode_vq),
-        split=f"the small image goes to the U-Net as pixels, eight bits a level; {_KEPT}",
+        split=f"the small image goes to the U-Net as 8-bit pixels; {_KEPT}",
         stubs=("vqvae",),
         vae="vqvae",
         channels=((2, 0),),
@@ -329,7 +328,7 @@ FAMILIES = (
         upscale=0,
         guidance="none",
         settings=("eta",),
-        multiple_of=32,  # the pipeline rounds the small image's sides down to it
+        multiple_of=32,  # the pipeline rounds the small image's sides down to multiples of 32
         external=("vqvae",),
         recommended=(100, 1.0),
     ),

@@ -1,7 +1,7 @@
 """PixArt-alpha and PixArt-sigma: text-to-image.
 
-Prompts are put in small letters and stripped, as the library does. They are never cleaned of links,
-file names and the like (``clean_caption``), which needs packages that may not be there.
+Prompts are lower-cased and stripped, as the library does. Links, file names and the like are never
+removed (``clean_caption``), since that needs packages that may not be installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ALPHA_TOKENS, SIGMA_TOKENS = 120, 300
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) of T5 and ``prompt_attention_mask`` (1, T)."""
+    """Return T5's ``prompt_embeds`` (1, T, D) and ``prompt_attention_mask`` (1, T)."""
     embeds, mask, _, _ = pipeline.encode_prompt(
         prompt, do_classifier_free_guidance=False, device=pipeline.device, clean_caption=False
     )

@@ -1,7 +1,7 @@
 """Qwen-Image: text-to-image with a Qwen2.5-VL as text encoder.
 
-Without a negative prompt the library would not guide at all, whatever the scale. Here a scale above
-1 always guides, against the prompt of one blank that its documentation names for that case.
+Without a negative prompt the library runs without guidance, at any scale. Here a scale above 1
+always guides, against a prompt of one blank, as its documentation recommends.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from batchgen.records import Call
 if TYPE_CHECKING:
     import torch
 
-TOKENS = 512  # what the denoiser attends to of a prompt and of what closes it
-LENGTH = TOKENS + 8  # the mask is never all ones: the pipeline would drop it, but not in each batch
-LONGEST = 1024  # lets LENGTH pass
+TOKENS = 512  # tokens that the denoiser reads of a prompt and its closing marks
+LENGTH = TOKENS + 8  # so that no mask is all ones: the pipeline drops such a mask, in some batches
+LONGEST = 1024  # the pipeline's limit of tokens, above LENGTH
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) and ``prompt_embeds_mask`` (1, T): zeros after the prompt."""
+    """Return ``prompt_embeds`` (1, T, D) and ``prompt_embeds_mask`` (1, T), zero-padded."""
     import torch
     from torch.nn.functional import pad
 
@@ -37,7 +37,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 
 
 def denoise(pipeline: Any, given: Given) -> torch.Tensor:
-    """(B, h/2 * w/2, 4 * C): the latents packed two by two, as the pipeline leaves them."""
+    """Return (B, h/2 * w/2, 4 * C): latents in blocks of 2 x 2, the pipeline's packed form."""
     scale = given.call.guidance_scale
     distilled = pipeline.transformer.config.guidance_embeds
     return call_pipeline(
@@ -51,7 +51,7 @@ def denoise(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def decode(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
-    """The VAE is one of video: its latents have a mean and a spread, and one frame is made."""
+    """Undo mean and deviation of the latents, and decode one frame with the VAE, a video model."""
     import torch
 
     vae = pipeline.vae
@@ -63,7 +63,7 @@ def decode(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
         torch.tensor(values).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    # Divided by the inverse, as the pipeline does it, to the last bit.
+    # Division by the inverse, as the pipeline does it, so that the bits are equal.
     plain = unpacked / (1.0 / spread).to(unpacked) + mean.to(unpacked)
     return decode_by(vae, plain)[:, :, 0]
 
@@ -84,7 +84,7 @@ FAMILIES = (
             tokenizers=(("tokenizer", TOKENS),),
         ),
         split=(
-            "by public arguments: prompt_embeds, filled up to one length, and their mask in, packed"
+            "by public arguments: prompt_embeds, padded to one length, and their mask in, packed"
             " latents out"
         ),
         size=128,

@@ -13,13 +13,13 @@ from batchgen.records import Call
 if TYPE_CHECKING:
     import torch
 
-TOKENS = 299  # of the 300 that the denoiser attends to, one is the instruction's
+TOKENS = 299  # the denoiser reads 300 tokens, one of which belongs to the instruction
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) of Gemma and ``prompt_attention_mask`` (1, T).
+    """Return Gemma's ``prompt_embeds`` (1, T, D) and ``prompt_attention_mask`` (1, T).
 
-    The pipeline's own instruction is put before a prompt, but not before a negative one.
+    The pipeline puts its own instruction before a prompt, but not before a negative prompt.
     """
     defaults = inspect.signature(pipeline.__call__).parameters
     instruction = defaults["complex_human_instruction"].default
@@ -33,7 +33,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 
 
 def denoise(pipeline: Any, given: Given) -> torch.Tensor:
-    """float32 latents (B, C, h, w), whatever the model's dtype."""
+    """Return float32 latents (B, C, h, w), for any dtype of the model."""
     return call_pipeline(
         pipeline,
         given,

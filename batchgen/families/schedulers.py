@@ -1,4 +1,4 @@
-"""Which schedulers can be used, and what is said of any other."""
+"""The schedulers and scheduler options that can be used, and the reasons to refuse others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from batchgen.errors import ModelError, nearest
 from batchgen.families.diffusers_source import defaults_of
 
-# Each is tested to give a sample the same bytes whatever its neighbours are.
+# Tests show for each that a sample's bytes do not depend on its neighbours.
 SCHEDULERS = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -25,7 +25,7 @@ SCHEDULERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
-# Those of models of flow matching, which run with no other, and no other model with them.
+# Flow-matching models only run with these, and all other models only with the others.
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 _OWN_NOISE = "it draws noise from a generator of its own, so a sample's seed does not fix its image"
 REFUSED_SCHEDULERS = {
@@ -33,7 +33,7 @@ REFUSED_SCHEDULERS = {
     "CosineDPMSolverMultistepScheduler": _OWN_NOISE,
 }
 REFUSED_OPTIONS = {"stochastic_sampling": _OWN_NOISE}
-# Options whose wrong values come to light only while images are made.
+# Options whose wrong values would be noticed only while images are generated.
 OPTION_VALUES = {
     "prediction_type": ("epsilon", "sample", "v_prediction"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
@@ -43,10 +43,10 @@ OPTION_VALUES = {
 
 
 def check_scheduler(name: str) -> str:
-    """The name back, if it is a scheduler that can be used. Imports nothing.
+    """Return the name, if that scheduler can be used. Imports nothing.
 
     Raises:
-        ModelError: refused (with the reason) or unknown (with the nearest known name).
+        ModelError: it is refused (with the reason) or unknown (with the nearest known name).
     """
     if name in REFUSED_SCHEDULERS:
         raise ModelError(f"scheduler {name} cannot be used: {REFUSED_SCHEDULERS[name]}")
@@ -59,33 +59,34 @@ def check_scheduler(name: str) -> str:
 
 
 def chosen_scheduler(saved: str, wanted: str | None) -> str:
-    """The scheduler in effect: the wanted one, or that with which the model was saved.
+    """Return the scheduler in effect: the wanted one, or the one that was saved with the model.
 
     Raises:
-        ModelError: it cannot be used, or either of model and scheduler is of flow matching alone.
+        ModelError: it cannot be used, or only one of model and scheduler is for flow matching.
     """
     name = check_scheduler(wanted or saved)
     if (name in FLOW_SCHEDULERS) != (saved in FLOW_SCHEDULERS):
         allowed = FLOW_SCHEDULERS if saved in FLOW_SCHEDULERS else SCHEDULERS
         raise ModelError(
-            f"scheduler {name} cannot replace the model's {saved}: one is of flow matching, the"
-            f" other is not; allowed: {', '.join(allowed)}"
+            f"scheduler {name} cannot replace the model's {saved}: only one of them is for flow"
+            f" matching; allowed: {', '.join(allowed)}"
         )
     return name
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """That a scheduler takes options of these names and kinds. Imports nothing.
+    """Check that a scheduler has options of these names and types. Imports nothing.
 
     Raises:
-        ModelError: the first that it does not take, with what it takes.
+        ModelError: names the first option that is wrong, and what is allowed.
     """
     known = defaults_of(name) if options else {}
     for option, value in options.items():
         field, default = f"model.scheduler_options.{option}", known.get(option)
         if option not in known:
             raise ModelError(
-                f"{field}: {name} has none; allowed: {', '.join(known)}{nearest(option, known)}"
+                f"{field}: {name} has no such option; allowed: {', '.join(known)}"
+                f"{nearest(option, known)}"
             )
         if option in REFUSED_OPTIONS and value:
             raise ModelError(f"{field} cannot be used: {REFUSED_OPTIONS[option]}")
@@ -99,6 +100,6 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def options_for(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the run's options those that a scheduler knows."""
+    """Select those of the run's options that a scheduler has."""
     known = defaults_of(name) if options else {}
     return {option: value for option, value in options.items() if option in known}

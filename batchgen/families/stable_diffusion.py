@@ -32,7 +32,7 @@ TOKENIZERS = (("tokenizer", 0),)
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) of CLIP. A negative prompt is encoded as any other."""
+    """Return CLIP's ``prompt_embeds`` (1, T, D). A negative prompt is encoded like any other."""
     embeds, _ = pipeline.encode_prompt(
         prompt, pipeline.device, 1, do_classifier_free_guidance=False
     )
@@ -40,7 +40,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 
 
 def encode_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, C, H/f, W/f) scaled latents, drawn from each image's posterior."""
+    """Return ``image``: (n, C, H/f, W/f) scaled latents, drawn from each image's posterior."""
     import torch
 
     drawn = [
@@ -72,14 +72,14 @@ def consistent_from_noise(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def consistent_from_source(pipeline: Any, given: Given) -> torch.Tensor:
-    """All steps are made, whatever the strength: it says from how much noise."""
+    """Run all steps at any strength, which sets only the amount of noise at the start."""
     return call_pipeline(
         pipeline, given, image=given.conditions["image"], **strength_of(given.call)
     )
 
 
 def strength_of(call: Call) -> dict[str, float]:
-    """``strength`` as an argument; none where the call leaves it to the pipeline."""
+    """Return ``strength`` as an argument; nothing if the call does not set it."""
     return {} if call.strength is None else {"strength": call.strength}
 
 

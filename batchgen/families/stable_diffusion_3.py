@@ -20,9 +20,9 @@ TOKENIZERS = (("tokenizer", 0), ("tokenizer_2", 0), ("tokenizer_3", T5_TOKENS))
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) of two CLIPs and T5, and ``pooled_prompt_embeds`` (1, P).
+    """Return ``prompt_embeds`` (1, T, D) of two CLIPs and T5, and ``pooled_prompt_embeds`` (1, P).
 
-    T5's part is zeros in a model without it.
+    In a model without T5 its part is zeros.
     """
     embeds, _, pooled, _ = pipeline.encode_prompt(
         prompt, None, None, pipeline.device, do_classifier_free_guidance=False

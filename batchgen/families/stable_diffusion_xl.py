@@ -1,6 +1,6 @@
-"""Stable Diffusion XL: text-to-image, image-to-image (also of the refiner), inpainting, edits.
+"""Stable Diffusion XL: text-to-image, image-to-image (also the refiner's), inpainting, edits.
 
-Turbo and Lightning models are the same pipelines at few steps and a guidance scale of 0 or 1.
+Turbo and Lightning models use the same pipelines, with few steps and a guidance scale of 0 or 1.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) and ``pooled_prompt_embeds`` (1, P), of the encoders there are.
+    """Return ``prompt_embeds`` (1, T, D) and ``pooled_prompt_embeds`` (1, P).
 
-    An empty negative prompt is all zeros if the model has ``force_zeros_for_empty_prompt``.
+    They come from one or two text encoders: a refiner has only the second. An empty negative prompt
+    is all zeros if the model has ``force_zeros_for_empty_prompt``.
     """
     import torch
 
@@ -39,7 +40,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 
 
 def encode_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, C, H/f, W/f) latents scaled as the U-Net sees them, drawn one by one."""
+    """Return ``image``: (n, C, H/f, W/f) scaled latents for the U-Net, drawn one by one."""
     import torch
 
     vae = pipeline.vae
@@ -58,10 +59,10 @@ def encode_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
 
 
 def encode_masked(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image`` and ``masked``: (n, 2C, H/f, W/f) moments; ``mask``: (n, 1, H/f, W/f) 0 or 1.
+    """Return moments of ``image``, ``masked`` (n, 2C, H/f, W/f), and ``mask`` (n, 1, H/f, W/f).
 
-    ``masked`` is the image without what the mask repaints. Nothing is drawn here: the pipeline
-    draws the second after its noise.
+    ``masked`` is the image without the area that the mask repaints; ``mask`` is 0 or 1. Nothing is
+    drawn here, since the pipeline draws from ``masked`` after its noise.
     """
     import torch
 
@@ -88,7 +89,7 @@ def encode_masked(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
 
 
 def encode_edited(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, C, H/f, W/f) latents, not scaled, encoded all at once as the pipeline does."""
+    """Return ``image``: (n, C, H/f, W/f) unscaled latents, all encoded at once, as the pipeline."""
     import torch
 
     vae = pipeline.vae
@@ -106,7 +107,7 @@ def from_noise(pipeline: Any, given: Given) -> torch.Tensor:
 
 def from_source(pipeline: Any, given: Given) -> torch.Tensor:
     require_steps(given.call)
-    pipeline.watermark = None  # which this pipeline would put into wide latents
+    pipeline.watermark = None  # else this pipeline adds a watermark to wide latents
     return call_pipeline(
         pipeline,
         given,
@@ -117,7 +118,7 @@ def from_source(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def repainted(pipeline: Any, given: Given) -> torch.Tensor:
-    """The VAE's place is taken by ``known_posterior``, whose images are moments."""
+    """Repaint; ``known_posterior`` replaces the VAE's ``encode`` and takes moments as images."""
     strength = {}
     if given.call.strength is not None:
         require_steps(given.call)
@@ -153,7 +154,7 @@ def edit_is_guided(call: Call) -> bool:
 
 
 def decode(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
-    """As the pipelines end: in float32 where a float16 VAE would overflow (``force_upcast``)."""
+    """Decode as the pipelines do: in float32 if a float16 VAE would overflow (``force_upcast``)."""
     vae = pipeline.vae
     with in_float32(vae, _overflows(vae)):
         latents = latents.to(vae.dtype)
@@ -165,7 +166,7 @@ def decode(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
 
 @contextmanager
 def in_float32(module: Any, when: bool) -> Iterator[None]:
-    """Inside, and if ``when`` says so, the module computes in float32."""
+    """Let the module compute in float32 inside the context, if ``when`` is true."""
     import torch
 
     dtype = module.dtype
@@ -189,17 +190,17 @@ def _posterior(vae: Any, pixels: torch.Tensor) -> Any:
 
 
 def _each_once(keys: Sequence[Hashable], make: Callable[[int], Any]) -> list[Any]:
-    """``make`` of each row; of rows with one key, such as variants that share images, once."""
+    """Call ``make`` for each row, but once for rows with one key, such as variants of a row."""
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     made = {key: make(row) for key, row in first.items()}
     return [made[key] for key in keys]
 
 
 def _source_latents(pipeline: Any, given: Given) -> torch.Tensor:
-    """(B, C, H/f, W/f) scaled latents of the images, drawn as the first of a sample's numbers.
+    """Draw the scaled latents (B, C, H/f, W/f) of the images, the first draw of each sample.
 
-    A U-Net that is given the masked image beside starts from noise alone at a strength of 1: then
-    the pipeline does not encode the image, and does not look at what is given for it.
+    With a U-Net that reads the masked image and a strength of 1 the pipeline starts from noise only
+    and does not encode the image. Then nothing may be drawn, and the returned value is not read.
     """
     import torch
 
@@ -215,7 +216,7 @@ def _source_latents(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def _latent_statistics(config: Any, like: torch.Tensor) -> tuple[Any, Any]:
-    """Mean and deviation (1, C, 1, 1) of the latents by channel; (None, None) for most VAEs."""
+    """Return mean and deviation (1, C, 1, 1) of the latents; (None, None) for most VAEs."""
     import torch
 
     both = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
@@ -232,7 +233,7 @@ SAVED_AS = (
 )
 NULL = ("image_encoder", "feature_extractor")
 TEXT = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-FIRST_TEXT = ("tokenizer", "text_encoder")  # which the refiner has not
+FIRST_TEXT = ("tokenizer", "text_encoder")  # the refiner does not have them
 TOKENIZERS = (("tokenizer", 0), ("tokenizer_2", 0))
 RECOMMENDED = (30, 5.0)
 
@@ -294,8 +295,8 @@ FAMILIES = (
             tokenizers=TOKENIZERS,
         ),
         split=(
-            "by public arguments, but that the denoise stage draws the latents of both images from"
-            " their moments, since the pipeline draws one of them after its noise"
+            "by public arguments, except that the denoise stage draws the latents of both images"
+            " from their moments, since the pipeline draws one of them after its noise"
         ),
         optional=FIRST_TEXT,
         null=NULL,

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL with its refiner: the base model goes the first part of the way."""
+"""Stable Diffusion XL with its refiner: the base model runs the first part of the schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DENOISING_END = 0.8
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """Both models' embeddings; the names of the refiner's begin with ``refiner_``."""
+    """Return the embeddings of both models; names of the refiner's begin with ``refiner_``."""
     refiners = xl.encode_prompt(pipeline.refiner, prompt, negative)
     return {
         **xl.encode_prompt(pipeline, prompt, negative),
@@ -28,7 +28,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 
 
 def refined(pipeline: Any, given: Given) -> torch.Tensor:
-    """The base model up to ``denoising_end`` of the schedule, the refiner from there on."""
+    """Run the base model up to ``denoising_end`` of the schedule, then the refiner."""
     end, eta = given.call.denoising_end or DENOISING_END, given.call.eta
     base = replace(given, prompts=_bases(given.prompts), negatives=_bases(given.negatives))
     latents = call_pipeline(pipeline, base, **size_of(given.call), eta=eta, denoising_end=end)

@@ -1,4 +1,4 @@
-"""Larger images of small ones: the x4 upscaler and the latent upscaler (x2) of Stable Diffusion."""
+"""Super-resolution: the x4 upscaler and the latent upscaler (x2) of Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def encode_small(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, height / 4, width / 4, 3) uint8. The denoiser reads the pixels themselves."""
+    """Return ``image``: (n, height / 4, width / 4, 3) uint8. The denoiser reads the pixels."""
     import numpy as np
     import torch
 
@@ -44,7 +44,7 @@ def enlarge(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def decode_enlarged(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.Tensor:
-    """As the pipeline ends: in float32 where a float16 VAE would overflow (``force_upcast``)."""
+    """Decode as the pipeline does: in float32 if float16 would overflow (``force_upcast``)."""
     import torch
 
     vae = pipeline.vae
@@ -53,13 +53,13 @@ def decode_enlarged(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.T
 
 
 def encode_pooled_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) and ``pooled_prompt_embeds`` (1, D) of CLIP."""
+    """Return CLIP's ``prompt_embeds`` (1, T, D) and ``pooled_prompt_embeds`` (1, D)."""
     embeds, _, pooled, _ = pipeline.encode_prompt(prompt, pipeline.device, False)
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
 def encode_small_latents(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``image``: (n, C, h, w) scaled latents, drawn from posteriors that are made all at once."""
+    """Return ``image``: (n, C, h, w) scaled latents; all posteriors are encoded at once."""
     import torch
 
     vae = pipeline.vae
@@ -95,9 +95,9 @@ FAMILIES = (
         split="by public arguments: prompt_embeds and the small image in, latents out",
         null=("safety_checker", "feature_extractor", "watermarker"),
         channels=((1, 3),),
-        upscale=0,  # a latent stands for a pixel of the small image
+        upscale=0,  # each pixel of the small image becomes one latent
         settings=("noise_level", "eta"),
-        multiple_of=0,  # which itself must be whole latents
+        multiple_of=0,  # the size of the small image must be a multiple of the VAE's factor, too
         recommended=(75, 9.0),
     ),
     Family(
@@ -116,7 +116,7 @@ FAMILIES = (
             tokenizers=TOKENIZERS,
         ),
         split="by public arguments: the prompt's embeddings and the small image's latents in,"
-        " latents out; a guidance_scale of 0 does not drop the prompt, as it would were it text",
+        " latents out; unlike with text, a guidance_scale of 0 does not drop the prompt",
         channels=((2, 0),),
         image_latent_channels=4,
         upscale=2,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Encoded:
-    """Stands where the image encoder was: what it is given has been encoded by another stage."""
+    """Replaces the image encoder: returns embeddings that another stage has made."""
 
     def __init__(self, embeds: torch.Tensor) -> None:
         self.image_embeds = embeds
@@ -26,13 +26,13 @@ class Encoded:
         return Encoded(image)
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """Of which the pipeline asks the first one's dtype."""
+        """Yield the embeddings: the pipeline reads the dtype of the first parameter."""
         yield self.image_embeds
 
 
 @contextmanager
 def encoded_already(pipeline: Any, embeds: torch.Tensor) -> Iterator[None]:
-    """Inside, the pipeline has no need of its image encoder."""
+    """Replace the pipeline's image encoder inside the context."""
     pipeline.image_encoder = Encoded(embeds)
     try:
         yield
@@ -41,14 +41,14 @@ def encoded_already(pipeline: Any, embeds: torch.Tensor) -> Iterator[None]:
 
 
 def pictures(images: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
-    """As PIL images."""
+    """Convert arrays to PIL images."""
     from PIL import Image
 
     return [Image.fromarray(image) for image in images]
 
 
 def encode_pictures(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``embeds`` (n, D) of the CLIP image encoder, all B images at once as the pipelines do."""
+    """Return the CLIP image encoder's ``embeds`` (n, D), all B images at once, as the pipelines."""
     images = pictures(inputs.images["image"])
     images += images[:1] * (inputs.batch_size - len(images))
     encoder = pipeline.image_encoder
@@ -66,7 +66,7 @@ def by_picture(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def by_noised_picture(pipeline: Any, given: Given) -> torch.Tensor:
-    """Each sample's generator draws its embedding's noise first, then its latents."""
+    """Denoise; each sample's generator draws the noise of its embedding first, then its latents."""
     embeds = given.conditions["embeds"]
     with encoded_already(pipeline, embeds):
         return call_pipeline(
@@ -80,10 +80,10 @@ def by_noised_picture(pipeline: Any, given: Given) -> torch.Tensor:
 
 
 def encode_prompted_pictures(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]:
-    """``embeds`` (n, 1, D), or (n, 1, T, D) hidden states, as the IP-Adapter takes them.
+    """Return ``embeds`` (n, 1, D), or hidden states (n, 1, T, D), whichever the IP-Adapter takes.
 
-    Each image is encoded alone, as the pipelines do. With guidance ``negatives`` are what stands
-    for no image.
+    Each image is encoded by itself, as the pipelines do. With guidance, ``negatives`` are the
+    embeddings of no image.
     """
     import torch
 
@@ -114,7 +114,7 @@ def by_prompted_picture(pipeline: Any, given: Given) -> torch.Tensor:
 
 @contextmanager
 def each_its_own(pipeline: Any, given: Given) -> Iterator[None]:
-    """Inside, each sample is shown its own image. (The pipeline repeats one for all samples.)"""
+    """Give each sample its own image inside the context; the pipeline would repeat one for all."""
     import torch
 
     def prepare(_: Any, embeds: list[torch.Tensor], *more: Any) -> list[torch.Tensor]:
@@ -129,8 +129,8 @@ def each_its_own(pipeline: Any, given: Given) -> Iterator[None]:
 
 
 IP_ADAPTER_SPLIT = (
-    "by public arguments: prompt_embeds and ip_adapter_image_embeds in, latents out; what repeats"
-    " one image for all samples of a call is replaced, so that each sample has its own"
+    "by public arguments: prompt_embeds and ip_adapter_image_embeds in, latents out; the function"
+    " that repeats one image for all samples of a call is replaced, so that each has its own"
 )
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -147,8 +147,8 @@ FAMILIES: tuple[Family, ...] = (
             decode=decode_scaled,
             guided=lambda call: False,  # there is no negative prompt
         ),
-        split="the image's embeddings go in as the image, past a stand-in for the image encoder;"
-        " latents come out",
+        split="the image's embeddings go in as the image, through a substitute for the image"
+        " encoder; latents come out",
         null=("safety_checker",),
         guidance="null",
         settings=("eta",),
@@ -168,8 +168,8 @@ FAMILIES: tuple[Family, ...] = (
             decode=decode_scaled,
             tokenizers=(("tokenizer", 0),),
         ),
-        split="by public arguments: prompt_embeds and image_embeds in, latents out; a stand-in for"
-        " the image encoder tells its dtype",
+        split="by public arguments: prompt_embeds and image_embeds in, latents out; a substitute"
+        " for the image encoder provides its dtype",
         settings=("eta", "noise_level"),
         recommended=(20, 10.0),
     ),

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from batchgen.families.adapter import Tensors
 
 TOKENS = 512
-HEAD = 3  # tokens that the chat template sets before a prompt
-STEP = 32  # the transformer fills a prompt up to a multiple of this many tokens, and attends to all
+HEAD = 3  # tokens that the chat template adds before a prompt
+STEP = 32  # the transformer pads a prompt to a multiple of this many tokens, and attends to all
 
 
 def guided(call: Call) -> bool:
-    """Here a scale of 0 is none, since the pipeline adds it to 1."""
+    """Whether guidance is on. Here a scale of 0 is off, since the pipeline adds 1 to it."""
     return call.guidance_scale > 0
 
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) with zeros after the prompt, and its ``length`` (1,)."""
+    """Return ``prompt_embeds`` (1, T, D), zero-padded, and the prompt's ``length`` (1,)."""
     import torch
     from torch.nn.functional import pad
 
@@ -38,11 +38,11 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
 
 
 def denoise(pipeline: Any, given: Given) -> torch.Tensor:
-    """float32 latents (B, C, h, w).
+    """Return float32 latents (B, C, h, w).
 
-    Prompts of several lengths in one call are attended to under a mask, others without one, which
-    may be another kernel that rounds otherwise. So one call is made for each length (in steps of 32
-    tokens) that occurs in the batch, always of B samples.
+    The pipeline uses an attention mask only if the prompts of a call differ in length, and then
+    perhaps another kernel, which rounds differently. So there is one call for each length (in steps
+    of 32 tokens) that occurs in the batch, always with B samples.
     """
     import torch
 
@@ -74,7 +74,7 @@ def _rows_by_length(given: Given) -> list[list[int]]:
 
 
 def _cut(encoded: Tensors, rows: list[int]) -> list[torch.Tensor]:
-    """Each row's embeddings (length, D), as the pipeline takes them."""
+    """Return each row's embeddings (length, D), the form that the pipeline takes."""
     return [encoded["prompt_embeds"][row, : int(encoded["length"][row])] for row in rows]
 
 

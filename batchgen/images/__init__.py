@@ -1,1 +1,1 @@
-"""Pixels: conditioning images opened, fitted and made; images written and shown."""
+"""Images: conditioning images are opened, resized and converted; results are encoded and shown."""

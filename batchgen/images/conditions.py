@@ -1,4 +1,4 @@
-"""Conditioning images: made from one another, matched to each other, fitted to their size."""
+"""Conditioning images: resizes them, matches masks to images, and makes them (edges, blur, ...)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from batchgen.errors import RejectRow, nearest
 Array = np.ndarray[Any, Any]
 Resize = Literal["fill", "fit", "stretch", "multiple-of"]
 
-WHITE = 128  # from this level on a mask's pixel is repainted
+WHITE = 128  # a mask's pixel of this level or above is repainted
 
 
 def match_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
-    """The mask at the size of the image it belongs to, so that both are cropped alike.
+    """Resize the mask to the size of its image, so that both are cropped in the same way.
 
-    A mask may be a smaller or larger copy, to within a pixel. One of another shape has no sure
-    place on the image.
+    The mask may have another size if it has the same aspect ratio, to within a pixel. For a mask of
+    another aspect ratio it is not known where it belongs on the image.
 
     Raises:
         RejectRow: ``mask-size``.
@@ -34,19 +34,19 @@ def match_mask(mask: Image.Image, image: Image.Image) -> Image.Image:
     if max((m - 1) / i for m, i in pairs) >= min((m + 1) / i for m, i in pairs):
         raise RejectRow(
             "mask-size",
-            f"mask of {mask.width} x {mask.height} pixels for an image of {image.width} x "
-            f"{image.height}; allowed: the image's size, or its shape in another size",
+            f"the mask has {mask.width} x {mask.height} pixels and the image {image.width} x "
+            f"{image.height}; they need the same size, or the same aspect ratio",
         )
     return mask.resize(image.size, Image.Resampling.BOX)
 
 
 def size_for(image: Image.Image, multiple_of: int, upscale: int = 1) -> tuple[int, int]:
-    """(width, height) in pixels of the conditioning image, for the policy ``multiple-of``.
+    """Compute (width, height) in pixels of the conditioning image, for the policy ``multiple-of``.
 
     Args:
-        image: in its own size; it is rounded down.
-        multiple_of: what width and height of the image *to be made* must be multiples of.
-        upscale: pixels of the image to be made a pixel of the conditioning image, each way.
+        image: in its own size, which is rounded down.
+        multiple_of: width and height of the *generated* image must be multiples of this.
+        upscale: size of the generated image divided by that of the conditioning image.
 
     Raises:
         RejectRow: ``image-too-small``.
@@ -59,13 +59,13 @@ def size_for(image: Image.Image, multiple_of: int, upscale: int = 1) -> tuple[in
 
 
 def fit_image(image: Image.Image, width: int, height: int, policy: Resize) -> Image.Image:
-    """The image at width x height pixels, by the Lanczos filter where it is resized.
+    """Bring the image to width x height pixels; resizing uses the Lanczos filter.
 
     Policies:
-        fill: scaled to cover the size, then cropped about the centre.
-        fit: scaled to lie inside the size, then padded about the centre with black.
-        stretch: resized, whatever becomes of its aspect.
-        multiple-of: cropped about the centre, never resized; see `size_for`.
+        fill: scale it to cover the size, then crop about the centre.
+        fit: scale it to fit inside the size, then pad with black about the centre.
+        stretch: resize it and ignore the aspect ratio.
+        multiple-of: crop it about the centre, never resize it; see `size_for`.
 
     Raises:
         RejectRow: ``image-too-small``, for multiple-of.
@@ -74,32 +74,31 @@ def fit_image(image: Image.Image, width: int, height: int, policy: Resize) -> Im
 
 
 def fit_mask(mask: Image.Image, width: int, height: int, policy: Resize) -> Array:
-    """The mask of an image that `fit_image` fits by the same policy, as uint8 (height, width).
+    """Bring a mask to width x height pixels as `fit_image` does; returns uint8 (height, width).
 
-    255 is repainted, 0 is kept; nothing lies between. A pixel is repainted where the mask has a
-    mean of at least 128. The padding of ``fit`` is kept: the row's mask does not ask for
-    it, and the bars stay as black as in the conditioning image, to be cut off again. (To paint
-    beyond an image, give it the larger canvas and a mask that is white there.)
+    The values are 255 (repainted) and 0 (kept). A pixel is repainted where the mask has a mean of
+    at least 128. The padding of ``fit`` is kept: the row's mask does not include it, and the bars
+    stay as black as in the conditioning image, so that they can be cropped. (To paint beyond an
+    image, give it the larger canvas and a mask that is white there.)
 
     Args:
-        mask: of the image's size (see `match_mask`), or it will not lie upon the image.
+        mask: of the image's size (see `match_mask`), so that it matches the fitted image.
 
     Raises:
-        RejectRow: ``empty-mask`` where nothing is repainted, ``mask-too-small`` for multiple-of.
+        RejectRow: ``empty-mask`` if no pixel is repainted, ``mask-too-small`` for multiple-of.
     """
     fitted = np.asarray(_fitted(mask, (width, height), policy, Image.Resampling.BOX, "mask"))
     if fitted.max() < WHITE:
         raise RejectRow(
             "empty-mask",
-            f"mask is white nowhere: its brightest level at {width} x {height} pixels is "
-            f"{fitted.max()}, before that {mask.getextrema()[1]}; allowed: {WHITE} or more "
-            "somewhere",
+            f"the mask selects nothing: after resizing to {width} x {height} its brightest pixel "
+            f"is {fitted.max()} ({WHITE} needed); before resizing it was {mask.getextrema()[1]}",
         )
     return np.where(fitted >= WHITE, np.uint8(255), np.uint8(0))  # (height, width)
 
 
 def to_array(image: Image.Image) -> Array:
-    """An RGB image as uint8 (height, width, 3), C-contiguous, writable and of its own memory."""
+    """Copy an RGB image into a writable, C-contiguous uint8 array (height, width, 3)."""
     return np.array(image, dtype=np.uint8)
 
 
@@ -127,20 +126,21 @@ def _fitted(
 
 
 def _middle(outer: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
-    """Left and top at which the inner lies in the middle of the outer."""
+    """Return the left and top at which the inner size is centred in the outer."""
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 
 
 def _too_small(image: Image.Image, width: int, height: int, what: str) -> RejectRow:
     return RejectRow(
         f"{what}-too-small",
-        f"{what} of {image.width} x {image.height} pixels; allowed: at least {width} x {height}",
+        f"the {what} has {image.width} x {image.height} pixels; needed: at least {width} x "
+        f"{height}",
     )
 
 
 @dataclass(frozen=True)
 class Option:
-    """A number that a maker takes: its default and its bounds. A whole default asks for whole."""
+    """A numeric option of a maker: default and bounds. An int default allows only integers."""
 
     default: float
     low: float
@@ -151,7 +151,7 @@ class Option:
         return f"a {kind} from {self.low} to {self.high}"
 
     def read(self, value: object) -> float:
-        """The value as the default's type. Raises ValueError where it is not allowed."""
+        """Convert a value to the default's type; ValueError if it is not allowed."""
         kind = type(self.default)
         number = value if isinstance(value, int | float) else math.nan
         if isinstance(value, bool) or not self.low <= number <= self.high or kind(number) != number:
@@ -161,7 +161,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Maker:
-    """A classical way to a conditioning image: ``make`` takes an RGB image and the options."""
+    """A classical method that makes a conditioning image; ``make`` takes RGB image and options."""
 
     name: str
     about: str
@@ -170,9 +170,9 @@ class Maker:
 
 
 def make_condition(name: str, options: Mapping[str, float], image: Image.Image) -> Image.Image:
-    """The RGB image that a maker makes of an RGB image; equal pixels give equal pixels.
+    """Apply a maker to an RGB image; the result is RGB, and equal pixels give equal pixels.
 
-    It has the image's size, but for ``downscale``, which is for before an image is fitted.
+    It has the image's size, except for ``downscale``, which runs before the image is resized.
 
     Raises:
         ValueError: as `check_maker`.
@@ -182,12 +182,12 @@ def make_condition(name: str, options: Mapping[str, float], image: Image.Image) 
 
 
 def check_maker(name: str, options: Mapping[str, float]) -> None:
-    """Raises ValueError for a name, an option or a value that is not known; says what is."""
+    """Raise ValueError for an unknown name or option or a wrong value; it says what is allowed."""
     _settings(name, options)
 
 
 def describe(name: str, options: Mapping[str, float]) -> str:
-    """The maker with all its options, as is recorded with a sample: ``canny(high=200, low=100)``.
+    """Format a maker with all its options, as outputs record it: ``canny(high=200, low=100)``.
 
     Raises:
         ValueError: as `check_maker`.
@@ -197,7 +197,7 @@ def describe(name: str, options: Mapping[str, float]) -> str:
 
 
 def _settings(name: str, options: Mapping[str, float]) -> dict[str, float]:
-    """Every option of a maker, as given or by default."""
+    """Return every option of a maker, as given or by default."""
     if name not in MAKERS:
         raise ValueError(f"got {name!r}; allowed: {', '.join(MAKERS)}{nearest(name, MAKERS)}")
     known = MAKERS[name].options
@@ -211,15 +211,15 @@ def _settings(name: str, options: Mapping[str, float]) -> dict[str, float]:
             settings[option] = bounds.read(options.get(option, bounds.default))
         except ValueError as error:
             raise ValueError(f"{name}.{option}: {error}") from None
-    if settings.get("low", 0) > settings.get("high", math.inf):  # OpenCV would swap them
+    if settings.get("low", 0) > settings.get("high", math.inf):  # OpenCV would silently swap them
         raise ValueError(
-            f"{name}.low: got {settings['low']}; allowed: up to high, {settings['high']}"
+            f"{name}.low: got {settings['low']}; allowed: at most high ({settings['high']})"
         )
     return settings
 
 
 def _canny(image: Image.Image, low: int, high: int) -> Image.Image:
-    import cv2  # 0.2 s at first, for its users alone
+    import cv2  # the import takes 0.2 s, so only its users pay for it
 
     edges = cv2.Canny(np.asarray(image), low, high)  # (H, W) uint8, 0 or 255
     return Image.fromarray(edges).convert("RGB")
@@ -255,20 +255,30 @@ _EDGE = 1020  # the 3 x 3 Sobel gradient of a step from black to white
 _MAKERS = (
     Maker(
         "canny",
-        "edges by Canny's detector, white on black",
+        "edges found by Canny's detector, white on black",
         _canny,
         {"low": Option(100, 0, _EDGE), "high": Option(200, 0, _EDGE)},
     ),
     Maker(
         "scribble",
-        "dark lines by a difference of Gaussians, white on black",
+        "dark lines found by a difference of Gaussians, white on black",
         _scribble,
         {"level": Option(32, 1, 255)},
     ),
-    Maker("invert", "the negative, for drawings in dark lines on light", ImageOps.invert),
-    Maker("grey", "luminance alone, to be coloured", _grey),
-    Maker("tile", "shrunk and enlarged, its detail lost", _tile, {"factor": Option(8, 2, 64)}),
-    Maker("downscale", "shrunk, to be enlarged", _downscale, {"factor": Option(4, 2, 64)}),
-    Maker("blur", "blurred by a Gaussian", _blur, {"radius": Option(4.0, 0.1, 64.0)}),
+    Maker("invert", "the negative, for drawings with dark lines on white", ImageOps.invert),
+    Maker("grey", "the image without colours, to be coloured", _grey),
+    Maker(
+        "tile",
+        "the image shrunk and enlarged again, without its details",
+        _tile,
+        {"factor": Option(8, 2, 64)},
+    ),
+    Maker(
+        "downscale",
+        "the image shrunk, for super-resolution",
+        _downscale,
+        {"factor": Option(4, 2, 64)},
+    ),
+    Maker("blur", "the image blurred by a Gaussian", _blur, {"radius": Option(4.0, 0.1, 64.0)}),
 )
 MAKERS: Mapping[str, Maker] = MappingProxyType({maker.name: maker for maker in _MAKERS})

@@ -1,4 +1,4 @@
-"""Image files out: pixels become PNG, JPEG or WebP; thumbnails and sheets of what was made."""
+"""Encodes pixels as PNG, JPEG or WebP; makes thumbnails and contact sheets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 Subsampling = Literal["4:4:4", "4:2:2", "4:2:0"]
 
 _CELL_PX, _CAPTION_PX, _LINE_PX, _GAP_PX = 128, 30, 13, 8  # of a contact sheet
-_CAPTION_LETTERS = 400  # more of a prompt is on no two lines
-_VARIATION = ("\ufe00", "\ufe0f")  # say how the letter before is drawn, and are none themselves
+_CAPTION_LETTERS = 400  # two lines never show more of a prompt
+_VARIATION = ("\ufe00", "\ufe0f")  # variation selectors: modify the letter before, no glyphs
 
 
 def encode_image(
@@ -30,13 +30,13 @@ def encode_image(
     quality: int,
     subsampling: Subsampling = "4:4:4",
 ) -> bytes:
-    """One image as the bytes of a file; equal pixels give equal bytes. Safe for many threads.
+    """Encode one image as the bytes of a file; equal pixels give equal bytes. Thread-safe.
 
     Args:
         pixels: uint8 RGB (height, width, 3).
         image_format: ``png`` (lossless), ``jpeg`` or ``webp`` (lossy).
         quality: 1 to 100, for JPEG and WebP.
-        subsampling: of the colours, for JPEG.
+        subsampling: chroma subsampling, for JPEG.
 
     Raises:
         ValueError: pixels of another shape or dtype, or an unknown format.
@@ -58,7 +58,7 @@ def encode_image(
 
 
 def _png(pixels: Array) -> bytes:
-    """A standard PNG, some twenty times faster than Pillow's: one filter for all rows, ISA-L.
+    """Encode a standard PNG, about 20 times faster than Pillow: one filter for all rows, ISA-L.
 
     Format: PNG specification, sections 5 (chunks) and 9 (filter type 2, "up").
     """
@@ -81,9 +81,9 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def size_of(data: bytes | memoryview, wanted: tuple[int, int]) -> tuple[int, int] | None:
-    """Width and height of an image file, which is decoded if they are those wanted.
+    """Return width and height of an image file; decode it if they are ``wanted``.
 
-    None if it cannot be: it is damaged, of no format that is written here, or far too large.
+    None if that fails: the file is damaged, far too large, or of a format that is not written here.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
@@ -95,7 +95,7 @@ def size_of(data: bytes | memoryview, wanted: tuple[int, int]) -> tuple[int, int
 
 
 def thumbnail(data: bytes, size: int) -> bytes:
-    """An image file as a PNG of at most ``size`` pixels a side; small images stay as they are.
+    """Make a PNG of at most ``size`` pixels a side; smaller images are not enlarged.
 
     Raises:
         OSError, ValueError: not an image, a damaged one, or one of too many pixels.
@@ -104,7 +104,7 @@ def thumbnail(data: bytes, size: int) -> bytes:
         with Image.open(io.BytesIO(data)) as image:
             small = image.convert("RGB")
     except (SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no image that can be opened: {error}") from error
+        raise ValueError(f"the image cannot be opened: {error}") from error
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     small.save(sink, "PNG")
@@ -112,7 +112,7 @@ def thumbnail(data: bytes, size: int) -> bytes:
 
 
 def contact_sheet(images: Sequence[bytes], captions: Sequence[str], columns: int = 8) -> bytes:
-    """One PNG that shows image files in a grid, each with its caption below."""
+    """Make one PNG that shows image files in a grid, each with its caption below."""
     rows = -(-len(images) // columns)
     step = _CELL_PX + _GAP_PX
     size = (_GAP_PX + columns * step, _GAP_PX + rows * (step + _CAPTION_PX))
@@ -132,7 +132,7 @@ def contact_sheet(images: Sequence[bytes], captions: Sequence[str], columns: int
 
 
 def _caption(text: str) -> Image.Image:
-    """An image of its own, so that it reaches into no neighbour."""
+    """Draw a caption as an image of its own, so that it cannot reach into its neighbours."""
     tile = Image.new("RGB", (_CELL_PX, _CAPTION_PX), "white")
     draw = ImageDraw.Draw(tile)
     for number, line in enumerate(caption_lines(text, _CELL_PX)):
@@ -141,9 +141,9 @@ def _caption(text: str) -> Image.Image:
 
 
 def caption_lines(text: str, width: int) -> list[str]:
-    """The text on at most two lines that are no wider than ``width`` pixels; what is over is cut.
+    """Break the text into at most two lines of at most ``width`` pixels; the rest is cut.
 
-    What the font does not have stands there as its code point, such as U+1F408.
+    A character that the font does not have is shown as its code point, such as U+1F408.
     """
     words = _drawable(text[:_CAPTION_LETTERS]).split()
     first = ""
@@ -159,7 +159,7 @@ def caption_lines(text: str, width: int) -> list[str]:
 
 
 def _beginning(text: str, width: int, mark: str = "") -> str:
-    """As much of the text as fits before the mark, and the mark."""
+    """Return as much of the text as fits before the mark, and the mark."""
     kept = bisect.bisect(range(1, len(text)), 0, key=lambda n: not _fits(text[:n] + mark, width))
     return text[: max(1, kept)] + mark
 
@@ -180,8 +180,8 @@ def _drawable(text: str) -> str:
 
 @lru_cache(4096)
 def _has_glyph(letter: str) -> bool:
-    """Whether the font draws it otherwise than what no font has."""
-    font = _font(ImageFont.Layout.BASIC)  # the other one puts a circle below a lone mark
+    """Whether the font has the letter: it draws it differently from a code point no font has."""
+    font = _font(ImageFont.Layout.BASIC)  # Raqm adds a circle under a combining mark without base
     glyph, missing = font.getmask(letter), font.getmask("\U0010ffff")
     return (glyph.size, bytes(glyph)) != (missing.size, bytes(missing))
 

@@ -1,4 +1,4 @@
-"""Images that rows bring: opened upright as RGB, within bounds of pixels and of memory."""
+"""Opens the images of rows: upright, as RGB, within limits of pixels and memory."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from batchgen.errors import RejectRow
 Array = np.ndarray[Any, Any]
 
 MAX_PIXELS = 64 << 20  # 8192 x 8192; 201 MB once decoded
-LARGE_PIXELS = 16 << 20  # from here on images are held by one row at a time
-STRIP_PIXELS = 4 << 20  # converted at a time
+LARGE_PIXELS = 16 << 20  # only one row at a time may hold images with more pixels
+STRIP_PIXELS = 4 << 20  # number of pixels converted at a time
 SIXTEEN_BIT = 65535
-# Raster formats only: Pillow would hand EPS to Ghostscript. (JPEG includes cameras' MPO.)
+# Raster formats only: Pillow would run Ghostscript for EPS. (JPEG includes cameras' MPO.)
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 _LARGE = threading.Lock()
 
 
 class Turn:
-    """While one row's images are in hand. Large ones are in hand of one row at a time.
+    """Context of one row's images. Only one row at a time may hold large images.
 
-    As many rows are prepared at once as an actor has threads, and a large image takes hundreds of
-    megabytes: so the sum stays near one row's.
+    An actor prepares as many rows at once as it has threads, and a large image takes hundreds of
+    megabytes. This keeps the memory near that of one row.
     """
 
     def __init__(self) -> None:
         self._holds = False
 
     def before(self, pixels: int) -> None:
-        """Wait before an image of so many pixels is decoded, until no other row has a large one."""
+        """Before a large image is decoded: wait until no other row holds a large image."""
         if pixels > LARGE_PIXELS and not self._holds:
             _LARGE.acquire()
             self._holds = True
@@ -56,15 +56,15 @@ def open_image(
     limit_pixels: int = MAX_PIXELS,
     before: Callable[[int], None] = lambda pixels: None,
 ) -> Image.Image:
-    """A conditioning image, upright, as RGB in its own size.
+    """Open a conditioning image, upright, as RGB in its own size.
 
-    Of an animation the first frame is taken. The EXIF orientation is applied, transparency is laid
-    over white, 16-bit grey is scaled to 8 bit.
+    The first frame of an animation is used. The EXIF orientation is applied, transparency becomes
+    white, 16-bit grey is scaled to 8 bit.
 
     Args:
         data: the file's bytes, or the ``{"bytes", "path"}`` struct of Hugging Face datasets.
-        limit_pixels: more are not decoded.
-        before: is told the image's pixels before it is decoded.
+        limit_pixels: images with more pixels are rejected, not decoded.
+        before: called with the number of pixels before the image is decoded.
 
     Raises:
         RejectRow: ``null-image``, ``undecodable-image``, ``unsupported-image`` or
@@ -79,10 +79,10 @@ def open_mask(
     limit_pixels: int = MAX_PIXELS,
     before: Callable[[int], None] = lambda pixels: None,
 ) -> Image.Image:
-    """A mask, upright, as grey levels (mode ``L``) in its own size; white is repainted.
+    """Open a mask, upright, as grey levels (mode ``L``) in its own size; white is repainted.
 
-    Read like an image, but colours count by their luminance, and transparency is laid over black:
-    what is transparent is kept.
+    Masks are read like images, but colours become their luminance, and transparency becomes black,
+    so transparent areas are kept.
 
     Args:
         data, limit_pixels, before: as for `open_image`.
@@ -99,21 +99,21 @@ def _file_bytes(data: object, what: str) -> bytes:
         path, data = data.get("path"), data.get("bytes")
         if data is None and path:
             raise RejectRow(
-                f"null-{what}", f"{what} has the path {path!r} but no bytes; allowed: image bytes"
+                f"null-{what}", f"{what} has the path {path!r} but no bytes; needed: image bytes"
             )
     if data is None:
-        raise RejectRow(f"null-{what}", f"{what} is null; allowed: image bytes")
+        raise RejectRow(f"null-{what}", f"{what} is null; needed: image bytes")
     if not isinstance(data, bytes | bytearray | memoryview):
         raise RejectRow(
-            f"undecodable-{what}", f"{what} is of type {type(data).__name__}; allowed: image bytes"
+            f"undecodable-{what}", f"{what} has type {type(data).__name__}; needed: image bytes"
         )
     if len(data) == 0:
-        raise RejectRow(f"null-{what}", f"{what} has zero bytes; allowed: a whole image file")
+        raise RejectRow(f"null-{what}", f"{what} has zero bytes; needed: a complete image file")
     return bytes(data)
 
 
 def _open(data: bytes, what: str, limit: int, before: Callable[[int], None]) -> Image.Image:
-    """The first frame, decoded and upright; its size is checked before it is decoded."""
+    """Decode the first frame, upright; its size is checked before."""
     try:
         image = Image.open(io.BytesIO(data), formats=_readable())
         pixels = image.width * image.height
@@ -123,21 +123,21 @@ def _open(data: bytes, what: str, limit: int, before: Callable[[int], None]) -> 
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RejectRow(f"{what}-too-large", f"{error}; allowed: {limit} pixels") from error
+        raise RejectRow(f"{what}-too-large", f"{error}; allowed: up to {limit} pixels") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise _undecodable(error, what) from error
     raise RejectRow(
         f"{what}-too-large",
-        f"{what} of {image.width} x {image.height} pixels; allowed: {limit} pixels "
+        f"{what} has {image.width} x {image.height} pixels; allowed: up to {limit} pixels "
         "(input.image_limit_pixels)",
     )
 
 
 @cache
 def _readable() -> tuple[str, ...]:
-    """``FORMATS`` as far as this build of Pillow has them; it fails on a name it does not know."""
+    """Return those of ``FORMATS`` that this build of Pillow has; it fails on unknown names."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -148,17 +148,18 @@ def _undecodable(error: Exception, what: str) -> RejectRow:
     return RejectRow(
         f"undecodable-{what}",
         f"{what} cannot be decoded ({type(error).__name__}: {reason}); "
-        f"allowed: a whole {known} file",
+        f"allowed: a complete file in one of the formats {known}",
     )
 
 
 def _to_rgb(image: Image.Image, ground: str, what: str) -> Image.Image:
-    """The image as RGB, its transparency laid over a ground of the named colour."""
+    """Convert an image to RGB; transparency shows a background of the named colour."""
     if image.mode.startswith("I"):
         return _sixteen_bit_grey(image, what)
     if image.mode == "F":
         raise RejectRow(
-            f"unsupported-{what}", f"{what} of floats; allowed: 1, 8 or 16 bit a channel"
+            f"unsupported-{what}",
+            f"{what} has floating-point pixels; allowed: 1, 8 or 16 bits a channel",
         )
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -167,7 +168,8 @@ def _to_rgb(image: Image.Image, ground: str, what: str) -> Image.Image:
     except ValueError as error:
         raise RejectRow(
             f"unsupported-{what}",
-            f"{what} of mode {image.mode}; allowed: grey, palette, RGB, YCbCr, CMYK, with alpha",
+            f"{what} has the mode {image.mode}; allowed: grey, palette, RGB, YCbCr, CMYK, each "
+            "also with alpha",
         ) from error
 
 
@@ -179,7 +181,7 @@ def _flat(image: Image.Image, ground: str) -> Image.Image:
 
 
 def _in_strips(image: Image.Image, make: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """What is made of each pixel, a strip at a time, so that no second large copy is held."""
+    """Convert an image strip by strip, so that there is no second large copy in memory."""
     rows = max(1, STRIP_PIXELS // image.width)
     if rows >= image.height:
         return make(image)
@@ -197,7 +199,7 @@ def _sixteen_bit_grey(image: Image.Image, what: str) -> Image.Image:
     if lowest < 0 or highest > SIXTEEN_BIT:
         raise RejectRow(
             f"unsupported-{what}",
-            f"grey levels {lowest} to {highest}; allowed: 0 to {SIXTEEN_BIT}",
+            f"{what} has grey levels from {lowest} to {highest}; allowed: 0 to {SIXTEEN_BIT}",
         )
     return _in_strips(image, _eight_bit)
 

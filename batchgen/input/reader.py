@@ -1,8 +1,8 @@
 """Reads the input: each span of row groups is streamed once and cut into its pending shards.
 
-A span is what a reader does at a time. It begins and ends at row groups, so that a file of one
+A span is the work of one reader task. It begins and ends at row groups, so that a file with one
 million rows in one row group is decoded once, and a span whose shards are committed is not read.
-Only the shard that lies across the border of two spans reads a little of the next one.
+Only a shard that crosses the border of two spans reads a little of the next span.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Group:
-    """One row group; its first row is row ``first_row`` of the input, ``file_row`` of the file."""
+    """One row group. Its first row is row ``first_row`` of the input, ``file_row`` of the file."""
 
     path: str
     name: str
@@ -48,7 +48,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Slice:
-    """What one shard needs: rows ``first_row`` to ``stop_row - 1`` for its samples."""
+    """The rows and samples of one shard: rows ``first_row`` to ``stop_row - 1``."""
 
     shard: int
     first_row: int
@@ -59,7 +59,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Span:
-    """Row groups in row order and the pending shards that begin in them."""
+    """Row groups in row order, and the pending shards that begin in them."""
 
     groups: tuple[Group, ...]
     slices: tuple[Slice, ...]
@@ -77,7 +77,7 @@ def span_from_json(text: str) -> Span:
 
 
 def make_spans(plan: Plan, pending: Iterable[int], max_spans: int = MAX_SPANS) -> list[Span]:
-    """Spans that cover the pending shards, in row order; at most ``max_spans``."""
+    """Make spans that cover the pending shards, in row order; at most ``max_spans``."""
     groups = _row_groups(plan.files)
     slices = deque(_slice(plan, shard) for shard in sorted(pending))
     rows_per_span = max(1, -(-plan.rows // max_spans))
@@ -130,19 +130,19 @@ def _slice(plan: Plan, shard: int) -> Slice:
 
 
 def read_columns(spec: Spec, names: Sequence[str]) -> list[str]:
-    """The source columns a run needs, in the file's order: the mapped ones and those it keeps."""
+    """List the source columns that a run needs, in the file's order: the mapped and kept ones."""
     mapped = set(spec.input.columns.mapped().values())
     keep = spec.input.keep_columns
     needed = [name for name in names if keep is None or name in keep or name in mapped]
-    return needed or list(names)[:1]  # a table without columns would not know its rows
+    return needed or list(names)[:1]  # a table without columns has no number of rows
 
 
 def read_span(span: Span, spec: Spec, columns: list[str]) -> Iterator[ShardRows]:
     """Stream a span's row groups once and yield each of its shards with its rows.
 
     Raises:
-        InputError: a file vanished, changed its size, or cannot be decoded.
-        RetryShard: the store failed to hand it out this time.
+        InputError: a file was removed, changed its size, or cannot be decoded.
+        RetryShard: the store failed to deliver it this time.
     """
     waiting = deque(span.slices)
     window = _Window()
@@ -159,11 +159,14 @@ def read_span(span: Span, spec: Spec, columns: list[str]) -> Iterator[ShardRows]
                 window.forget_before(waiting[0].first_row)
                 if waiting[0].first_row >= group.first_row + group.rows:
                     break
-    raise InputError(f"the input ended before shard {waiting[0].shard} had its rows")
+    raise InputError(
+        f"the input has fewer rows than the plan: it ended before the last row of shard "
+        f"{waiting[0].shard}"
+    )
 
 
 class _Files:
-    """Decodes row groups; the file in hand stays open while its groups follow one another."""
+    """Decodes row groups. A file stays open for the row groups that follow in it."""
 
     def __init__(self, url: str, columns: list[str]) -> None:
         self._url = url
@@ -177,7 +180,7 @@ class _Files:
             self._raw = None
 
     def batches(self, group: Group) -> Iterator[tuple[pa.Table, int]]:
-        """The group's rows in batches, each with the bytes read for it."""
+        """Yield the group's rows in batches, each with the number of bytes read for it."""
         if not group.path:
             yield _counted_rows(group).select(self._columns), 0
             return
@@ -194,21 +197,21 @@ class _Files:
                 yield plain_table(table), self._counted.take()
         except FileNotFoundError as error:
             raise InputError(
-                f"input file {group.path} has vanished; put it back, or write to a new output"
+                f"input file {group.path} is missing; restore it, or write to a new output"
             ) from error
         except (pa.ArrowException, IndexError, KeyError) as error:
             raise _undecodable(group, error) from error
         except OSError as error:
-            if type(error) is OSError and error.errno is None:  # so Arrow reports a damaged page
+            if type(error) is OSError and error.errno is None:  # how Arrow reports a damaged page
                 raise _undecodable(group, error) from error
             what = f"{type(error).__name__}: {error}"
             raise RetryShard(f"cannot read {group.path}: {what}") from error
 
     def _batch_rows(self, group: Group) -> int:
-        """So many rows that a batch stays near its bounds, images in it or not.
+        """Choose the number of rows of a batch so that it stays within its bounds in memory.
 
-        One bound is for what is usual. The other holds whatever is stored: a file of 1 kB may hold
-        a thousand rows that all name one text of megabytes.
+        ``_BATCH_BYTES`` is for the mean row. ``_MOST_BYTES`` holds for any file: 1 kB may hold a
+        thousand rows that all refer to one text of megabytes.
         """
         metadata = self._parquet.metadata.row_group(group.index)
         usual = _BATCH_BYTES * group.rows // max(1, metadata.total_byte_size)
@@ -223,7 +226,7 @@ class _Files:
         if size != group.size:
             raise InputError(
                 f"input file {group.path} has changed: planned with {group.size} bytes, "
-                f"now it has {size}"
+                f"now it has {size}; restore it, or write to a new output"
             )
         self._raw.seek(0)
         self._counted = CountingFile(self._raw)
@@ -233,20 +236,21 @@ class _Files:
 
 
 def _counted_rows(group: Group) -> pa.Table:
-    """Rows of no file; see ``input.count``."""
+    """Make rows that are in no file; see ``input.count``."""
     numbers = range(group.file_row, group.file_row + group.rows)
     return pa.table({COUNTED_COLUMN: pa.array(numbers, pa.int64())})
 
 
 def _undecodable(group: Group, error: Exception) -> InputError:
     return InputError(
-        f"input file {group.path}, row group {group.index}, cannot be decoded: {error}"
+        f"input file {group.path}, row group {group.index}, cannot be decoded: {error}; replace it "
+        "by an undamaged copy"
     )
 
 
 @dataclass
 class _Window:
-    """The batches in hand, each with the dataset's number of its first row, and the bytes read."""
+    """The batches in memory, each with the row number of its first row, and the bytes read."""
 
     pieces: list[tuple[int, pa.Table, Group]] = field(default_factory=list)
     read_bytes: int = 0
@@ -288,7 +292,7 @@ class CountingFile(WrappedFile):
         self._count = 0
 
     def take(self) -> int:
-        """Bytes read since the last call."""
+        """Return the bytes read since the last call."""
         count, self._count = self._count, 0
         return count
 

@@ -1,4 +1,4 @@
-"""Conditioning images that rows name by URI, fetched only from where the spec allows."""
+"""Fetches conditioning images that rows name by URI, from the places that the spec allows."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _GLOB = re.compile(r"[*?\[]")
 _LONGEST_SHOWN = 200
 _WEB = ("http://", "https://")
-# Stores of the job's own, whose faults are not the row's; nobody promised anything of other hosts.
+# Stores of the job. Their faults stop the job or retry the shard; those of other hosts reject the
+# row, since anyone's server may be down.
 _OWN = ("/", "s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
 
-AT_ONCE = 8  # fetched at a time ...
-SLOW_S = 2.0  # ... but what takes longer than this gives its place to another,
-MOST_AT_ONCE = 64  # up to so many in all
+AT_ONCE = 8  # number of quick fetches at a time
+SLOW_S = 2.0  # a fetch that takes longer than this no longer counts as quick
+MOST_AT_ONCE = 64  # number of fetches at a time, slow ones included
 _LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
 class Uris:
-    """Where URIs may point, and how much of what they name is read.
+    """Where URIs may point, and the limits of what is read.
 
     Attributes:
-        base: what a relative URI starts from: the folder of the input.
-        roots: folders, buckets (``s3://bucket``) or whole schemes (``https://``).
+        base: the folder that relative URIs start from: that of the input.
+        roots: folders, buckets (``s3://bucket``) or complete schemes (``https://``).
         limit_bytes: larger objects are rejected.
-        timeout_s: those that take longer are rejected.
+        timeout_s: objects that take longer are rejected.
     """
 
     base: str
@@ -54,16 +55,17 @@ class Uris:
     def fetch(
         self, uris: Iterable[str], meanwhile: Callable[[], None] = lambda: None
     ) -> Mapping[str, bytes | RejectRow]:
-        """Each URI's bytes, or why its row is rejected; several at a time.
+        """Fetch each URI's bytes, or the reason why its row is rejected; several at a time.
 
-        A URI's time begins when it is asked for, and those that are slow hold up no other: n URIs
-        take ``timeout_s`` for each ``MOST_AT_ONCE`` of them at the very most.
+        A URI's time starts with its request, and slow ones do not delay the others: n URIs take at
+        most ``timeout_s`` for each ``MOST_AT_ONCE`` of them.
 
         Args:
-            meanwhile: is called again and again, so that nobody takes the wait for a standstill.
+            meanwhile: called about once a second, so that the watchdog sees that the replica is
+                not stuck.
 
         Raises:
-            StorageFailed: a store refuses whatever is asked, or its faults did not pass.
+            StorageFailed: a store refuses every request, or its faults did not pass.
             RetryShard: a fault of a disk.
         """
         waiting = deque(dict.fromkeys(uris))
@@ -80,7 +82,7 @@ class Uris:
                 if future.done():
                     found[uri] = _bytes_or_why(future)
                 elif now - since > self.timeout_s:
-                    found[uri] = _reject("uri-timeout", uri, f"within {self.timeout_s:g} s")
+                    found[uri] = self._too_slow(uri)
                 else:
                     continue
                 del asked[future]
@@ -90,65 +92,75 @@ class Uris:
         return found
 
     def _fetch(self, uri: str) -> bytes:
-        """What the URI names. Whatever is wrong with this one URI is its row's alone."""
+        """Read one URI. A fault of this URI rejects its row only."""
         if _INLINE.match(uri):
             return self._bounded(uri, _inline_bytes(uri))
         place = self.place(uri)
         try:
             data = read_limited(place, self.limit_bytes, self._may_follow, self.timeout_s)
         except FileNotFoundError:
-            raise _reject("missing-uri", uri, "an object that is there") from None
+            raise _reject("missing-uri", uri, "there is no such object") from None
         except TimeoutError:
-            raise _reject("uri-timeout", uri, f"within {self.timeout_s:g} s") from None
+            raise self._too_slow(uri) from None
         except Denied as error:
-            raise _reject("denied-uri", uri, f"what may be read ({_said(error, place)})") from None
+            raise _reject("denied-uri", uri, f"access is denied ({_said(error, place)})") from None
         except (InputError, ValueError) as error:
-            raise _reject("bad-uri", uri, f"what can be read ({_said(error, place)})") from None
+            raise _reject("bad-uri", uri, f"it cannot be read ({_said(error, place)})") from None
         except (StorageFailed, RetryShard, OSError) as error:
             if place.startswith(_OWN) and not isinstance(error, OSError):
                 raise
-            what = f"a host that answers ({_said(error, place)})"
+            what = f"its host does not answer properly ({_said(error, place)})"
             raise _reject("unreachable-uri", uri, what) from None
         return self._bounded(uri, data)
 
+    def _too_slow(self, uri: str) -> RejectRow:
+        what = f"it was not read within {self.timeout_s:g} s (input.uri_timeout_s)"
+        return _reject("uri-timeout", uri, what)
+
     def _bounded(self, uri: str, data: bytes) -> bytes:
         if len(data) > self.limit_bytes:
-            raise _reject("large-uri", uri, f"up to {self.limit_bytes} bytes")
+            what = f"it has more than {self.limit_bytes} bytes (input.uri_limit_bytes)"
+            raise _reject("large-uri", uri, what)
         return data
 
     def _may_follow(self, uri: str) -> None:
-        """Where a web server sends on to has to lie under the roots as well."""
+        """Refuse redirects to places that are not under the roots."""
         if not uri.startswith(_WEB) or self.place(uri) != uri:
-            raise _reject("forbidden-uri", uri, f"redirects to {', '.join(self.roots)} alone")
+            raise _reject("forbidden-uri", uri, f"a redirect to it is not allowed; {self._allowed}")
+
+    @property
+    def _allowed(self) -> str:
+        return f"allowed: URIs under {', '.join(self.roots)} (input.uri_roots)"
 
     def place(self, uri: str) -> str:
-        """The URI made absolute.
+        """Make the URI absolute.
 
         Raises:
-            RejectRow: ``bad-uri`` when it is none, ``forbidden-uri`` when it lies under none of the
-                roots.
+            RejectRow: ``bad-uri`` when it is malformed, ``forbidden-uri`` when it is under none of
+                the roots.
         """
         whole = uri.removeprefix("file://")
         if not _SCHEME.match(whole) and not whole.startswith("/"):
             whole = f"{self.base}/{whole}"
         _refuse_malformed(uri, whole)
         if "::" in whole or _USERINFO.search(whole) or "%2e" in whole.lower():
-            raise _reject("forbidden-uri", uri, f"a plain URI under {', '.join(self.roots)}")
+            what = f"it has '::', a user, or an encoded dot; {self._allowed}"
+            raise _reject("forbidden-uri", uri, what)
         whole = _normal(whole)
         if not any(_is_under(whole, root) for root in self.roots):
-            raise _reject("forbidden-uri", uri, f"under {', '.join(self.roots)}")
+            raise _reject("forbidden-uri", uri, f"it is not in an allowed place; {self._allowed}")
         return whole
 
 
 def _has_room(asked_since: list[float]) -> bool:
-    """Another may be asked for beside those that are."""
+    """Whether another fetch may start."""
     now = time.monotonic()
     quick = sum(now - since < SLOW_S for since in asked_since)
     return quick < AT_ONCE and len(asked_since) < MOST_AT_ONCE
 
 
 def _begun(call: Callable[[str], bytes], uri: str) -> Future[bytes]:
-    """The call in a thread of its own, which nobody waits for at the end of the program."""
+    """Run the call in a daemon thread, since a stuck one must not delay the end of the program."""
     future: Future[bytes] = Future()
 
     def run() -> None:
@@ -169,10 +181,10 @@ def _bytes_or_why(future: Future[bytes]) -> bytes | RejectRow:
 
 
 def _inline_bytes(uri: str) -> bytes:
-    """What a ``data:`` URI holds (RFC 2397)."""
+    """Decode a ``data:`` URI (RFC 2397)."""
     head, comma, body = uri.partition(",")
     if not comma:
-        raise _reject("bad-uri", uri, "data:image/png;base64,... or the like")
+        raise _reject("bad-uri", uri, "it has no comma; needed: data:image/png;base64,DATA")
     data = unquote_to_bytes(body)
     if not head.lower().rstrip().endswith(";base64"):
         return data
@@ -180,26 +192,27 @@ def _inline_bytes(uri: str) -> bytes:
         data = b"".join(data.split()).rstrip(b"=")
         return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
     except ValueError as error:
-        raise _reject("bad-uri", uri, f"base64 ({error})") from None
+        raise _reject("bad-uri", uri, f"its data is not base64 ({error})") from None
 
 
 def _refuse_malformed(uri: str, whole: str) -> None:
-    """What no library would take, or what some would read as another address."""
+    """Refuse URIs that no library accepts, or that some would read as another address."""
     is_url = _SCHEME.match(whole) is not None
     if "\0" in whole or (is_url and _CONTROL.search(whole)):
-        raise _reject("bad-uri", uri, "no control characters")
+        raise _reject("bad-uri", uri, "it contains control characters")
     if whole.lower().startswith(_WEB):
         try:
             parts = urlsplit(whole)
             is_whole = bool(parts.hostname) and parts.port != 0
         except ValueError as error:
-            raise _reject("bad-uri", uri, f"https://host/path ({error})") from None
+            what = f"it is not of the form https://host/path ({error})"
+            raise _reject("bad-uri", uri, what) from None
         if not is_whole:
-            raise _reject("bad-uri", uri, "https://host/path")
+            raise _reject("bad-uri", uri, "it is not of the form https://host/path")
 
 
 def uris_of(spec: Spec) -> Uris:
-    """What a spec allows; by default the input's own bucket, or its own folder on a disk."""
+    """Read the allowed places from a spec; by default the input's own bucket, or local folder."""
     path = spec.input.path
     pattern = _GLOB.search(path)
     start = path[: pattern.start()] if pattern else path
@@ -220,7 +233,7 @@ def uris_of(spec: Spec) -> Uris:
 
 
 def _normal(uri: str) -> str:
-    """Without ``..`` and doubled slashes; local links are followed, so that none leads out."""
+    """Remove ``..`` and doubled slashes; local links are resolved, so that none leads outside."""
     scheme = _SCHEME.match(uri)
     if scheme is None:
         return os.path.realpath(uri)
@@ -239,7 +252,7 @@ def _is_under(uri: str, root: str) -> bool:
 
 
 def _stays(rest: str) -> bool:
-    """No server that decodes the path, however often, finds another folder in it."""
+    """Whether the path stays in its folder, however often a server decodes it."""
     path = re.split(r"[?#]", rest, maxsplit=1)[0]
     for _ in range(5):
         if "\\" in path or any(part.partition(";")[0] == ".." for part in path.split("/")):
@@ -253,12 +266,12 @@ def _stays(rest: str) -> bool:
     return False
 
 
-def _reject(reason: str, uri: str, allowed: str) -> RejectRow:
-    return RejectRow(reason, f"URI {_shown(uri)!r}; allowed: {allowed}")
+def _reject(reason: str, uri: str, what: str) -> RejectRow:
+    return RejectRow(reason, f"URI {_shown(uri)!r}: {what}")
 
 
 def _shown(uri: str) -> str:
-    """The URI without its secrets, and shortened: a ``data:`` URI may hold megabytes."""
+    """Show a URI without its secrets, and shortened, since a ``data:`` URI may hold megabytes."""
     text = redact(uri[: 10 * _LONGEST_SHOWN])
     if len(text) <= _LONGEST_SHOWN and len(uri) <= 10 * _LONGEST_SHOWN:
         return text
@@ -266,6 +279,6 @@ def _shown(uri: str) -> str:
 
 
 def _said(error: Exception, place: str) -> str:
-    """An error's words, without the address that they are about, and without secrets."""
+    """Return an error's first line, without the URI, which the message names, and secrets."""
     text = str(error).replace(place, "it").partition("\n")[0]
     return redact(text)[: 2 * _LONGEST_SHOWN]

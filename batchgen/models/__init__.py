@@ -1,4 +1,4 @@
-"""From the spec's model to ready stages: the only home of finding, checking and loading models."""
+"""Finds, checks and loads models: from the spec's section ``model`` to ready stages."""
 
 from batchgen.families.schedulers import (
     FLOW_SCHEDULERS,

@@ -1,4 +1,8 @@
-"""What is added to a model, put into a stage's pipeline; and what each call switches there."""
+"""Loads LoRAs, textual inversions and IP-Adapters into a stage's pipeline; switches them per call.
+
+LoRAs have two parts: one for the text encoders, which the encoder stage loads, and one for the
+denoiser. The scheduler is switched here as well, since rows may name one.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +24,27 @@ from batchgen.records import Call
 from batchgen.spec.model import Lora, Model, TextualInversion
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-# How the keys of text encoders start, in the files of diffusers and in those of kohya's scripts.
+# Prefixes of the text encoders' keys, in files of diffusers and of kohya's scripts.
 TEXT_KEYS = (*(f"{name}." for name in TEXT_ENCODERS), "lora_te_", "lora_te1_", "lora_te2_")
 
 
 class Switch:
-    """Brings a pipeline to what a call asks for: its LoRAs and, in the denoiser, its scheduler.
+    """Switches a pipeline to the LoRAs of a call and, in the denoiser, to its scheduler.
 
     Args:
         model: names LoRAs, scheduler and options.
-        saved: the model's own scheduler, from whose configuration every other is made; None where
-            the stage has none.
+        saved: the model's own scheduler; all others are made from its configuration. None if the
+            stage has no scheduler.
     """
 
     def __init__(self, model: Model, saved: Any = None) -> None:
         self._model = model
         self._saved = saved
         self._schedulers: dict[str | None, Any] = {}
-        self._lora: tuple[tuple[str, float], ...] | None = None  # in effect; None: not yet known
+        self._lora: tuple[tuple[str, float], ...] | None = None  # those in effect; None: unknown
 
     def __call__(self, pipeline: Any, call: Call) -> None:
-        """To be called at the head of every call of the stage."""
+        """Switch the pipeline; the stage does so at the beginning of every call."""
         if self._saved is not None:
             scheduler = self.scheduler(call.scheduler)
             if pipeline.scheduler is not scheduler:
@@ -51,7 +55,7 @@ class Switch:
             self._lora = lora
 
     def scheduler(self, name: str | None = None) -> Any:
-        """The scheduler of that class, or the run's own."""
+        """Return the scheduler of that class, or the run's own."""
         if name not in self._schedulers:
             self._schedulers[name] = self._made(name or self._model.scheduler)
         return self._schedulers[name]
@@ -69,7 +73,7 @@ class Switch:
 
 
 def add_to_encoder(pipeline: Any, model: Model) -> None:
-    """Learned tokens, the text encoders' halves of LoRAs, what an IP-Adapter asks of its images."""
+    """Load textual inversions, the text encoders' parts of LoRAs, and an image preprocessor."""
     for number, inversion in enumerate(model.textual_inversions):
         _load_inversion(pipeline, f"model.textual_inversions.{number}", inversion)
     for number, lora in enumerate(model.loras):
@@ -84,7 +88,7 @@ def add_to_encoder(pipeline: Any, model: Model) -> None:
 
 
 def add_to_denoiser(pipeline: Any, model: Model) -> None:
-    """The IP-Adapter, and LoRAs without their text encoders' halves."""
+    """Load the IP-Adapter, and LoRAs without their text encoders' parts."""
     if model.ip_adapter is not None:
         weights = ip_adapter_weights(model.ip_adapter)
         with _as_model_error(f"model.ip_adapter: {weights}"):
@@ -95,7 +99,7 @@ def add_to_denoiser(pipeline: Any, model: Model) -> None:
                 image_encoder_folder=None,
                 local_files_only=True,
             )
-        pipeline.feature_extractor = None  # which the line above makes for images
+        pipeline.feature_extractor = None  # load_ip_adapter adds one, which this stage never uses
     if model.loras:
         pipeline.load_lora_into_text_encoder = _nothing
     for number, lora in enumerate(model.loras):
@@ -125,7 +129,7 @@ def _load_inversion(pipeline: Any, field: str, inversion: TextualInversion) -> N
 
 
 def _load_text_half(pipeline: Any, field: str, lora: Lora) -> None:
-    """As ``load_lora_weights`` does, which would ask for the denoiser as well."""
+    """Do what ``load_lora_weights`` does; that method needs the denoiser, which is elsewhere."""
     file = added_file(field, lora)
     keys = shapes_of(field, file)
     if not any(key.startswith(TEXT_KEYS) for key in keys):
@@ -133,7 +137,7 @@ def _load_text_half(pipeline: Any, field: str, lora: Lora) -> None:
     from safetensors.torch import load_file
 
     source: Any = str(file)
-    if all(key.startswith("lora_") for key in keys):  # whose other half the U-Net must translate
+    if all(key.startswith("lora_") for key in keys):  # kohya's: the U-Net's part is not for here
         source = {key: one for key, one in load_file(file).items() if key.startswith(TEXT_KEYS)}
     with _as_model_error(f"{field}: {file}"):
         found = pipeline.lora_state_dict(
@@ -173,13 +177,13 @@ def _load_denoiser_half(pipeline: Any, field: str, lora: Lora) -> None:
 def _require_loaded(pipeline: Any, field: str, lora: Lora) -> None:
     if lora.name not in _held(pipeline):
         raise ModelError(
-            f"{field}: {added_file(field, lora)} has no layer that {type(pipeline).__name__} knows:"
-            " made for another model"
+            f"{field}: {added_file(field, lora)} has no layer that {type(pipeline).__name__} knows;"
+            " it was trained for another model"
         )
 
 
 def _held(pipeline: Any) -> set[str]:
-    """Names of the LoRAs that some component of the stage has a half of."""
+    """Return the names of the LoRAs that some component of the stage has a part of."""
     return {name for names in pipeline.get_list_adapters().values() for name in names}
 
 
@@ -187,14 +191,14 @@ def _set_loras(pipeline: Any, lora: tuple[tuple[str, float], ...]) -> None:
     held = _held(pipeline)
     chosen = [(name, weight) for name, weight in lora if name in held]
     if chosen:
-        pipeline.enable_lora()  # which ``set_adapters`` does not
+        pipeline.enable_lora()  # ``set_adapters`` does not undo ``disable_lora``
         pipeline.set_adapters([name for name, _ in chosen], [weight for _, weight in chosen])
     elif held:
         pipeline.disable_lora()
 
 
 def _add_feature_extractor(pipeline: Any) -> None:
-    """As ``load_ip_adapter`` makes one where the model has none."""
+    """Make the image preprocessor that ``load_ip_adapter`` makes if the model has none."""
     from transformers import CLIPImageProcessor
 
     size = pipeline.image_encoder.config.image_size
@@ -202,7 +206,7 @@ def _add_feature_extractor(pipeline: Any) -> None:
 
 
 def _at_rest(pipeline: Any) -> None:
-    """A LoRA's layers come in training mode, with their dropout."""
+    """Switch to eval mode: layers of a LoRA are created in training mode, with dropout."""
     import torch
 
     for component in pipeline.components.values():
@@ -211,16 +215,16 @@ def _at_rest(pipeline: Any) -> None:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """In the place of a method that would load what another stage holds."""
+    """Replaces a method that would load into components of another stage."""
 
 
 @contextmanager
 def _as_model_error(what: str) -> Iterator[None]:
-    """What the libraries find wrong with a file is said of the field that names it."""
+    """Turn errors of the libraries into a ModelError that names the field and file."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs
             yield
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        told = " ".join(line.strip() for line in str(error).splitlines()[:2])  # of hundreds, often
+        told = " ".join(line.strip() for line in str(error).splitlines()[:2])  # often hundreds
         raise ModelError(f"{what} cannot be used: {told}") from error

@@ -1,4 +1,4 @@
-"""The files of one model component: its configuration, its weights, and whether they are whole."""
+"""Reads and checks the files of model components: configurations, weights, and how they fit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from batchgen.models.find import (
 )
 from batchgen.spec.model import Model
 
-# Components whose class stands in a module of diffusers are saved under that module's name;
-# module -> the library in whose form their weights are.
+# Components whose class is in a module of diffusers are saved under that module's name.
+# Module -> the library whose file names their weights have.
 DIFFUSERS_MODULES = {"latent_diffusion": "transformers", "stable_diffusion": "diffusers"}
-MOST = 1_000_000  # of channels, sizes and classes that any model has
+MOST = 1_000_000  # above the number of channels, sizes and classes of any model
 MOST_BLOCKS = 16
-OWN_CLASSES = ("ClassEmbedder",)  # of ``replicas.own``
+OWN_CLASSES = ("ClassEmbedder",)  # those of ``models.own``
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Part:
 
     Attributes:
         name: the component's name in the pipeline.
-        label: its name in the manifest; of several of one name, with a number.
-        folder: where its files stand.
+        label: its name in the manifest, with a number if there are several of that name.
+        folder: the folder of its files.
         library: ``diffusers``, ``transformers`` or, for ``OWN_CLASSES``, ``batchgen``.
-        class_name: the class it was saved from.
+        class_name: the class that saved it.
         config: its configuration.
-        weighted: it has weights.
+        weighted: whether it has weights.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Part:
 
     @staticmethod
     def from_index(pipeline: Path, name: str, entry: Any) -> Part:
-        """The component of a pipeline's folder that ``model_index.json`` has under ``name``."""
+        """Read the component of a pipeline's folder that ``model_index.json`` lists as ``name``."""
         index = pipeline / "model_index.json"
         if not (isinstance(entry, list) and len(entry) == 2 and entry[1]):
-            raise ModelError(f"{name}: {index} names none")
+            raise ModelError(f"{name}: {index} lists no such component")
         own = entry[0] == "batchgen" and entry[1] in OWN_CLASSES
         if not own and entry[0] not in ("diffusers", "transformers", *DIFFUSERS_MODULES):
             raise ModelError(
-                f"{name}: {index} names {entry[0]}.{entry[1]}; allowed: classes of diffusers and"
-                " transformers (code that comes with a model is never run)"
+                f"{name}: {index} lists the class {entry[0]}.{entry[1]}; allowed: classes of "
+                "diffusers and transformers (code that comes with a model is never run)"
             )
         if not (pipeline / name).is_dir():
             raise ModelError(f"{name}: the folder {pipeline / name} is missing")
@@ -67,7 +67,7 @@ class Part:
 
     @staticmethod
     def from_elsewhere(name: str, label: str, folder: Path) -> Part:
-        """A component in a folder of its own, whose configuration names its class."""
+        """Read a component from a folder of its own; its configuration names its class."""
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if "_class_name" in config:
             return _part(name, label, folder, "diffusers", config["_class_name"])
@@ -75,13 +75,13 @@ class Part:
         if architectures:
             return _part(name, label, folder, "transformers", architectures[0])
         raise ModelError(
-            f"model.components.{name}: {folder} has no config.json that names a class; allowed: a"
-            " component's folder, as save_pretrained writes it"
+            f"model.components.{name}: {folder} has no config.json that names a class; needed: the"
+            " folder of one component, as save_pretrained writes it"
         )
 
 
 class LatentFacts(NamedTuple):
-    """C and f of an autoencoder."""
+    """Latent channels C and scale factor f (pixels per latent, each way) of an autoencoder."""
 
     channels: int
     factor: int
@@ -96,7 +96,7 @@ def _part(name: str, label: str, folder: Path, library: str, class_name: str) ->
 
 
 def config_name(component: str) -> str:
-    """The file that a component's configuration stands in, by its name."""
+    """Return the file name of a component's configuration."""
     component = component.rpartition(".")[2]
     if component.startswith("tokenizer"):
         return "tokenizer_config.json"
@@ -108,7 +108,7 @@ def config_name(component: str) -> str:
 
 
 def pipeline_index(folder: Path) -> dict[str, Any]:
-    """The content of ``model_index.json``.
+    """Read ``model_index.json``.
 
     Raises:
         ModelError: it is missing or is not JSON.
@@ -116,14 +116,14 @@ def pipeline_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
         raise ModelError(
-            f"model folder {folder} has no model_index.json; allowed: a folder in diffusers layout,"
+            f"model folder {folder} has no model_index.json; needed: a folder in diffusers layout,"
             " as save_pretrained writes it"
         )
     return read_json(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ModelError if the file holds something else."""
+    """Read a JSON object; ModelError if the file holds something else."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -134,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def need(part: Part, key: str) -> Any:
-    """A value that the component's configuration must have."""
+    """Return a value that the component's configuration must have."""
     value = part.config.get(key)
     if value is None:
         raise ModelError(f"{part.name}: {part.folder / config_name(part.name)} has no {key!r}")
@@ -142,7 +142,7 @@ def need(part: Part, key: str) -> Any:
 
 
 def whole(part: Part, key: str) -> int:
-    """A whole number above 0 that the component's configuration must have."""
+    """Return a whole number above 0 that the component's configuration must have."""
     value = need(part, key)
     if type(value) is not int or not 0 < value <= MOST:
         raise ModelError(_wrong(part, key, value, f"a whole number from 1 to {MOST:,}"))
@@ -150,7 +150,7 @@ def whole(part: Part, key: str) -> int:
 
 
 def several(part: Part, key: str) -> list[Any]:
-    """A list, with something in it, that the component's configuration must have."""
+    """Return a non-empty list that the component's configuration must have."""
     value = need(part, key)
     if not isinstance(value, list) or not 0 < len(value) <= MOST_BLOCKS:
         raise ModelError(_wrong(part, key, value, f"a list of 1 to {MOST_BLOCKS}"))
@@ -163,7 +163,7 @@ def _wrong(part: Part, key: str, value: Any, allowed: str) -> str:
 
 
 def latent_facts(vae: Part) -> LatentFacts:
-    """Latent channels and scale factor, whatever the kind of autoencoder."""
+    """Return latent channels and scale factor, for any kind of autoencoder."""
     channels = whole(vae, "z_dim" if vae.config.get("z_dim") else "latent_channels")
     if "temperal_downsample" in vae.config:  # as diffusers spells it
         return LatentFacts(channels, 2 ** len(several(vae, "temperal_downsample")))
@@ -173,10 +173,10 @@ def latent_facts(vae: Part) -> LatentFacts:
 
 
 def files_of(part: Part, model: Model) -> list[Path]:
-    """Every file of a component that would be loaded.
+    """List every file of a component that would be loaded.
 
     Raises:
-        ModelError: weights are missing, empty or in a form that the spec does not allow.
+        ModelError: weights are missing, empty or in a format that the spec does not allow.
     """
     files = [path for path in part.folder.iterdir() if path.suffix in TEXT_FILES]
     if part.weighted:
@@ -185,12 +185,12 @@ def files_of(part: Part, model: Model) -> list[Path]:
 
 
 def is_pickled(part: Part, model: Model) -> bool:
-    """Its weights are there as .bin alone, and the spec allows it."""
+    """Whether its weights exist only as .bin, and the spec allows that."""
     return part.weighted and model.allow_pickle and weights_of(part, model)[0].suffix == ".bin"
 
 
 def weights_of(part: Part, model: Model) -> list[Path]:
-    """The files of its weights; see ``files_of``."""
+    """List the files of its weights; see ``files_of``."""
     stem = WEIGHT_STEMS[part.library]
     found = _weights(part, stem, model.variant, "safetensors")
     if not found and model.allow_pickle:
@@ -211,7 +211,9 @@ def _weights(part: Part, stem: str, variant: str | None, end: str) -> set[Path]:
     if pieces.is_file():
         named = read_json(pieces).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(one, str) for one in named.values()):
-            raise ModelError(f"model file {pieces}: weight_map is no mapping from names to files")
+            raise ModelError(
+                f"model file {pieces}: weight_map is not a mapping from names to files"
+            )
         found |= {part.folder / name for name in named.values()}
     return found
 
@@ -223,20 +225,20 @@ def _no_weights(part: Part, stem: str, model: Model) -> str:
     present = sorted(path.name for path in part.folder.iterdir())
     others = [name for name in present if name.endswith(".safetensors")]
     if others:
-        return f"{message}; there are {', '.join(others)} (model.variant is {variant!r})"
+        return f"{message}; found: {', '.join(others)} (model.variant is {variant!r})"
     unsafe = [name for name in present if name.endswith(UNSAFE_WEIGHTS)]
     if not unsafe:
         return message
-    message += f"; {', '.join(unsafe)} cannot be used: allowed is safetensors alone"
+    message += f"; {', '.join(unsafe)} cannot be used; "
     if any(name.endswith(".bin") for name in unsafe) and not model.allow_pickle:
-        message += ", and .bin with model.allow_pickle: true"
-    return message
+        return message + "allowed: safetensors, and .bin with model.allow_pickle: true"
+    return message + "only safetensors is allowed"
 
 
 def check_text_parts(parts: Sequence[Part]) -> None:
-    """That each tokenizer fits its text encoder and, where there is one, that the U-Net does."""
+    """Check that each tokenizer fits its text encoder, and the text encoders fit the U-Net."""
     wholes = [part.name.rpartition(".")[0] for part in parts]
-    for whole in dict.fromkeys(wholes):  # the pipeline, and a second one that it has
+    for whole in dict.fromkeys(wholes):  # the pipeline, and a second one inside it (refiner)
         together = [part for part, own in zip(parts, wholes, strict=True) if own == whole]
         _check_text({part.name.rpartition(".")[2]: part for part in together})
 
@@ -245,13 +247,13 @@ def _check_text(named: dict[str, Part]) -> None:
     text = [named[name] for name in ("text_encoder", "text_encoder_2") if name in named]
     unet = named.get("unet")
     if text and unet and all(part.config.get("hidden_size") for part in text):
-        given = sum(part.config["hidden_size"] for part in text)  # they are put side by side
+        given = sum(part.config["hidden_size"] for part in text)  # embeddings are concatenated
         taken = unet.config.get("cross_attention_dim")
         projected = unet.config.get("encoder_hid_dim")
         if taken is not None and given != taken and projected is None:
             names = " and ".join(part.name for part in text)
             raise ModelError(
-                f"{unet.name} attends to embeddings of width {taken}, {names} gives {given}"
+                f"{unet.name} takes text embeddings of width {taken}, but {names} gives {given}"
             )
     for name, encoder in named.items():
         tokenizer = named.get(name.replace("text_encoder", "tokenizer"))
@@ -262,7 +264,7 @@ def _check_text(named: dict[str, Part]) -> None:
         if longest is None or longest > reads:
             raise ModelError(
                 f"{tokenizer.name}: {tokenizer.folder / 'tokenizer_config.json'} has"
-                f" model_max_length {longest}, the {name} reads {reads} tokens"
+                f" model_max_length {longest}, but {name} reads only {reads} tokens"
             )
 
 
@@ -270,7 +272,7 @@ CONTROL_CLASSES = {"controlnet": "ControlNetModel", "adapter": "T2IAdapter"}
 
 
 def check_control_parts(parts: Sequence[Part]) -> None:
-    """That each ControlNet or T2I-Adapter fits the U-Net that its outputs are added to."""
+    """Check that each ControlNet or T2I-Adapter fits the U-Net to which its outputs are added."""
     named = {part.name: part for part in parts}
     unet = named.get("unet")
     for part in parts:
@@ -279,8 +281,8 @@ def check_control_parts(parts: Sequence[Part]) -> None:
             continue
         if part.class_name.startswith("Multi"):
             raise ModelError(
-                f"{part.name}: {part.folder.parent} holds several, as a {part.class_name}; give the"
-                f" folder of each by model.components.{part.name}"
+                f"{part.name}: {part.folder.parent} holds several, as a {part.class_name}; list the"
+                f" folder of each in model.components.{part.name}"
             )
         if part.class_name != wanted:
             raise ModelError(f"{part.name}: {part.folder} is a {part.class_name}, not a {wanted}")
@@ -294,13 +296,13 @@ def _check_controlnet(part: Part, unet: Part, factor: int) -> None:
         _check_same(part, key, need(part, key), need(unet, key))
     reader = part.config.get("conditioning_embedding_out_channels")
     if reader is not None:
-        _check_same(part, "pixels a latent", 2 ** (len(reader) - 1), factor)
+        _check_same(part, "pixels per latent", 2 ** (len(reader) - 1), factor)
 
 
 def _check_adapter(part: Part, unet: Part, factor: int) -> None:
     channels, blocks = list(need(part, "channels")), list(need(unet, "block_out_channels"))
     _check_same(part, "channels", channels[: len(blocks)], blocks[: len(channels)])
-    # It adds to what a block without attention makes after that block has halved the size.
+    # A first block without attention halves the size before the adapter's output is added.
     halved = "CrossAttn" not in need(unet, "down_block_types")[0]
     _check_same(part, "downscale_factor", need(part, "downscale_factor"), factor * (1 + halved))
 
@@ -308,6 +310,6 @@ def _check_adapter(part: Part, unet: Part, factor: int) -> None:
 def _check_same(part: Part, what: str, given: Any, wanted: Any) -> None:
     if given != wanted:
         raise ModelError(
-            f"{part.name} {part.folder} does not fit the model: {what} is {given}, the model's is"
-            f" {wanted}"
+            f"{part.name} {part.folder} does not fit the model: its {what} is {given}, the model's"
+            f" is {wanted}"
         )

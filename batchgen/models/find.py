@@ -1,4 +1,4 @@
-"""From a model's name to its files: shipped with batchgen, local, on the hub, or at a URL."""
+"""Finds a model's files by its name: shipped with batchgen, local, on the hub, or at a URL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNSAFE_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
 WEIGHT_STEMS = {
     "diffusers": "diffusion_pytorch_model",
     "transformers": "model",
-    "batchgen": "diffusion_pytorch_model",  # ``replicas.own``: what neither library has
+    "batchgen": "diffusion_pytorch_model",  # the classes of ``models.own``
 }
 PICKLED_STEMS = {**WEIGHT_STEMS, "transformers": "pytorch_model"}
 
@@ -37,9 +37,9 @@ class Found(NamedTuple):
     """A model on this machine.
 
     Attributes:
-        folder: in diffusers layout.
-        commit: of the hub, if all of it came from there.
-        file: the weights of the folder's components, if they stand in one file.
+        folder: a folder in diffusers layout.
+        commit: the hub commit, if all of the model came from there.
+        file: the weights of the folder's components, if they are in a single file.
     """
 
     folder: Path
@@ -53,25 +53,25 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Patterns of the files that are fetched of what is elsewhere; ``*`` stays within a folder.
+    """Patterns of the files to download; ``*`` does not match a slash.
 
     Attributes:
-        always: of configurations and safetensors.
-        pickled: of other weights, for folders without any of ``always``.
+        always: patterns of configurations and safetensors.
+        pickled: patterns of other weights, for folders that have no safetensors.
     """
 
     always: Sequence[str]
     pickled: Sequence[str] = ()
 
     def among(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are wanted."""
+        """Select the names that are wanted."""
         names = list(names)
         wanted = [name for name in names if _is_like(name, self.always)]
         pickled = self.pickled_beside(names)
         return wanted + [name for name in names if _is_like(name, pickled)]
 
     def pickled_beside(self, names: Iterable[str]) -> list[str]:
-        """Those of ``pickled`` that are for folders without safetensors."""
+        """Select those of ``pickled`` that are for folders without safetensors."""
         safe = {
             posixpath.dirname(name)
             for name in names
@@ -81,23 +81,23 @@ class Wanted:
 
 
 def find_model(model: Model, task: str) -> Found:
-    """The files of the spec's model.
+    """Find the files of the spec's model.
 
     Raises:
-        ModelError: it is nowhere, or cannot be reached.
+        ModelError: it does not exist, or cannot be reached.
         StorageFailed: the store of a URL refuses or fails.
     """
     if not _is_named_as_file(model.path):
         if model.config is not None:
             raise ModelError(
-                f"model.config {model.config!r}: allowed where model.path is a single safetensors"
-                f" file; it is {without_secrets(model.path)!r}"
+                f"model.config {model.config!r}: only allowed if model.path is a single safetensors"
+                f" file, but it is {without_secrets(model.path)!r}; remove model.config"
             )
         return _find(model.path, model.revision, "model", _pipeline_files(model, task))
     _refuse_unsafe_file(model.path)
     if model.config is None:
         raise ModelError(
-            f"model {without_secrets(model.path)} is a file; allowed: a folder in diffusers layout,"
+            f"model {without_secrets(model.path)} is a file; needed: a folder in diffusers layout,"
             " or a safetensors file with such a folder as model.config"
         )
     file = _single_file(model.path)
@@ -106,12 +106,12 @@ def find_model(model: Model, task: str) -> Found:
 
 
 def find_pipeline(path: str, name: str, model: Model, task: str) -> Path:
-    """The folder of a second pipeline, which the spec names as a component; see above."""
+    """Find the folder of a second pipeline that the spec names as a component (a refiner)."""
     return _find(path, None, f"model.components.{name}", _pipeline_files(model, task)).folder
 
 
 def find_component(path: str, name: str, model: Model) -> Path:
-    """The folder of one component that stands by itself, such as a ControlNet; see above."""
+    """Find the folder of a single component, such as a ControlNet."""
     always = [f"*{end}" for end in TEXT_FILES]
     always += _weights(WEIGHT_STEMS, model.variant)
     pickled = _weights(PICKLED_STEMS, model.variant, "bin") if model.allow_pickle else ()
@@ -120,12 +120,12 @@ def find_component(path: str, name: str, model: Model) -> Path:
 
 
 def find_added(path: str, revision: str | None, field: str, patterns: Sequence[str]) -> Path:
-    """What a ``path`` beside the model names: a file, or the folder in which one is looked for.
+    """Find the file or folder that the ``path`` of an adapter (LoRA and so on) names.
 
-    Of a hub id or URL the files of the given patterns are fetched.
+    For a hub id or URL, the files of the given patterns are downloaded.
 
     Raises:
-        ModelError: it is nowhere, or cannot be reached; the message names the field.
+        ModelError: it does not exist, or cannot be reached; the message names the field.
         StorageFailed: the store of a URL refuses or fails.
     """
     if is_url(path):
@@ -135,21 +135,23 @@ def find_added(path: str, revision: str | None, field: str, patterns: Sequence[s
         return _without_revision(here, path, revision, field)
     if HUB_ID.fullmatch(path):
         return _from_hub(path, revision, field, Wanted(patterns)).folder
-    raise ModelError(f"{field} {path!r}: no such file or folder, and a hub id reads owner/name")
+    raise ModelError(
+        f"{field} {path!r}: no such file or folder, and not a hub id of the form owner/name"
+    )
 
 
 def shipped_names() -> list[str]:
-    """The models that come with batchgen."""
+    """List the models that come with batchgen."""
     return sorted(index.parent.name for index in SHIPPED.glob("*/model_index.json"))
 
 
 def shipped_parts() -> list[str]:
-    """The components that come with batchgen in folders of their own."""
+    """List the single components that come with batchgen."""
     return sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
 
 
 def weight_globs(stem: str, variant: str | None, end: str = "safetensors") -> list[str]:
-    """File patterns of one component's weights, whole or in parts."""
+    """Make the file patterns of one component's weights, in one file or in several."""
     if variant is None:
         return [f"{stem}.{end}", f"{stem}-?????-of-?????.{end}"]
     return [
@@ -166,7 +168,7 @@ def _find(
     wanted: Wanted,
     shipped: Sequence[str] | None = None,
 ) -> Found:
-    """``shipped``: names that stand for folders of batchgen's own; default: its whole models."""
+    """Find a folder. ``shipped``: names of batchgen's own folders; default: those of its models."""
     if shipped is None:
         shipped = shipped_names()
     if is_url(path):
@@ -177,18 +179,18 @@ def _find(
     if os.path.isdir(folder):
         return Found(_without_revision(folder.resolve(), path, revision, field))
     if os.path.isfile(folder):
-        raise ModelError(f"{field} {path} is a file; allowed: a folder in diffusers layout")
+        raise ModelError(f"{field} {path} is a file; needed: a folder in diffusers layout")
     if HUB_ID.fullmatch(path):
         return _from_hub(path, revision, field, wanted)
     names = ", ".join(shipped) or "none"
     raise ModelError(
         f"{field} {path!r}: no such folder, no shipped model of that name ({names}"
-        f"{nearest(path, shipped)}), and a hub id reads owner/name"
+        f"{nearest(path, shipped)}), and not a hub id of the form owner/name"
     )
 
 
 def _is_named_as_file(path: str) -> bool:
-    """Whether a model's path is that of a file; one that is not there is known by its ending."""
+    """Whether a model's path names a file; if nothing is there, its suffix decides."""
     if is_url(path):
         return _ending(without_secrets(path)) in (SAFE_WEIGHTS, *UNSAFE_WEIGHTS)
     here = _here(path)
@@ -197,7 +199,7 @@ def _is_named_as_file(path: str) -> bool:
 
 
 def _here(path: str) -> Path:
-    """A path of this machine. What Path itself would ask of it fails where a name is too long."""
+    """Return a local path. Callers use os.path.exists: Path.exists fails if a name is too long."""
     return Path(os.path.expanduser(path))
 
 
@@ -209,9 +211,9 @@ def _refuse_unsafe_file(path: str) -> None:
     shown = without_secrets(path)
     if _ending(shown) != SAFE_WEIGHTS:
         raise ModelError(
-            f"model {shown} cannot be used: of single files, allowed is safetensors alone; in "
-            "Python, diffusers' StableDiffusionPipeline.from_single_file(FILE)"
-            ".save_pretrained(FOLDER) makes a folder of it, which can be used "
+            f"model {shown} cannot be used: a single file must be safetensors; to convert it to a "
+            "folder, which can be used, run diffusers' "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) in Python "
             "(StableDiffusionXLPipeline for SDXL)"
         )
 
@@ -226,12 +228,12 @@ def _single_file(path: str) -> Path:
 
 
 def _from_url(url: str, revision: str | None, field: str, wanted: Wanted) -> Path:
-    """A file, if the URL ends as safetensors do, or a folder."""
+    """Download a folder, or one file if the URL ends in ``.safetensors``."""
     shown = without_secrets(url)
     if revision is not None:
         raise ModelError(
-            f"{field} {shown} is a URL, which has no revisions; allowed for"
-            f" {_revision_of(field)}: null (it is {revision!r})"
+            f"{field} {shown} is a URL, which has no revisions; remove {_revision_of(field)}"
+            f" ({revision!r})"
         )
     if _ending(shown) == SAFE_WEIGHTS:
         wanted = Wanted([posixpath.basename(shown)])
@@ -246,14 +248,14 @@ def _from_url(url: str, revision: str | None, field: str, wanted: Wanted) -> Pat
 def _without_revision(folder: Path, path: str, revision: str | None, field: str) -> Path:
     if revision is not None:
         raise ModelError(
-            f"{field} {path} is the local folder {folder}, which has no revisions; allowed for"
-            f" {_revision_of(field)}: null (it is {revision!r})"
+            f"{field} {path} is the local folder {folder}, which has no revisions; remove"
+            f" {_revision_of(field)} ({revision!r})"
         )
     return folder
 
 
 def _revision_of(field: str) -> str:
-    """The field that tells the revision of what another names."""
+    """Return the name of the revision field that belongs to a field."""
     return f"{field.removesuffix('.config')}.revision"
 
 
@@ -276,7 +278,10 @@ def _from_hub(path: str, revision: str | None, field: str, wanted: Wanted) -> Fo
             commit = Path(snapshot).name
             snapshot = snapshot_download(path, revision=commit, allow_patterns=always + pickled)
     except GatedRepoError as error:
-        raise ModelError(f"{named} is gated: accept its licence on the hub, then log in") from error
+        raise ModelError(
+            f"{named} is gated: accept its licence on the hub, then log in (HF_TOKEN, or "
+            "`hf auth login`)"
+        ) from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{named}: the hub has no such revision") from error
     except RepositoryNotFoundError as error:
@@ -286,7 +291,7 @@ def _from_hub(path: str, revision: str | None, field: str, wanted: Wanted) -> Fo
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{named}: no such local folder, not in the hub's cache, and the hub cannot be reached"
-            " (HF_HUB_OFFLINE is set, or no network); give a folder, or download it beforehand"
+            " (HF_HUB_OFFLINE is set, or no network); use a local folder, or download it beforehand"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{named}: {error}") from error
@@ -298,7 +303,7 @@ def _names_below(folder: Path) -> list[str]:
 
 
 def _pipeline_files(model: Model, task: str) -> Wanted:
-    """The files that would be loaded, without the weights of other precisions."""
+    """Make the patterns of the files to load, without the weights of other variants."""
 
     def weights(stems: Mapping[str, str], end: str) -> list[str]:
         globs = _weights(stems, model.variant, end)
@@ -311,7 +316,7 @@ def _pipeline_files(model: Model, task: str) -> Wanted:
 
 
 def _pipeline_texts(task: str) -> list[str]:
-    """A pipeline's files beside its weights."""
+    """Make the patterns of a pipeline's files other than weights."""
     texts = [f"{name}/*{end}" for name in _components(task) for end in TEXT_FILES]
     return ["model_index.json", RECOMMENDED_FILE, *texts]
 
@@ -326,7 +331,7 @@ def _weights(stems: Mapping[str, str], variant: str | None, end: str = "safetens
 
 
 def _is_like(name: str, patterns: Iterable[str]) -> bool:
-    """Some pattern is the name's, folder by folder."""
+    """Whether a pattern matches the name, folder by folder."""
     parts = name.split("/")
     for pattern in patterns:
         like = pattern.split("/")

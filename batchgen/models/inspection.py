@@ -1,4 +1,4 @@
-"""What a model is, read from its files alone: that it is whole and fits the task."""
+"""Inspects a model: reads what it is from its files, and checks that it fits the task."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from batchgen.spec.sections import MAX_SIZE, MIN_SIZE
 def inspect(model: Model, task: str) -> ModelInfo:
     """Find a model and check that it can serve the task, without importing torch.
 
-    A name in ``batchgen/shipped`` is looked for first, then a local folder, then the Hugging Face
-    hub (its cache alone where ``HF_HUB_OFFLINE`` is set); a URL is fetched. Reads every file once,
-    for its hash.
+    It looks for a name in ``batchgen/shipped``, then for a local folder, then on the Hugging Face
+    hub (only in its cache if ``HF_HUB_OFFLINE`` is set); files at a URL are downloaded. Reads every
+    file once, for its hash.
 
     Raises:
-        ModelError: not found or not cached; no pipeline, component, weights or scheduler that can
-            be used. The message names the component and the file.
+        ModelError: the model is not found or not cached, or its pipeline, a component, weights or
+            the scheduler cannot be used. The message names the component and the file.
         StorageFailed: the store of a URL refuses or fails.
     """
     found = find_model(model, task)
@@ -57,8 +57,8 @@ def inspect(model: Model, task: str) -> ModelInfo:
         return _inspected(found, model, task)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ModelError(
-            f"model {found.path}: one of its configurations holds what no such model has "
-            f"({type(error).__name__}: {error})"
+            f"model {found.path}: one of its configuration files has an invalid value "
+            f"({type(error).__name__}: {error}); replace it by an undamaged copy"
         ) from error
 
 
@@ -79,7 +79,7 @@ def _inspected(found: Found, model: Model, task: str) -> ModelInfo:
     if family.schedulers and scheduler not in family.schedulers:
         allowed = ", ".join(family.schedulers)
         raise ModelError(
-            f"scheduler {scheduler}: a {family.name} model for {task} works with {allowed} alone"
+            f"scheduler {scheduler}: a {family.name} model for {task} works only with {allowed}"
         )
     classes = _class_names(index, parts) if task == "class-conditional" else ()
     guidable = family.guided_classes in (0, len(classes))
@@ -118,7 +118,7 @@ def _inspected(found: Found, model: Model, task: str) -> ModelInfo:
 
 
 def packages_used(model: Model) -> tuple[str, ...]:
-    """Packages, as pip names them, on which images depend because of what the section asks for."""
+    """List the packages, by their pip names, that images depend on because of this section."""
     quantised = model.quantization
     return (
         *(("peft",) if model.loras else ()),
@@ -131,7 +131,7 @@ CONTROLS = ("controlnet", "adapter")
 
 
 def _files(found: Found, parts: list[Part], model: Model) -> dict[str, Path]:
-    """Name in the manifest -> file, of everything that would be loaded of the model itself."""
+    """Map names in the manifest to files, for everything to load of the model itself."""
     folder = found.folder
     files = [folder / "model_index.json", folder / RECOMMENDED_FILE]
     named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
@@ -145,10 +145,11 @@ def _files(found: Found, parts: list[Part], model: Model) -> dict[str, Path]:
 
 
 def family_for(folder: Path, index: Mapping[str, Any], model: Model, task: str) -> Family:
-    """The family that a saved model serves a task as.
+    """Find the family of a saved model for a task.
 
     Raises:
-        ModelError: none; says what is missing or does not fit, and which tasks do.
+        ModelError: there is none; the message says what is missing or does not fit, and which
+            tasks the model fits.
     """
     saved_as = index.get("_class_name")
     reasons: list[tuple[bool, str]] = []
@@ -165,20 +166,21 @@ def family_for(folder: Path, index: Mapping[str, Any], model: Model, task: str) 
     ]
     fitting = f"; it fits {', '.join(dict.fromkeys(others))}" if others else ""
     if reasons:
-        _, nearest_reason = min(reasons, key=lambda one: one[0])  # of one that takes the components
+        # Prefer the reason of a family that supports the components in model.components.
+        _, nearest_reason = min(reasons, key=lambda one: one[0])
         raise ModelError(f"{nearest_reason}{fitting}")
     names = {name for one in FAMILIES if one.task == task for name in one.saved_as}
     known = sorted(names, key=lambda name: ("StableDiffusion" not in name, len(name), name))
     shortly = ", ".join(known[:3]) + (f" and {len(known) - 3} more" if len(known) > 3 else "")
     raise ModelError(
         f"model {folder} is a {saved_as if isinstance(saved_as, str) else shown(saved_as)}"
-        + (fitting or f"; allowed for {task}: {shortly} (`batchgen tasks {task}` tells of all)")
+        + (fitting or f"; allowed for {task}: {shortly} (`batchgen tasks {task}` lists all)")
         + f", not {task}" * bool(fitting)
     )
 
 
 def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> str | None:
-    """Why the model's parts are not those of the family, from their configurations alone."""
+    """Return why the model's parts are not those of the family, by their configurations."""
     try:
         parts = parts_of(folder, index, model, family)
         _check_channels(parts, family)
@@ -189,7 +191,7 @@ def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family
 
 
 def _check_channels(parts: list[Part], family: Family) -> None:
-    """That the denoiser takes what the task gives it, which loading the parts does not show."""
+    """Check that the denoiser has the task's number of input channels; loading would not fail."""
     channels = latent_facts(_part(parts, family.vae)).channels
     first = next(part for part in parts if part.name in ("unet", "transformer", "prior"))
     allowed = [times * channels + plus for times, plus in family.channels]
@@ -198,9 +200,9 @@ def _check_channels(parts: list[Part], family: Family) -> None:
         if taken not in allowed:
             wanted = " or ".join(str(one) for one in allowed)
             raise ModelError(
-                f"{denoiser.name} takes {taken} channels, a {family.name} model for {family.task}"
-                f" takes {wanted} (its {family.vae}'s latents have {channels}): a model for another"
-                " task, or parts of two models"
+                f"{denoiser.name} takes {taken} channels, but a {family.name} model for "
+                f"{family.task} takes {wanted} (the latents of its {family.vae} have {channels}); "
+                "it is a model for another task, or parts of two models are mixed"
             )
     if family.image_latent_channels not in (None, channels):
         raise ModelError(
@@ -210,24 +212,27 @@ def _check_channels(parts: list[Part], family: Family) -> None:
 
 
 def parts_of(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> list[Part]:
-    """Every component that some stage holds, with the folder that it is loaded from.
+    """List every component that some stage holds, with the folder that it is loaded from.
 
     Raises:
-        ModelError: one is missing, or given where the family takes none from elsewhere.
+        ModelError: one is missing, or ``model.components`` names one that the family does not
+            take from elsewhere.
     """
     if family.needs_ip_adapter and model.ip_adapter is None:
         raise ModelError(
-            f"a {family.name} model for {family.task} needs an IP-Adapter; give one by"
-            " model.ip_adapter"
+            f"a {family.name} model for {family.task} needs an IP-Adapter; set model.ip_adapter"
         )
     if model.ip_adapter is not None and not family.needs_ip_adapter:
-        raise ModelError(f"model.ip_adapter: a {family.name} model for {family.task} takes none")
+        raise ModelError(
+            f"model.ip_adapter: a {family.name} model for {family.task} does not support an "
+            "IP-Adapter; remove it"
+        )
     for name in model.components:
         if name not in family.external:
             allowed = ", ".join(family.external) or "none"
             raise ModelError(
-                f"model.components.{name}: a {family.name} model for {family.task} takes none from"
-                f" elsewhere; allowed: {allowed}"
+                f"model.components.{name}: a {family.name} model for {family.task} cannot load it"
+                f" from elsewhere; allowed: {allowed}"
             )
     return [
         part for name in family.components for part in _parts(folder, index, model, family, name)
@@ -261,11 +266,11 @@ def _parts(
 
 
 def _inner_part(model: Model, family: Family, whole: str, name: str) -> Part:
-    """A component of a second pipeline, which stands in a folder of its own."""
+    """Read a component of a second pipeline, which is in a folder of its own."""
     path = model.components.get(whole)
     if not isinstance(path, str):
         raise ModelError(
-            f"{whole}: a {family.name} model needs one; give its folder by model.components.{whole}"
+            f"{whole}: a {family.name} model needs one; set model.components.{whole} to its folder"
         )
     folder = find_pipeline(path, whole, model, family.task)
     index, wanted = pipeline_index(folder), dict(family.pipelines)[whole]
@@ -276,8 +281,8 @@ def _inner_part(model: Model, family: Family, whole: str, name: str) -> Part:
 
 
 def _missing(folder: Path, family: Family, name: str) -> str:
-    elsewhere = f"; give one by model.components.{name}" if name in family.external else ""
-    return f"{name}: {folder / 'model_index.json'} names none{elsewhere}"
+    elsewhere = f"; set model.components.{name}" if name in family.external else ""
+    return f"{name}: {folder / 'model_index.json'} lists no such component{elsewhere}"
 
 
 def _part(parts: list[Part], name: str) -> Part:
@@ -285,7 +290,7 @@ def _part(parts: list[Part], name: str) -> Part:
 
 
 def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, int]:
-    """(height, width) in pixels that the denoiser was made for."""
+    """Return the (height, width) in pixels that the denoiser was trained for."""
     size: Any
     if isinstance(family.size, int):
         size = family.size
@@ -298,15 +303,16 @@ def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, i
         fits = all(MIN_SIZE <= one <= MAX_SIZE and one % MIN_SIZE == 0 for one in sides)
         if not fits or len(sides) != len(sizes) or len(sizes) not in (1, 2):
             raise ModelError(
-                f"{component}: {part.folder} has {key} {shown(size)}, for images of {factor} "
-                f"times that; allowed: {MIN_SIZE} to {MAX_SIZE} pixels, a multiple of {MIN_SIZE}"
+                f"{component}: {part.folder} has {key} {shown(size)}, which gives images of "
+                f"{factor} times that many pixels; allowed: {MIN_SIZE} to {MAX_SIZE} pixels, a "
+                f"multiple of {MIN_SIZE}"
             )
     height, width = (size, size) if isinstance(size, int) else (sizes[0], sizes[-1])
     return height * factor, width * factor
 
 
 def _class_names(index: Mapping[str, Any], parts: list[Part]) -> tuple[str, ...]:
-    """Names by class number, from ``id2label`` in the model's index or in its class embedding."""
+    """Read the class names, from ``id2label`` in the model's index or in its class embedding."""
     labels: Any = index.get("id2label")
     for part in parts:
         labels = labels or part.config.get("id2label")
@@ -315,9 +321,15 @@ def _class_names(index: Mapping[str, Any], parts: list[Part]) -> tuple[str, ...]
         count = part.config.get("num_embeds_ada_norm") or part.config.get("num_classes")
         if count:
             if type(count) is not int or not 0 < count <= MOST:
-                raise ModelError(f"{part.name}: {part.folder} has {shown(count)} classes")
+                raise ModelError(
+                    f"{part.name}: {part.folder} has {shown(count)} classes; allowed: a whole "
+                    f"number from 1 to {MOST:,}"
+                )
             return tuple(str(labels.get(str(number), "")) for number in range(count))
-    raise ModelError("the model names no number of classes (num_embeds_ada_norm or num_classes)")
+    raise ModelError(
+        "no configuration of the model has its number of classes (num_embeds_ada_norm or "
+        "num_classes)"
+    )
 
 
 def _recommended(folder: Path, family: Family) -> tuple[int, float]:

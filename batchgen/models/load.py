@@ -1,4 +1,4 @@
-"""Live replicas: a stage's parts read from a checked model folder onto a device."""
+"""Loads the components of a stage from a checked model folder onto devices."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ CPU = ("cpu",)
 
 
 class Stub:
-    """What a pipeline asks of a component that another stage holds: its configuration and dtype.
+    """Replaces a component that another stage holds: it has only a configuration and a dtype.
 
-    Not a module, so that the pipeline finds its device among the components that are there.
+    It is not a torch module, so that the pipeline takes its device from the real components.
     """
 
     def __init__(self, config: Any, dtype: Any) -> None:
@@ -53,17 +53,17 @@ class Stub:
 
 
 def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Encoder:
-    """Tokenizers, text encoders and, for image tasks, the encoding half of the VAE.
+    """Load tokenizers, text encoders and, for image tasks, the encoding half of the VAE.
 
     Args:
         info: the model as planned.
         spec: gives task, dtype, variant and thread count.
-        devices: torch devices, such as ``cpu`` or ``cuda``; over several of them the stage's
-            largest model is spread.
+        devices: torch devices, such as ``cpu`` or ``cuda``; with several, the stage's largest
+            model is divided over them.
 
     Raises:
         ModelError: the folder cannot be reached from this machine or holds another model, or the
-            devices are too small for it.
+            devices do not have enough memory.
     """
     from batchgen.stages.encode import Encoder
 
@@ -80,7 +80,7 @@ def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> E
 
 
 def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Denoiser:
-    """U-Net or transformer, and scheduler, for calls of ``resources.batch_size`` samples."""
+    """Load U-Net or transformer, and scheduler, for calls of ``resources.batch_size`` samples."""
     from batchgen.stages.denoise import Denoiser
 
     family, pipeline = _load(info, spec, "denoiser")
@@ -92,7 +92,7 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
 
 
 def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Decoder:
-    """The decoding half of the VAE, for calls of ``resources.batch_size`` samples."""
+    """Load the decoding half of the VAE, for calls of ``resources.batch_size`` samples."""
     from batchgen.stages.decode import Decoder
 
     family, pipeline = _load(info, spec, "decoder")
@@ -101,7 +101,7 @@ def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> D
 
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
-    """Component -> number of parameters held, for the components of a stage that have any."""
+    """Count the parameters of each component of a stage that has any."""
     return _counts(vars(stage.pipeline))
 
 
@@ -117,16 +117,16 @@ def _counts(parts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _on(devices: Sequence[str], pipeline: Any, family: Family) -> Any:
-    """The pipeline on its devices, with the second ones that it has."""
+    """Move the pipeline, and any second pipelines in it, to the devices."""
     seconds = [getattr(pipeline, name) for name, _ in family.pipelines if hasattr(pipeline, name)]
     place([*seconds, pipeline], devices)
     return pipeline
 
 
 def _drop(module: Any, *halves: str) -> None:
-    """Take away what the stage does not run.
+    """Free the halves of a VAE that the stage does not run.
 
-    An empty module stays in its place: the VAE of Qwen-Image counts the layers of both its halves.
+    Each is replaced by an empty module: the VAE of Qwen-Image counts the layers of both halves.
     """
     import torch
 
@@ -136,10 +136,10 @@ def _drop(module: Any, *halves: str) -> None:
 
 
 def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
-    """The family, and a pipeline of its class that holds one stage's components.
+    """Load the family and a pipeline of its class with the components of one stage.
 
-    Other components are None; those that the pipeline must ask for their configuration are stubs.
-    Components of batchgen's own classes are mere attributes: the pipeline's class knows of none.
+    Other components are None, or stubs if the pipeline reads their configuration. Components of
+    batchgen's own classes are set as attributes, since the pipeline's class does not know them.
     """
     _prepare_libraries(spec.resources.torch_threads)
     import torch
@@ -182,7 +182,7 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
 
 
 def _comes_with(found: Found, part: Part, index: Mapping[str, Any], model: Model) -> bool:
-    """The pipeline's class loads the part, since it is in its place and nothing special."""
+    """Whether the pipeline's class can load the part: it is in the usual folder and format."""
     in_place = part.folder == found.folder / part.label and index.get(part.name)
     return bool(in_place) and not _is_loaded_alone(part, model)
 
@@ -199,9 +199,9 @@ def _second_pipelines(
     empty: Mapping[str, Any],
     stubs: Mapping[str, Any],
 ) -> Iterator[tuple[str, Any]]:
-    """Name and pipeline of the second pipelines that a stage has part of.
+    """Yield name and pipeline of each second pipeline (a refiner) of which the stage has parts.
 
-    What the first pipeline has as stubs, and as ``empty`` modules before, they have as well.
+    They get the first pipeline's stubs, and its ``empty`` modules while they are loaded.
     """
     import torch
 
@@ -222,14 +222,14 @@ def _second_pipelines(
 def _whole(
     class_name: str, found: Found, spec: Spec, given: dict[str, Any], later: dict[str, Any]
 ) -> Any:
-    """A pipeline with a model's components; those of ``later`` are put into their places at last.
+    """Load a pipeline with a model's components, then set the components of ``later``.
 
-    ``given`` components (None: none) are not loaded.
+    Components in ``given`` are used as they are, also None, and are not loaded.
     """
     import torch
 
     with warnings.catch_warnings():
-        # of outdated scheduler files, which diffusers mends by itself
+        # diffusers warns about outdated scheduler files, and updates them by itself
         warnings.simplefilter("ignore", FutureWarning)
         dtype = getattr(torch, spec.model.dtype)
         if found.file is not None:
@@ -261,7 +261,7 @@ def _from_folder(
 
 
 def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:
-    """One component, or a list of those whose label has a number (several ControlNets)."""
+    """Add a component; those whose label has a number (several ControlNets) become a list."""
     if part.label == part.name:
         given[part.name] = loaded
     else:
@@ -269,7 +269,7 @@ def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:
 
 
 def _together(several: list[Any]) -> Any:
-    """Several ControlNets or T2I-Adapters as the one component that a pipeline's folder has."""
+    """Join several ControlNets or T2I-Adapters into the one component that a pipeline takes."""
     import diffusers
 
     joined = {"ControlNetModel": "MultiControlNetModel", "T2IAdapter": "MultiAdapter"}
@@ -290,7 +290,7 @@ def _class_of(part: Part) -> Any:
 
 
 def _load_part(part: Part, dtype: Any, model: Model) -> Any:
-    """One component from its folder."""
+    """Load one component from its folder."""
     options = {"dtype": dtype, "local_files_only": True, "variant": model.variant}
     if part.library != "transformers":
         options["torch_dtype"] = options.pop("dtype")
@@ -303,7 +303,7 @@ def _load_part(part: Part, dtype: Any, model: Model) -> Any:
 
 
 def _without_weights(part: Part) -> Any:
-    """A component of which the configuration alone is real."""
+    """Make a component from its configuration only; its weights have no memory (meta device)."""
     import torch
 
     with torch.device("meta"):
@@ -313,13 +313,13 @@ def _without_weights(part: Part) -> Any:
 
 
 def quiet_libraries() -> None:
-    """What the model libraries have to say of themselves is not for our users."""
-    for name in ("torchao", "torch.utils._pytree"):  # which diffusers imports where it is installed
+    """Silence the logs and progress bars of the model libraries: they tell users nothing."""
+    for name in ("torchao", "torch.utils._pytree"):  # diffusers imports torchao if it is installed
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 
     speaking: Any = transformers.utils.logging
-    speaking.set_verbosity_error()  # before diffusers' import, which makes transformers speak
+    speaking.set_verbosity_error()  # before diffusers' import, which makes transformers log
     speaking.disable_progress_bar()
     import diffusers
 
@@ -328,9 +328,10 @@ def quiet_libraries() -> None:
 
 
 def _prepare_libraries(threads: int) -> None:
-    """Settings of the whole process that a sample's bytes depend on; and the libraries be quiet."""
-    # Left alone, Intel's MKL adds in another order where the memory of weights begins elsewhere:
-    # two copies of a model gave latents that differ by 5e-6 (Sapphire Rapids). It costs no time.
+    """Set what a sample's bytes depend on in this process, and silence the libraries."""
+    # By default Intel's MKL adds in another order if the memory of the weights is aligned
+    # differently: two copies of a model gave latents that differ by 5e-6 (Sapphire Rapids). The
+    # setting costs no time.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     import torch
 
@@ -342,9 +343,9 @@ def _prepare_libraries(threads: int) -> None:
 
 @cache
 def _planned_model(info: ModelInfo, model_json: str, task: str) -> Found:
-    """The planned model on this machine, which need not be the one that planned.
+    """Find the planned model on this machine, which need not be the one that planned.
 
-    Its files are hashed again, once a process; those of a hub's commit cannot change.
+    Its files are hashed again, once for each process. Files of a hub commit cannot change.
     """
     model = Model.model_validate_json(model_json)
     here = Path(info.path).exists()
@@ -357,7 +358,8 @@ def _planned_model(info: ModelInfo, model_json: str, task: str) -> Found:
     found = inspect(model, task)
     if found.manifest_sha256 != info.manifest_sha256:
         raise ModelError(
-            f"model {info.model_id} in {found.path} is not the planned one: its files hash to"
-            f" {found.manifest_sha256[:12]}, those planned to {info.manifest_sha256[:12]}"
+            f"model {info.model_id} in {found.path} is not the planned one: the SHA-256 of its "
+            f"files begins with {found.manifest_sha256[:12]}, that of the plan with "
+            f"{info.manifest_sha256[:12]}; restore the planned files, or write to a new output"
         )
     return Found(Path(found.path)) if model.config is None else find_model(model, task)

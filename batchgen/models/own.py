@@ -10,11 +10,11 @@ from diffusers.configuration_utils import register_to_config
 
 
 class ClassEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """One learned vector a class, as in CompVis' class-conditional models; the last is of no class.
+    """One learned vector for each class, as in CompVis' class-conditional models; one for no class.
 
     Args:
-        num_classes: how many classes there are; no class is number ``num_classes``.
-        embed_dim: D, the width that the U-Net attends to.
+        num_classes: number of classes; "no class" has the number ``num_classes``.
+        embed_dim: D, the width of the U-Net's cross-attention.
         id2label: class number, as a string -> name.
     """
 
@@ -26,7 +26,7 @@ class ClassEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.embedding = torch.nn.Embedding(num_classes + 1, embed_dim)
 
     def forward(self, label: int | None) -> torch.Tensor:
-        """(1, 1, D): a sequence of one vector. None stands for no class."""
+        """Return (1, 1, D), a sequence of one vector. None means no class."""
         number = self.embedding.num_embeddings - 1 if label is None else label
         row = torch.tensor([[number]], device=self.embedding.weight.device)
         vector: torch.Tensor = self.embedding(row)

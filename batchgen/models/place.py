@@ -1,4 +1,4 @@
-"""Puts a stage's models on its device; over several, where one of them is not enough."""
+"""Puts a stage's models on its device, or divides the largest model over several devices."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ GIB = 1 << 30
 
 
 def place(pipelines: Sequence[Any], devices: Sequence[str]) -> None:
-    """Move what the pipelines hold to the first device.
+    """Move the components of the pipelines to the first device.
 
-    With several devices the blocks of the largest model are divided between them, in order and by
-    the memory that is free on each. A block that is elsewhere fetches its input from the first
-    device, and brings its output back (accelerate's ``AlignDevicesHook``): whatever its model or
-    the pipeline does between blocks happens on the first.
+    With several devices the blocks of the largest model are divided over them, in order and by the
+    free memory of each. A block on another device copies its input from the first device and its
+    output back (accelerate's ``AlignDevicesHook``), so everything that the model or the pipeline
+    does between blocks happens on the first device.
 
     Args:
-        pipelines: of one stage.
+        pipelines: those of one stage.
         devices: torch devices, such as ``cpu``, or ``cuda:0`` and ``cuda:1``.
 
     Raises:
-        ModelError: the largest model is too large for all of them together.
+        ModelError: the largest model does not fit on all of them together.
     """
     if len(devices) == 1:
         for pipeline in pipelines:
@@ -34,7 +34,7 @@ def place(pipelines: Sequence[Any], devices: Sequence[str]) -> None:
 
     parts = [part for pipeline in pipelines for part in vars(pipeline).values()]
     modules = [part for part in parts if isinstance(part, torch.nn.Module)]
-    largest = max(modules, key=size_of, default=None)  # an encoder of numbers has none
+    largest = max(modules, key=size_of, default=None)  # None: an encoder without any model
     for module in modules:
         if module is not largest:
             module.to(devices[0])
@@ -43,10 +43,10 @@ def place(pipelines: Sequence[Any], devices: Sequence[str]) -> None:
 
 
 def blocks_of(module: Any) -> Iterator[Any]:
-    """The parts of a model that are never divided, in its order.
+    """Yield the parts of a model that are never divided, in the model's order.
 
-    They are the members of its outermost lists, and what is beside these: a U-Net's blocks, the
-    layers of a transformer.
+    These are the members of its outermost module lists (a U-Net's blocks, a transformer's layers),
+    and the modules next to those lists.
     """
     import torch
 
@@ -60,11 +60,11 @@ def blocks_of(module: Any) -> Iterator[Any]:
 
 
 def shares(sizes: Sequence[int], free: Sequence[int]) -> list[int]:
-    """For each block the number of its device; every device fills to about the same degree.
+    """Choose the device number of each block, so that all devices are filled to a similar degree.
 
     Args:
         sizes: bytes of each block, in order.
-        free: bytes free on each device.
+        free: free bytes of each device.
     """
     ends = [end / sum(free) for end in accumulate(free)]
     middles = (end - size / 2 for size, end in zip(sizes, accumulate(sizes), strict=True))
@@ -76,7 +76,7 @@ def shares(sizes: Sequence[int], free: Sequence[int]) -> list[int]:
 
 
 def size_of(module: Any) -> int:
-    """Bytes of the parameters and buffers."""
+    """Return the bytes of the parameters and buffers."""
     held = (*module.parameters(), *module.buffers())
     return sum(one.numel() * one.element_size() for one in held)
 
@@ -87,9 +87,9 @@ def _spread(module: Any, devices: Sequence[str], free: Sequence[int]) -> None:
     if size_of(module) > sum(free):
         each = ", ".join(f"{amount / GIB:.1f}" for amount in free)
         raise ModelError(
-            f"{type(module).__name__} takes {size_of(module) / GIB:.1f} GiB, and its devices have "
-            f"{each} GiB free: give the replica more of them (num_gpus), or load the model in a "
-            "smaller dtype or quantised"
+            f"{type(module).__name__} needs {size_of(module) / GIB:.1f} GiB, but its devices have "
+            f"{each} GiB free: give the replica more GPUs (num_gpus), choose a smaller "
+            "model.dtype, or quantize the model (model.quantization)"
         )
     blocks = list(blocks_of(module))
     elsewhere = set()
@@ -103,7 +103,7 @@ def _spread(module: Any, devices: Sequence[str], free: Sequence[int]) -> None:
 
 
 def _free(device: str) -> int:
-    """Bytes."""
+    """Return the free bytes of a GPU."""
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])

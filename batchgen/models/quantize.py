@@ -1,4 +1,4 @@
-"""Components with weights of fewer bits: what is allowed, and how the libraries are told."""
+"""Quantization of model components: checks what is allowed, and configures the libraries."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from batchgen.models.files import Part
 from batchgen.spec.model import Model
 
 FIELD = "model.quantization"
-# Of torchao's kinds those that leave activations as they are. The others take the range of a whole
-# micro-batch, so that a sample's pixels would depend on its neighbours.
+# The types of torchao that quantize weights only. The others also quantize activations, by the
+# range of the complete micro-batch, so a sample's pixels would depend on its neighbours.
 TORCHAO_TYPES: Mapping[str, tuple[str, ...]] = {
     "Int8WeightOnlyConfig": (),
     "Int4WeightOnlyConfig": ("group_size",),
@@ -24,19 +24,20 @@ TORCHAO_TYPES: Mapping[str, tuple[str, ...]] = {
     "IntxWeightOnlyConfig": ("weight_dtype",),
 }
 OUTLIERS = (
-    "bitsandbytes_8bit looks for outliers in a whole micro-batch, so that a sample's pixels depend"
-    " on its neighbours"
+    "bitsandbytes_8bit looks for outliers in the complete micro-batch, so that a sample's pixels"
+    " depend on its neighbours"
 )
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One library that quantises.
+    """One library that quantizes.
 
     Attributes:
-        package: as pip names it.
-        module: as Python does.
-        options: those of its configuration that have a use here; of some, the values allowed.
+        package: its name for pip.
+        module: its name for Python's import.
+        options: the supported options of its configuration, with the allowed values if they are
+            limited.
     """
 
     package: str
@@ -83,7 +84,7 @@ SAVED_AS = ("bitsandbytes", "quanto", "torchao")  # ``quant_method`` of a saved 
 
 
 def check_quantization(model: Model, family: Family, parts: Sequence[Part]) -> None:
-    """That what is to be quantised can be, and what was saved so can be read. Imports nothing.
+    """Check that components can be quantized, and saved quantized ones be read. Imports nothing.
 
     Raises:
         ModelError: a component or option that is not allowed, or a package that is missing.
@@ -100,12 +101,13 @@ def check_quantization(model: Model, family: Family, parts: Sequence[Part]) -> N
     for name in asked.components:
         if name not in able:
             raise ModelError(
-                f"{FIELD}.components: got {name!r}; allowed for a {family.name} model, of those"
-                f" with weights in a folder: {', '.join(able) or 'none'}{nearest(name, able)}"
+                f"{FIELD}.components: got {name!r}; allowed for a {family.name} model (components "
+                f"with weights in a folder): {', '.join(able) or 'none'}{nearest(name, able)}"
             )
         if able[name].config.get("quantization_config"):
             raise ModelError(
-                f"{FIELD}.components: {name} in {able[name].folder} was saved quantised already"
+                f"{FIELD}.components: {name} in {able[name].folder} is quantized already; remove "
+                "it from the list"
             )
     _check_options(asked.backend, asked.options)
     if asked.backend == "bitsandbytes_8bit" and any(map(_in_batches, asked.components)):
@@ -114,17 +116,17 @@ def check_quantization(model: Model, family: Family, parts: Sequence[Part]) -> N
 
 
 def is_quantized(part: Part, model: Model) -> bool:
-    """The part's weights are of fewer bits: made so now, or saved so."""
+    """Whether the part's weights are quantized, while loading or as saved."""
     saved = part.weighted and part.config.get("quantization_config")
     return _is_asked(part, model) or bool(saved)
 
 
 @contextmanager
 def loading(part: Part, model: Model) -> Iterator[dict[str, Any]]:
-    """The arguments of ``from_pretrained`` that quantise; and what goes wrong is said of the field.
+    """Yield the arguments of ``from_pretrained`` that quantize; errors inside name the field.
 
     Raises:
-        ModelError: the backend cannot quantise here, or cannot read what was saved.
+        ModelError: the backend cannot quantize on this machine, or cannot read the saved weights.
     """
     if not is_quantized(part, model):
         yield {}
@@ -132,18 +134,18 @@ def loading(part: Part, model: Model) -> Iterator[dict[str, Any]]:
     what = f"{FIELD}: {part.name}" if _is_asked(part, model) else f"{part.name}: {part.folder}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of backends that diffusers gives up
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers deprecates some backends
             yield {"quantization_config": _config(part, model)} if _is_asked(part, model) else {}
     except (
         *(ImportError, AttributeError, AssertionError, KeyError),
-        *(TypeError, ValueError, RuntimeError),  # that of a GPU that is missing
+        *(TypeError, ValueError, RuntimeError),  # RuntimeError: for example, no GPU
     ) as error:
         told = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise ModelError(f"{what} cannot be quantised here: {told}") from error
+        raise ModelError(f"{what} cannot be quantized on this machine: {told}") from error
 
 
 def elements_of(parameter: Any) -> int:
-    """Numbers that a parameter stands for. Those of bitsandbytes in 4 bits hold two in a byte."""
+    """Count the numbers of a parameter. 4-bit parameters of bitsandbytes pack two in a byte."""
     packed = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if packed is None else packed.shape.numel())
 
@@ -157,12 +159,12 @@ def _is_asked(part: Part, model: Model) -> bool:
 
 
 def _in_batches(component: str) -> bool:
-    """Several samples go through it at a time. Prompts are encoded one by one."""
+    """Whether a component processes several samples at a time. Prompts are encoded one by one."""
     return "text_encoder" not in component
 
 
 def _config(part: Part, model: Model) -> Any:
-    """The configuration of one component, of the library that it is of."""
+    """Make the quantization configuration of one component, with the class of its library."""
     import diffusers
     import transformers
 
@@ -199,7 +201,7 @@ def _check_options(backend: str, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name not in known:
             raise ModelError(
-                f"{FIELD}.options.{name}: {backend} has none here; allowed: {', '.join(known)}"
+                f"{FIELD}.options.{name}: not an option of {backend}; allowed: {', '.join(known)}"
                 f"{nearest(name, known)}"
             )
         if known[name] and value not in known[name]:
@@ -207,18 +209,18 @@ def _check_options(backend: str, options: Mapping[str, Any]) -> None:
             raise ModelError(f"{FIELD}.options.{name}: got {value!r}; allowed: {allowed}")
         own = {option for each in TORCHAO_TYPES.values() for option in each}
         if backend == "torchao" and name in own and name not in TORCHAO_TYPES[kind]:
-            raise ModelError(f"{FIELD}.options.{name}: {kind} has none")
+            raise ModelError(f"{FIELD}.options.{name}: {kind} has no such option; remove it")
 
 
 def _check_threshold(what: str, options: Mapping[str, Any]) -> None:
     if options.get("llm_int8_threshold", 6.0) != 0:
         raise ModelError(
-            f"{what}: {OUTLIERS}; allowed: llm_int8_threshold of 0, which looks for none"
+            f"{what}: {OUTLIERS}; allowed: llm_int8_threshold: 0, which turns this off"
         )
 
 
 def _check_saved(part: Part, saved: Mapping[str, Any]) -> None:
-    what = f"{part.name}: {part.folder} was saved quantised"
+    what = f"{part.name}: {part.folder} was saved quantized"
     method = saved.get("quant_method")
     if method is None and (saved.get("load_in_4bit") or saved.get("load_in_8bit")):
         method = "bitsandbytes"
@@ -229,7 +231,10 @@ def _check_saved(part: Part, saved: Mapping[str, Any]) -> None:
     if method == "bitsandbytes_8bit" and _in_batches(part.name):
         _check_threshold(what, saved)
     if method == "quanto" and saved.get("activations"):
-        raise ModelError(f"{what} with activations of {saved['activations']}; allowed: weights")
+        raise ModelError(
+            f"{what} with quantized activations ({saved['activations']}); allowed: quantized "
+            "weights only"
+        )
     if method == "torchao":
         kind = (saved.get("quant_type") or {}).get("default", {}).get("_type")
         if kind not in TORCHAO_TYPES:
@@ -242,5 +247,6 @@ def _require(name: str, what: str) -> None:
     root = backend.module.partition(".")[0]
     if find_spec(root) is None or find_spec(backend.module) is None:
         raise ModelError(
-            f"{what}: the package {backend.package} is missing; pip install {backend.package}"
+            f"{what}: the package {backend.package} is not installed; run `pip install "
+            f"{backend.package}`"
         )

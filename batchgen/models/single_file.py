@@ -1,7 +1,7 @@
-"""Weights of a whole model in one safetensors file, as Stable Diffusion's own programs write them.
+"""Reads a complete model from one safetensors file, the format of the original Stable Diffusion.
 
-What the file does not tell (configurations, tokenizers, the scheduler) is in a folder in diffusers
-layout. diffusers gives the weights the names that they have there.
+Configurations, tokenizers and the scheduler, which are not in the file, are read from a folder in
+diffusers layout. diffusers converts the names of the weights.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from batchgen.families.diffusers_source import mixins_of
 from batchgen.models.additions import Shapes, shapes_of
 from batchgen.models.files import Part, need
 
-NAME = "single_file.safetensors"  # in the manifest, whatever the file is called
+NAME = "single_file.safetensors"  # its name in the manifest, whatever the file is called
 _UNET = "model.diffusion_model."
-_ATTENDING = ".attn2.to_k.weight"  # of as many columns as the embeddings are wide
+_ATTENDING = ".attn2.to_k.weight"  # its number of columns is the width of the text embeddings
 _TOKENS = "token_embedding.weight"
-# Class of a component -> tensors of its, one of which the file must have.
+# Class of a component -> tensors of it, one of which the file must have.
 _MARKS = {
     "UNet2DConditionModel": (f"{_UNET}input_blocks.0.0.weight",),
     "AutoencoderKL": ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight"),
@@ -38,15 +38,16 @@ _MARKS = {
 
 
 def from_single_file(file: Path, folder: Path, family: Family, parts: Sequence[Part]) -> list[Part]:
-    """The parts, those of ``folder`` without weights of their own: the file must have them.
+    """Return the parts, with those of ``folder`` marked as without weights of their own.
 
     Raises:
-        ModelError: it has not, or those of another model; or diffusers cannot read such a file.
+        ModelError: the file lacks their weights or has those of another model, or diffusers cannot
+            read such a file.
     """
     if not any(name.endswith("FromSingleFileMixin") for name in mixins_of(family.pipeline)):
         raise ModelError(
             f"model {file}: a {family.name} model for {family.task} ({family.pipeline}) cannot be"
-            " read from a single file; allowed: a folder in diffusers layout"
+            " read from a single file; needed: a folder in diffusers layout"
         )
     shapes = shapes_of("model", file)
     inside = [part for part in parts if part.weighted and part.folder == folder / part.label]
@@ -55,8 +56,9 @@ def from_single_file(file: Path, folder: Path, family: Family, parts: Sequence[P
     widths = [need(part, "hidden_size") for part in inside if part.class_name.startswith("CLIP")]
     if len(set(widths)) < len(widths):
         raise ModelError(
-            f"model {file}: both text encoders are {widths[0]} wide, and diffusers tells those of a"
-            " single file apart by their width; allowed: a folder in diffusers layout"
+            f"model {file}: both text encoders have the width {widths[0]}, but diffusers can only"
+            " tell those of a single file apart by their width; needed: a folder in diffusers"
+            " layout"
         )
     return [replace(part, weighted=False) if part in inside else part for part in parts]
 
@@ -64,7 +66,7 @@ def from_single_file(file: Path, folder: Path, family: Family, parts: Sequence[P
 def load_single_file(
     class_name: str, file: Path, folder: Path, dtype: Any, given: Mapping[str, Any]
 ) -> Any:
-    """A pipeline with the file's components, but for those ``given`` (None: none)."""
+    """Load a pipeline from the file, with the ``given`` components (or None) as they are."""
     import diffusers
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
@@ -72,10 +74,10 @@ def load_single_file(
         pipeline = getattr(diffusers, class_name).from_single_file(
             str(file), config=str(folder), local_files_only=True, dtype=dtype, **given
         )
-    except NotImplementedError as error:  # of torch, where values are missing
+    except NotImplementedError as error:  # torch's error for parameters without values
         raise ModelError(
-            f"model {file} lacks weights that the configurations of {folder} name: of another"
-            " model, or not whole"
+            f"model {file} lacks weights that the configurations of {folder} need; it belongs to "
+            "another model, or is incomplete"
         ) from error
     except (SingleFileComponentError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         told = str(error).strip().partition("\n")[0][:300]
@@ -98,8 +100,7 @@ def _check(part: Part, file: Path, shapes: Shapes) -> None:
     mark = next((key for key in marks if key in shapes), None)
     if mark is None:
         raise ModelError(
-            f"{part.name}: {file} has none that diffusers would find: it lacks"
-            f" {' and '.join(marks)}"
+            f"{part.name}: {file} does not contain this component: it lacks {' and '.join(marks)}"
         )
     attending = [key for key in shapes if key.startswith(_UNET) and key.endswith(_ATTENDING)]
     if part.class_name == "UNet2DConditionModel":
@@ -113,16 +114,16 @@ def _check(part: Part, file: Path, shapes: Shapes) -> None:
     for key, sizes in wanted.items():
         if list(shapes[key][:2]) != sizes:
             raise ModelError(
-                f"{part.name}: {part.folder} does not fit {file}: {key} is"
-                f" {list(shapes[key][:2])}, by the configuration it is {sizes}"
+                f"{part.name}: {part.folder} does not fit {file}: the shape of {key} is"
+                f" {list(shapes[key][:2])}, but by the configuration it is {sizes}"
             )
 
 
 def _require_whole(name: str, component: Any, file: Path) -> None:
-    """What diffusers did not find of a text encoder, it has left without values."""
+    """Refuse a component with missing weights; diffusers leaves them without values, silently."""
     missing = [key for key, one in component.named_parameters() if one.is_meta]
     if missing:
         raise ModelError(
-            f"model {file} lacks weights of the {name}, such as {missing[0]}: of another model, or"
-            " not whole"
+            f"model {file} lacks weights of {name}, such as {missing[0]}; it belongs to another"
+            " model, or is incomplete"
         )

@@ -1,4 +1,4 @@
-"""Words of prompts with weights, as compel reads them: ``(red)1.5 star``."""
+"""Prompt weighting with compel: ``(red)1.5 star`` gives words a weight."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ PROMPTS_PARSED = 4096
 
 
 def check_weighting(model: Model, family: Family) -> None:
-    """That the family's prompts can be weighted, and compel is there. Imports nothing.
+    """Check that the family supports prompt weighting, and compel is installed. Imports nothing.
 
     Raises:
-        ModelError: they cannot, or it is not.
+        ModelError: one of the two is not so.
     """
     if model.prompt_weighting is None:
         return
     if family.adapter.encode_prompt not in _ENCODERS:
         raise ModelError(
-            f"{FIELD}: a {family.name} model for {family.task} takes none; allowed for models whose"
-            " prompts are encoded as those of stable-diffusion and stable-diffusion-xl"
+            f"{FIELD}: a {family.name} model for {family.task} does not support prompt weighting;"
+            " allowed for models that encode prompts as stable-diffusion or stable-diffusion-xl do"
         )
     if find_spec("compel") is None:
-        raise ModelError(f"{FIELD}: the package compel is missing; pip install compel")
+        raise ModelError(f"{FIELD}: the package compel is not installed; run `pip install compel`")
 
 
 def check_prompt(prompt: str) -> None:
-    """That compel can make embeddings of one fixed shape of a prompt, and of all that is in it.
+    """Check that compel can turn a prompt into embeddings of one fixed shape.
 
     Raises:
-        ValueError: says what is not allowed.
+        ValueError: says what is allowed.
     """
     try:
         parsed = _parsed(prompt)
     except Exception as error:
         raise ValueError(f"a prompt that compel can read; it says: {error}") from error
     if len(parsed.prompts) != 1:
-        raise ValueError("a prompt of one part, without .and(): all embeddings are of one length")
+        raise ValueError("a prompt without .and(), since all embeddings must have one length")
     if parsed.prompts[0].wants_cross_attention_control:
-        raise ValueError("a prompt without .swap(), which embeddings alone cannot express")
+        raise ValueError("a prompt without .swap(), which needs more than text embeddings")
     if parsed.lora_weights:
-        raise ValueError("a prompt without withLora(), since the column lora names a row's LoRAs")
+        raise ValueError("a prompt without withLora(); use the column lora instead")
     for fragment in (each for one in _alternatives(parsed) for each in one.children):
-        if fragment.weight < 1 and not fragment.text.strip():  # on which compel fails
+        if fragment.weight < 1 and not fragment.text.strip():  # compel fails on these
             raise ValueError("a prompt in which every weight has words")
 
 
 def weighted(adapter: Adapter, model: Model) -> Adapter:
-    """The adapter with prompts encoded by compel, where the model's section says so."""
+    """Return the adapter, with prompts encoded by compel if ``model.prompt_weighting`` is set."""
     if model.prompt_weighting is None or adapter.encode_prompt is None:
         return adapter
     encode = partial(_ENCODERS[adapter.encode_prompt], learned=bool(model.textual_inversions))
@@ -70,7 +70,7 @@ def weighted(adapter: Adapter, model: Model) -> Adapter:
 def _encode(
     pipeline: Any, prompt: str, negative: bool, *, learned: bool
 ) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D), as of ``stable_diffusion.encode_prompt``."""
+    """Return ``prompt_embeds`` (1, T, D), like ``stable_diffusion.encode_prompt``."""
     import compel
 
     normalized = compel.ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
@@ -80,9 +80,9 @@ def _encode(
 def _encode_xl(
     pipeline: Any, prompt: str, negative: bool, *, learned: bool
 ) -> dict[str, torch.Tensor]:
-    """``prompt_embeds`` (1, T, D) and ``pooled_prompt_embeds`` (1, P), likewise of XL.
+    """Return ``prompt_embeds`` (1, T, D) and ``pooled_prompt_embeds`` (1, P), for XL.
 
-    The pooled embedding is of the prompt as it is written: compel does not weight it.
+    The pooled embedding is that of the prompt without weights: compel does not weight it.
     """
     import compel
     import torch
@@ -105,16 +105,16 @@ _ENCODERS: dict[Callable[..., Any] | None, Callable[..., dict[str, torch.Tensor]
 
 
 def _reader(pipeline: Any, end: str, kind: Any, learned: bool, **options: Any) -> Any:
-    """Compel of one of the pipeline's text encoders.
+    """Make compel's reader for one of the pipeline's text encoders.
 
-    Made anew for every prompt: it remembers the embeddings of the empty prompt, which change with
-    the LoRAs of a row.
+    Each prompt gets a new one: a reader caches the embeddings of the empty prompt, which change
+    with the LoRAs of a row.
     """
     import compel
 
     tokenizer = getattr(pipeline, f"tokenizer{end}")
     tokens = None
-    if learned:  # those of several vectors stand for several tokens
+    if learned:  # a textual inversion of several vectors becomes several tokens
         known = SimpleNamespace(
             tokenizer=tokenizer, maybe_convert_prompt=pipeline.maybe_convert_prompt
         )
@@ -132,7 +132,7 @@ def _reader(pipeline: Any, end: str, kind: Any, learned: bool, **options: Any) -
 
 
 def _words(prompt: str) -> str:
-    """What the tokenizers are given of a prompt; of a blend, the longest."""
+    """Return the words of a prompt that the tokenizers get; for a blend, the longest text."""
     texts = (
         " ".join(fragment.text for fragment in one.children)
         for one in _alternatives(_parsed(prompt))
@@ -141,7 +141,7 @@ def _words(prompt: str) -> str:
 
 
 def _alternatives(parsed: Any) -> Sequence[Any]:
-    """The prompts of a blend; of any other the prompt itself."""
+    """Return the prompts of a blend, or the one prompt."""
     (one,) = parsed.prompts
     found: Sequence[Any] = getattr(one, "prompts", [one])
     return found
@@ -149,15 +149,15 @@ def _alternatives(parsed: Any) -> Sequence[Any]:
 
 @lru_cache(PROMPTS_PARSED)
 def _parsed(prompt: str) -> Any:
-    """A prompt as compel reads it; not to be changed."""
+    """Parse a prompt with compel. The result is cached: callers must not change it."""
     return _parser().parse_conjunction(prompt)
 
 
 @cache
 def _parser() -> Any:
-    """Compel's parser, with its library's memory switched on.
+    """Make compel's parser, with memoization (packrat) switched on.
 
-    Without it nested parentheses take a time that grows tenfold with each: six of them minutes.
+    Without it each level of nested parentheses makes parsing ten times slower: six take minutes.
     """
     import pyparsing
 

@@ -1,1 +1,1 @@
-"""From spec and input to shards of samples, checked before any work."""
+"""Plans a job: checks spec, input and model against each other, and maps rows to shards."""

@@ -1,4 +1,4 @@
-"""The settings of a call: what a row's own value, the spec and the model make of each."""
+"""Resolves each setting of a call: row value, else spec, else model; checks the model's limits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from batchgen.spec.model import Model
 from batchgen.spec.sections import MAX_TEXT, Sampling
 from batchgen.spec.tasks import parse_lora
 
-# Settings that every pipeline takes; of the others, those that the family names.
+# Settings that every pipeline takes. Of the others, a pipeline takes those that its family lists.
 ALWAYS = ("num_inference_steps", "guidance_scale", "width", "height", "scheduler")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where a setting comes from if a row has none of its own."""
+    """Where a setting comes from if a row does not set it."""
 
     sampling: Sampling
     info: ModelInfo
@@ -32,7 +32,9 @@ class Settings:
 
 
 def read_setting(settings: Settings, name: str, value: Any) -> Any:
-    """The row's own value where it has one, else the spec's; None (0 for eta) if none is taken.
+    """Return the row's value if it has one, else the spec's.
+
+    The result is None (0 for eta) if the model does not support the setting.
 
     Raises:
         ValueError: the value is not allowed; the message says what is.
@@ -61,11 +63,11 @@ def read_setting(settings: Settings, name: str, value: Any) -> Any:
 
 
 def _check_limits(info: ModelInfo, name: str, value: Any) -> None:
-    """What this model cannot take, of what others can."""
+    """Refuse values that are valid in general, but not with this model."""
     if name in ("width", "height"):
         native = getattr(info, name)
         if info.fixed_size and value != native:
-            raise ValueError(f"{native}, the model's only {name}")
+            raise ValueError(f"{native}, the only {name} of this model")
         if value % info.multiple_of:
             raise ValueError(f"a multiple of {info.multiple_of}, for this model")
     if name == "num_inference_steps" and value < info.min_steps:
@@ -74,11 +76,13 @@ def _check_limits(info: ModelInfo, name: str, value: Any) -> None:
         raise ValueError(f"up to {info.max_noise_level}, for this model")
     if name == "guidance_scale" and value > 1 and not info.guidable:
         classes = len(info.class_names)
-        raise ValueError(f"up to 1: a {info.family} model of {classes} classes cannot be guided")
+        raise ValueError(
+            f"up to 1, since a {info.family} model of {classes} classes does not support guidance"
+        )
 
 
 def _scales(info: ModelInfo, given: float | tuple[float, ...]) -> tuple[float, ...]:
-    """One weight a control image."""
+    """Return one weight for each control image."""
     if isinstance(given, float | int):
         return (float(given),) * max(1, info.controls)
     if len(given) != info.controls:
@@ -87,7 +91,7 @@ def _scales(info: ModelInfo, given: float | tuple[float, ...]) -> tuple[float, .
 
 
 def _scheduler(settings: Settings, value: Any) -> str | None:
-    """None stands for the run's own, so that rows which name it share its micro-batches."""
+    """Return None for the run's own scheduler, so that rows naming it share its micro-batches."""
     if value is None or value == settings.info.scheduler:
         return None
     allowed = settings.info.schedulers
@@ -100,7 +104,7 @@ def _scheduler(settings: Settings, value: Any) -> str | None:
 
 
 def _lora(settings: Settings, value: Any) -> tuple[tuple[str, float], ...] | None:
-    """None where the run loads no LoRA; all of them where neither row nor spec names any."""
+    """Return None if the run loads no LoRA, and all of them if neither row nor spec names any."""
     known = settings.model.lora_weights
     if not known:
         return None
@@ -109,7 +113,7 @@ def _lora(settings: Settings, value: Any) -> tuple[tuple[str, float], ...] | Non
 
 
 def _regions(value: Any) -> tuple[tuple[str, tuple[float, ...]], ...]:
-    """Phrases and their boxes (x0, y0, x1, y1) in shares of the image, as the row gives them."""
+    """Check phrases and their boxes (x0, y0, x1, y1), which are in fractions of the image."""
     if not isinstance(value, list) or not value:
         raise ValueError("a list of {phrase, box}, at least one")
     found = []

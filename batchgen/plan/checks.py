@@ -1,4 +1,4 @@
-"""That spec, dataset and model fit each other: checked while planning, before any work."""
+"""Checks that spec, dataset and model fit each other, while planning, before any work."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SEVERAL = tuple(one.name for one in CALL_SETTINGS.values() if one.several)
 
 
 def settle(spec: Spec, model: ModelInfo) -> Spec:
-    """The spec with the sampling defaults that the model recommends filled in.
+    """Fill in the sampling settings that the model recommends.
 
     Raises:
-        SpecError: a setting that the model cannot take.
+        SpecError: a setting that the model does not support.
     """
     given = {name: value for name, value in spec.sampling.model_dump().items() if value is not None}
     filled = {
@@ -48,7 +48,7 @@ def settle(spec: Spec, model: ModelInfo) -> Spec:
 
 
 def check_fit(spec: Spec, model: ModelInfo) -> None:
-    """Columns and conditions that this model, of all that serve the task, does not read.
+    """Refuse columns and conditions that the task allows but this model does not support.
 
     Raises:
         SpecError: the field, what was given, what is allowed.
@@ -57,20 +57,14 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
     for part, column in mapped.items():
         is_setting = part in Sampling.model_fields and part not in (*ALWAYS, *_TEXT)
         if (is_setting or part == "regions") and part not in model.settings:
-            taken = ", ".join(model.settings) or "none"
-            raise SpecError(
-                f"input.columns.{part}",
-                column,
-                f"null: a {model.family} model for {spec.task} takes {taken} of these settings",
-            )
+            because = _unsupported(spec, model, part)
+            raise SpecError(f"input.columns.{part}", column, "null", because=because)
     if spec.task == "control" and "image" in mapped and "strength" not in model.settings:
-        raise SpecError(
-            "input.columns.image",
-            mapped["image"],
-            f"null: a {model.family} model reads no source image, only control images",
-        )
+        because = f"a {model.family} model reads no source image, only control images; remove it"
+        raise SpecError("input.columns.image", mapped["image"], "null", because=because)
     if "lora" in mapped and not spec.model.loras:
-        raise SpecError("input.columns.lora", mapped["lora"], "null, since model.loras is empty")
+        because = "model.loras is empty; list the LoRAs there, or remove the column"
+        raise SpecError("input.columns.lora", mapped["lora"], "null", because=because)
     for part in model.needs:
         if part not in mapped:
             raise SpecError(
@@ -94,7 +88,7 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
 
 
 def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:
-    """Settings that this model, of all that serve the task, does not take.
+    """Refuse settings that the task allows but this model does not support.
 
     Raises:
         SpecError: the field, what was given, what is allowed.
@@ -102,16 +96,20 @@ def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:
     for name in Sampling.model_fields:
         if name in (*ALWAYS, *_TEXT) or name in model.settings or not is_set(spec, name):
             continue
-        taken = ", ".join(model.settings) or "none"
-        raise SpecError(
-            f"sampling.{name}",
-            getattr(spec.sampling, name),
-            f"nothing: a {model.family} model for {spec.task} takes {taken} of these settings",
-        )
+        given, because = getattr(spec.sampling, name), _unsupported(spec, model, name)
+        raise SpecError(f"sampling.{name}", given, "nothing", because=because)
+
+
+def _unsupported(spec: Spec, model: ModelInfo, name: str) -> str:
+    supported = ", ".join(model.settings) or "none"
+    return (
+        f"a {model.family} model for {spec.task} does not support {name} (supported: {supported}); "
+        "remove it"
+    )
 
 
 def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
-    """Every mapped or kept column is there and has a type that can play its part."""
+    """Check that every mapped or kept column exists and has a type that fits its part."""
     wanted = {f"input.columns.{part}": name for part, name in spec.input.columns.mapped().items()}
     keep = spec.input.keep_columns
     for name in schema.names if keep is None else keep:
@@ -123,12 +121,12 @@ def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
                 f"{nearest(name, schema.names)}"
             )
         if schema.names.count(name) > 1:
-            raise InputError(f"{field}: column {name!r} stands twice in {path}")
+            raise InputError(f"{field}: {path} has two columns named {name!r}; rename one")
         twice = field_twice(schema.field(name).type)
         if twice is not None:
             raise InputError(
-                f"{field}: column {name!r} in {path} is a struct in which {twice!r} stands twice, "
-                "which no row can tell apart; rename one, or leave the column out by "
+                f"{field}: column {name!r} in {path} is a struct with two fields named {twice!r}, "
+                "which rows cannot tell apart; rename one, or leave the column out with "
                 "input.keep_columns"
             )
         part = field.removeprefix("input.columns.")
@@ -162,7 +160,7 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
         allowed = _holds_image(value), "image bytes, URIs, or an image struct with bytes or path"
     if allowed is not None and not allowed[0]:
         raise InputError(
-            f"input.columns.{part}: column {name!r} in {path} holds {kind}; needed: {allowed[1]}"
+            f"input.columns.{part}: column {name!r} in {path} has type {kind}; needed: {allowed[1]}"
         )
 
 

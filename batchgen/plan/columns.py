@@ -1,4 +1,4 @@
-"""The columns of an input file as they are read: plain types, and how large their values may be."""
+"""The columns of an input file: their types made plain, and a bound on the size of a row."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _FEATURES = b"huggingface"
-_SMALL = 1 << 16  # a chunk of so many bytes is not looked into
-_VARINTS = 24  # bytes that hold the first two fields of a page's header
+_SMALL = 1 << 16  # bytes; a chunk of at most this size is not inspected
+_VARINTS = 24  # bytes; enough for the first two fields of a page's header
 _SHARING = ("PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY")
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type with text and bytes for their views, at any depth: few kernels take views."""
+    """Replace views of text and bytes by text and bytes, at any depth: few kernels take views."""
     types = pa.types
     if types.is_string_view(kind):
         return pa.string()
@@ -41,13 +41,13 @@ def _plain_field(field: pa.Field) -> pa.Field:
 
 
 def plain_table(table: pa.Table) -> pa.Table:
-    """The table in plain types; every column may hold nulls; of its metadata what can be read."""
+    """Cast a table to plain types, with nulls allowed; drops metadata that is not well-formed."""
     fields = [_plain_field(field).with_nullable(True) for field in table.schema]
     return table.cast(pa.schema(fields, _plain_metadata(table.schema.metadata)))
 
 
 def _plain_metadata(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] | None:
-    """Without what `datasets` is told of the columns, where that is not as it writes it."""
+    """Drop the features metadata of Hugging Face `datasets` if it is not well-formed."""
     if not metadata or _FEATURES not in metadata:
         return metadata
     try:
@@ -63,7 +63,7 @@ def _plain_metadata(metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes] |
 
 
 def field_twice(kind: pa.DataType) -> str | None:
-    """A field's name that stands twice in a struct, at any depth; None if there is none."""
+    """Find a name that two fields of a struct share, at any depth; None if there is none."""
     fields = [kind.field(number) for number in range(kind.num_fields)]
     if pa.types.is_struct(kind):
         names: list[str] = [field.name for field in fields]
@@ -75,10 +75,10 @@ def field_twice(kind: pa.DataType) -> str | None:
 
 
 def largest_row(file: BinaryIO, group: pq.RowGroupMetaData, columns: list[str]) -> int:
-    """Bytes that a row of the group may take once decoded, at the most.
+    """Bound the bytes that a row of the group can take once decoded.
 
-    What is stored once and named many times, as by a dictionary, takes its size in each row that
-    names it. (Of a list's values the mean number is assumed.)
+    A value that is stored once, as in a dictionary, takes its full size in each row that refers to
+    it. (Lists are assumed to have the mean number of values.)
     """
     most = 0
     for number in range(group.num_columns):
@@ -95,7 +95,7 @@ def largest_row(file: BinaryIO, group: pq.RowGroupMetaData, columns: list[str]) 
 
 
 def _largest_value(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
-    """No value is larger than the dictionary that it stands in, if it stands in one."""
+    """Bound the size of a value: by its dictionary if it has one, else by the complete chunk."""
     start, whole = chunk.dictionary_page_offset, int(chunk.total_uncompressed_size)
     if start is None or whole <= _SMALL or "DELTA_BYTE_ARRAY" in chunk.encodings:
         return whole
@@ -105,7 +105,7 @@ def _largest_value(file: BinaryIO, chunk: pq.ColumnChunkMetaData) -> int:
 
 
 def _unpacked_size(header: bytes) -> int | None:
-    """From a page's header, its size once unpacked.
+    """Read a page's uncompressed size from its header; pyarrow does not expose it.
 
     Format: Parquet's ``PageHeader`` in Thrift's compact protocol. Its first field is the type of
     page, its second the size; both are i32, so each is 0x15 and a zigzag varint.

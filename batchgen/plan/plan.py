@@ -1,7 +1,7 @@
-"""The written mapping from inputs and spec to shards, from Parquet footers; frozen once run.
+"""The plan: the written mapping from spec and input to shards, made from Parquet footers.
 
-Nothing is enumerated. The files' row counts put every row in one line; with V variants, sample g is
-variant ``g % V`` of row ``g // V``; with S samples a shard, shard k is samples ``k*S`` to
+Nothing is enumerated. The rows of all files are numbered in order; with V variants, sample g is
+variant ``g % V`` of row ``g // V``; with S samples in a shard, shard k is samples ``k*S`` to
 ``(k+1)*S - 1``. So a plan of a billion rows is as small as its list of files, and anyone can check
 it by arithmetic.
 """
@@ -46,7 +46,7 @@ _MAX_KEY = 100
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file; ``name`` is its path below the input, ``row_groups`` are row counts."""
+    """One input file. ``name`` is its path under the input; ``row_groups`` are row counts."""
 
     path: str
     name: str
@@ -61,7 +61,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """SHA-256 of a plan's spec, of its input, and of the whole with the model's weights."""
+    """SHA-256 of a plan's spec, of its input, and of the complete plan with the model's weights."""
 
     spec: str
     input: str
@@ -70,13 +70,14 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What is known of a plan beyond itself once it was read from an output.
+    """Facts about a plan that was read from an output.
 
     Attributes:
-        fingerprints: as they were written. Markers hold them, and a later version may reckon
-            otherwise: its spec has more fields.
+        fingerprints: as they were written. Markers hold them, and a later version may compute
+            others, since its spec has more fields.
         unknown: fields of its spec that this version does not have.
-        unmarked: it is from before plans had a fingerprint and image folders portable names.
+        unmarked: an early version wrote it, before plans had a fingerprint and image folders had
+            portable file names.
     """
 
     fingerprints: Fingerprints
@@ -86,7 +87,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides which samples exist, and fingerprints of what they are made from."""
+    """Everything that decides which samples exist, and fingerprints of their sources."""
 
     spec: Spec
     model: ModelInfo
@@ -104,32 +105,35 @@ class Plan:
         return -(-self.samples // self.spec.output.samples_per_shard)
 
     def sample_range(self, shard: int) -> tuple[int, int]:
-        """First sample of the shard, and one past its last."""
+        """Return the first sample of the shard, and one past its last."""
         size = self.spec.output.samples_per_shard
         return shard * size, min((shard + 1) * size, self.samples)
 
     def samples_of(self, shard: int) -> int:
-        """How many samples the shard has."""
+        """Return the number of samples of the shard."""
         first, stop = self.sample_range(shard)
         return stop - first
 
     def row_range(self, shard: int) -> tuple[int, int]:
-        """First row that the shard needs, and one past its last."""
+        """Return the first row that the shard needs, and one past its last."""
         first, stop = self.sample_range(shard)
         return first // self.spec.variants, -(-stop // self.spec.variants)
 
     def without_files(self) -> Plan:
-        """The same plan for actors, who read no file; its fingerprints stay what they are."""
+        """Return the plan without its list of files, for actors; the fingerprints stay the same.
+
+        Actors read no files, and the list can be long.
+        """
         return replace(self, files=(), frozen=self.frozen or Frozen(self.fingerprints))
 
     def locate(self, row: int) -> tuple[SourceFile, int]:
-        """The file of a row, and the row's number in it."""
+        """Return the file of a row, and the row's number in it."""
         index = bisect.bisect_right(self._first_rows, row) - 1
         return self.files[index], row - self._first_rows[index]
 
     @cached_property
     def _first_rows(self) -> list[int]:
-        """The dataset's number of each file's first row."""
+        """The row number in the dataset of each file's first row."""
         return list(itertools.accumulate((file.rows for file in self.files), initial=0))
 
     def to_json(self) -> str:
@@ -169,18 +173,18 @@ class Plan:
 
 
 def input_fingerprint(files: object, columns: object) -> str:
-    """SHA-256 over path, size, etag or mtime, row groups and schema of every file, as in JSON."""
+    """Hash (SHA-256) path, size, etag or mtime, row groups and schema of every file, as JSON."""
     return hashlib.sha256(canonical_json([files, columns]).encode()).hexdigest()
 
 
 def plan_fingerprint(spec: str, source: str, model: ModelInfo) -> str:
-    """SHA-256 over the fingerprints of spec and input, and the weights."""
+    """Hash (SHA-256) the fingerprints of spec, input and weights."""
     facts = [spec, source, model.manifest_sha256, model.revision]
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
 
 
 def pinned(model: Model, saved: Plan | None) -> Model:
-    """The spec's model at the hub's commit that was planned, so that it may move on meanwhile."""
+    """Pin the model to the hub commit of the saved plan, so that a resume ignores newer commits."""
     if saved is None or model.revision is not None or saved.spec.model != model:
         return model
     revision = saved.model.revision
@@ -190,14 +194,14 @@ def pinned(model: Model, saved: Plan | None) -> Model:
 
 
 def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
-    """Plan from footers; the key column alone is read as data, to see that it is unique.
+    """Make the plan from footers. Only the key column is read as data, to check that it is unique.
 
-    Without ``check_keys``, for an output that was planned before, settings that have no effect on
-    this model are let pass as well: earlier versions took them.
+    Without ``check_keys``, for an output that is planned already, settings that have no effect on
+    this model are allowed as well: earlier versions accepted them.
 
     Raises:
         InputError: no file, not Parquet, schemas that differ, a missing or ill-typed column, an
-            empty dataset, a key that stands twice.
+            empty dataset, a duplicate key.
     """
     footers = _counted(spec.input.count) if spec.input.count else _footers(spec)
     schema = footers[0][1]
@@ -228,15 +232,15 @@ def _footers(spec: Spec) -> list[tuple[SourceFile, pa.Schema]]:
     base, stats = find_files(spec.input.path)
     if is_within(spec.output.url, spec.input.path):
         raise InputError(
-            f"output {spec.output.url} lies in the input {spec.input.path}, so that its images "
-            "would become input; write it beside the input"
+            f"output {spec.output.url} is inside the input {spec.input.path}, so its images would "
+            "be read as input; choose an output outside the input folder"
         )
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         return list(pool.map(lambda stat: _footer(stat, base, spec.input.path), stats))
 
 
 def _counted(count: int) -> list[tuple[SourceFile, pa.Schema]]:
-    """Rows that carry nothing but their number, as if they stood in a file without a path."""
+    """Rows that have only a number (``input.count``), as if they were in a file without a path."""
     whole, rest = divmod(count, COUNTED_GROUP)
     groups = (COUNTED_GROUP,) * whole + ((rest,) if rest else ())
     return [(SourceFile("", "row", 0, "", groups), pa.schema([(COUNTED_COLUMN, pa.int64())]))]
@@ -248,10 +252,10 @@ def _footer(stat: Stat, base: str, url: str) -> tuple[SourceFile, pa.Schema]:
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
     except FileNotFoundError as error:
-        raise InputError(f"input file {stat.path} vanished while planning") from error
+        raise InputError(f"input file {stat.path} was removed while planning") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"input file {stat.path} is not a whole Parquet file ({stat.size} bytes): {error}"
+            f"input file {stat.path} is not a complete Parquet file ({stat.size} bytes): {error}"
         ) from error
     groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
     name = posixpath.relpath(stat.path, base) if base else stat.path
@@ -271,11 +275,11 @@ def _same_schema(schema: pa.Schema, other: pa.Schema, path: str, other_path: str
 
 
 def safe_key(value: str | bytes) -> str:
-    """A key that can be a file name: letters, digits, ``_`` and ``-``.
+    """Turn a value into a key that can be a file name: letters, digits, ``_`` and ``-``.
 
-    A value that has to be changed, or that looks as if it had been, ends in ``x`` and 20
-    hexadecimal digits of its SHA-256, so two values never meet in one key. Text that is not UTF-8
-    is given as its bytes.
+    The key of a value that has to be changed, or that looks like a changed one, ends in ``x`` and
+    20 hexadecimal digits of its SHA-256, so two values never get the same key. Text that is not
+    UTF-8 is passed as bytes.
     """
     data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
     text = value if isinstance(value, str) else value.decode(errors="replace")
@@ -287,39 +291,41 @@ def safe_key(value: str | bytes) -> str:
 
 
 def null_key(row: str) -> str:
-    """The key of a row whose key is null: one that no text has, from the row's own."""
+    """Make the key of a row whose key is null, from the row's place; no text can give this key."""
     digest = hashlib.blake2b(row.encode(), digest_size=10, person=b"null key").hexdigest()
     return f"null-key-{row}-x{digest}"
 
 
 def is_safe(key: str) -> bool:
-    """Whether a key has only what ``safe_key`` leaves in it."""
+    """Whether a key has only the characters that ``safe_key`` allows."""
     return bool(key) and not _UNSAFE.search(key)
 
 
 def row_key(file_name: str, row: int) -> str:
-    """The key of a row that has none of its own: from its file and its place in it."""
+    """Make the key of a row without a key column, from its file and its place in the file."""
     return f"{safe_key(file_name.removesuffix('.parquet'))}-{row:08d}"
 
 
 def _refuse_equal_keys(files: list[SourceFile]) -> None:
-    """Two files whose rows would get the same keys, such as ``a`` and ``a.parquet``."""
+    """Refuse two files whose rows would get the same keys, such as ``a`` and ``a.parquet``."""
     seen: dict[str, str] = {}
     for file in files:
         other = seen.setdefault(row_key(file.name, 0), file.path)
         if other != file.path:
             raise InputError(
-                f"input files {other} and {file.path} give their rows the same keys; rename one"
+                f"the rows of input files {other} and {file.path} would get the same keys; rename "
+                "one of the files"
             )
 
 
 def refuse_duplicate_keys(plan: Plan) -> None:
-    """Stream the key column and refuse a value that stands twice.
+    """Stream the key column and refuse duplicates.
 
-    Holds 16 bytes a row whatever the keys' length. Nulls are left to the run, which rejects them.
+    It needs 16 bytes of memory for each row, whatever the length of the keys. Rows whose key is
+    null are not refused here; the run rejects them.
 
     Raises:
-        InputError: the value and both places.
+        InputError: names both places.
     """
     column = plan.spec.input.columns.key
     assert column is not None
@@ -332,16 +338,16 @@ def refuse_duplicate_keys(plan: Plan) -> None:
         places = sorted((int(order[at]), int(order[at + 1])))
         (one, row), (two, other) = (plan.locate(place) for place in places)
         raise InputError(
-            f"input.columns.key: {column!r} holds the same key twice: {one.path} row {row} and "
+            f"input.columns.key: column {column!r} has the same key in {one.path} row {row} and "
             f"{two.path} row {other}; keys must be unique"
         )
 
 
 def _key_digests(plan: Plan, name: str) -> Iterator[bytes]:
-    """16-byte digests of the keys in row order; zeros for a null.
+    """Yield the 16-byte digests of the keys in row order; zeros for a null.
 
-    Arrow reads without threads of its own here and wherever it reads from a Python file: they can
-    abort the interpreter as it ends (apache/arrow, issues 34314 and 50482; seen once in `verify`).
+    Here and wherever Arrow reads from a Python file, its own threads are off: they can abort the
+    interpreter at exit (apache/arrow, issues 34314 and 50482; seen once in `verify`).
     """
     left = plan.rows
     for file in plan.files:
@@ -366,7 +372,7 @@ def _key_bytes(value: object) -> bytes:
 
 
 def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """A column's values; a text that is not UTF-8, as careless writers leave it, as its bytes."""
+    """Return a column's values; a text that is not valid UTF-8 is returned as bytes."""
     try:
         values: list[Any] = column.to_pylist()
         return values

@@ -1,4 +1,4 @@
-"""The plan as it lies in an output: read back, and compared with what would be planned now."""
+"""Reads the plan of an output and compares it with the plan that would be made now."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from batchgen.spec.spec import spec_fingerprint
 from batchgen.spec.tree import flatten, without
 from batchgen.storage.documents import Count, Version, parse_json, read_document
 
-_OTHER_SPEC = "its spec is not that of its spec_fingerprint"
-_REMEDY = "put a whole copy of it there, or write to a new output"
+_OTHER_SPEC = "its spec does not match its spec_fingerprint"
+_REMEDY = "restore an undamaged copy, or write to a new output"
 
 
 @dataclass(frozen=True)
 class _Saved:
-    """What of ``plan.json`` is read; the rest is there for people."""
+    """The fields of ``plan.json`` that are read; the others are for people."""
 
     version: Version
     spec: dict[str, Any]
@@ -43,17 +43,18 @@ class _Saved:
 
 
 def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
-    """A plan from its JSON, which lies at ``place``.
+    """Read a plan from its JSON text; messages name ``place``.
 
     Raises:
-        NewerFormat: it was written by a later version.
-        DamagedRecord: it was cut, changed, or written by a version before the first.
+        NewerFormat: a later version wrote it.
+        DamagedRecord: it was truncated or changed, or its format is older than the oldest that is
+            read.
     """
     saved = read_document(_Saved, text, place, VERSION, _REMEDY)
     if saved.version < VERSION:
         raise DamagedRecord(
-            f"{place} was made by an older batchgen (format {saved.version}; this one reads "
-            f"{VERSION}): use that version, or write to a new output"
+            f"{place} was written by an older batchgen (format {saved.version}; this version reads "
+            f"{VERSION}): use the older version, or write to a new output"
         )
     try:
         spec = stored(saved.spec, extra="ignore")
@@ -80,18 +81,18 @@ def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
 
 
 def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
-    """What of the plan is not what its own fingerprints were reckoned over."""
+    """Name the part of the plan that does not match the plan's own fingerprints; None if all do."""
     rows = sum(file.rows for file in plan.files)
     tree = parse_json(text)
     if not any(spec_fingerprint(one) == saved.spec_fingerprint for one in _readings(plan, tree)):
         return _OTHER_SPEC
     if input_fingerprint(tree["files"], tree["columns"]) != saved.input_fingerprint:
-        return "its files and columns are not those of its input_fingerprint"
+        return "its files and columns do not match its input_fingerprint"
     if saved.plan_fingerprint not in (None, plan.fingerprint):
-        return "its model is not that of its plan_fingerprint"
+        return "its model does not match its plan_fingerprint"
     wanted = min(rows, plan.spec.input.limit or rows)
     if not rows or saved.rows != wanted:
-        return f"its files and limit make {wanted} rows, it says {saved.rows}"
+        return f"its files and limit give {wanted} rows, but it says {saved.rows}"
     return None
 
 
@@ -108,10 +109,10 @@ def _readings(plan: Plan, tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]
 
 
 def compare(saved: Plan, now: Plan) -> Plan:
-    """Refuse to go on with an output that was planned from something else.
+    """Refuse to continue an output that was planned from other inputs, settings or weights.
 
     Returns:
-        The plan of now, under the fingerprints that the output's markers hold.
+        The new plan, with the fingerprints that the output's markers hold.
 
     Raises:
         PlanChanged: the first field that differs, with both values.
@@ -119,8 +120,8 @@ def compare(saved: Plan, now: Plan) -> Plan:
     """
     if saved.frozen is not None and saved.frozen.unknown:
         raise NewerFormat(
-            f"the output was planned by a newer batchgen, with {', '.join(saved.frozen.unknown)}, "
-            "which this one does not know: use that version"
+            "the output was planned by a newer batchgen, with fields that this version does not "
+            f"know ({', '.join(saved.frozen.unknown)}): use the newer version"
         )
     before, after = saved.spec.result_fields(), now.spec.result_fields()
     for field in sorted(before.keys() | after.keys()):
@@ -144,5 +145,5 @@ def _refuse_if_changed(field: str, before: object, after: object) -> None:
     if before != after:
         raise PlanChanged(
             f"{field} has changed: the output was planned with {before!r}, now it is {after!r}; "
-            "put it back, or write to a new output"
+            "change it back, or write to a new output"
         )

@@ -1,1 +1,1 @@
-"""What the user asks for, section by section, and the tasks there are."""
+"""The spec: its sections, its checks, and the table of tasks."""

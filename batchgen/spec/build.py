@@ -1,4 +1,4 @@
-"""From a nested dictionary to a spec, with all that is wrong with it told at once."""
+"""Builds a spec from a nested dictionary; reports everything that is wrong with it at once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def build(tree: Mapping[str, Any]) -> Spec:
     """Validate a nested dictionary into a spec.
 
     Raises:
-        SpecError: every field that is wrong, a line each: its dotted name, what was given and what
-            is allowed.
+        SpecError: one line for each wrong field: its dotted name, what was given and what is
+            allowed.
     """
     faults = _all_faults(dict(tree))
     if faults:
@@ -28,10 +28,10 @@ def build(tree: Mapping[str, Any]) -> Spec:
 
 
 def stored(tree: Mapping[str, Any], **how: Any) -> Spec:
-    """A spec that stands in an output, perhaps of an earlier version that asked for less.
+    """Read a spec from an output; an earlier version with fewer checks may have written it.
 
     Raises:
-        SpecError: it is none.
+        SpecError: it is not a spec.
     """
     try:
         return Spec.model_validate(tree, context=STORED, **how)
@@ -41,17 +41,21 @@ def stored(tree: Mapping[str, Any], **how: Any) -> Spec:
 
 
 def described_kind(kind: Any) -> str:
-    """What a pydantic adapter takes, in words."""
+    """Describe the values that a pydantic adapter accepts."""
     schema = kind.json_schema()
     return described(schema, schema)
 
 
 def _all_faults(tree: dict[str, Any]) -> list[SpecError]:
-    """Those of the fields, and those between the fields that are left when they are taken out."""
+    """Collect the faults of single fields, then those between the fields that are left.
+
+    pydantic runs the checks between fields only when each field is valid by itself, so wrong
+    fields are removed and the rest is validated again.
+    """
     found = {fault.field: fault for fault in unreadable(tree)}
     kept = spread(tree)
     fresh = list(found.values())
-    while "task" not in found:  # without the task, nothing is known of what goes with it
+    while "task" not in found:  # without the task it is not known which fields go with it
         for fault in fresh:
             kept = without(kept, fault.field)
         try:
@@ -66,7 +70,10 @@ def _all_faults(tree: dict[str, Any]) -> list[SpecError]:
 
 
 def _is_told(field: str, found: Mapping[str, SpecError]) -> bool:
-    """It is the same fault, or follows from one: without its count a spec has no input."""
+    """Whether a fault is reported already, or follows from one that is.
+
+    A spec whose wrong ``input.count`` was removed has no input either.
+    """
     if field == "input.path" and "input.count" in found:
         return True
     return any(f"{field}.".startswith(f"{one}.") or one.startswith(f"{field}.") for one in found)

@@ -1,7 +1,7 @@
-"""The settings of a call, as ``Sampling`` declares them: what else is known of each is read off it.
+"""The settings of a call: type, bounds and meaning of each, derived from ``Sampling``.
 
 A setting is a field of ``Sampling``, a column of ``Columns`` that may set it row by row, and a
-field of ``records.Call``, which carries it. A test sees that none of the three is forgotten.
+field of ``records.Call``, which carries it. A test checks that none of the three is missing.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pydantic import TypeAdapter
 
 from batchgen.spec.sections import Columns, Sampling
 
-TEXTS = ("negative_prompt", "lora")  # of Sampling, but of the text and the model, not numbers
+TEXTS = ("negative_prompt", "lora")  # fields of Sampling that are not numbers
 
 
 @dataclass(frozen=True)
 class CallSetting:
-    """One number, or numbers, that a call takes.
+    """One number, or list of numbers, that a call takes.
 
     Attributes:
         adapter: checks a value of it, from a row or the spec.
-        number: ``int`` or ``float``, of the value or of each of several.
-        several: it may be a list of them.
+        number: ``int`` or ``float``; the type of the value, or of each value of a list.
+        several: a list of values is allowed.
         about: what it means, in a few words.
     """
 
@@ -35,7 +35,7 @@ class CallSetting:
 
     @property
     def by_row(self) -> bool:
-        """A column may set it."""
+        """Whether a column may set it."""
         return self.name in Columns.model_fields
 
 
@@ -51,7 +51,7 @@ def _setting(name: str) -> CallSetting:
 
 
 def _numbers(kind: Any) -> list[type]:
-    """``int`` and ``float`` wherever in a type."""
+    """Find ``int`` and ``float`` anywhere in a type."""
     if kind in (int, float):
         return [kind]
     inner = get_args(kind)

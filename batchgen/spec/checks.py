@@ -1,4 +1,4 @@
-"""That the fields of a spec go together, and that it holds no secret."""
+"""Checks that the fields of a spec fit each other, and that it holds no secret."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
-    """What is wrong between fields. ``stored``: a spec of an output, which is taken as it is."""
+    """Yield the faults between fields.
+
+    ``stored``: the spec is read from an output. An earlier version with fewer checks may have
+    written it, so only what the code relies on is checked.
+    """
     yield from _columns(spec)
     yield from _loras(spec)
     if not stored:
@@ -28,7 +32,7 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
 
 
 def is_set(spec: Spec, name: str) -> bool:
-    """The user has set a setting of ``sampling`` to something else than it is by itself."""
+    """Whether a setting of ``sampling`` differs from its default."""
     return bool(getattr(spec.sampling, name) != Sampling.model_fields[name].default)
 
 
@@ -39,13 +43,13 @@ def _columns(spec: Spec) -> Iterator[SpecError]:
         allowed = [name for name in mapped if is_image(name) and name != "mask"]
         if part not in allowed:
             named = ", ".join(allowed) or "none"
-            yield SpecError("conditioning.make", part, f"mapped image parts: {named}")
+            yield SpecError("conditioning.make", part, f"image parts that have a column: {named}")
     for part in Columns.model_fields:
         column = getattr(columns, part)
         if column is None and part in task.needs:
             yield missing(f"input.columns.{part}", f"a column, for {task.name}")
         if column is not None and part not in task.parts:
-            yield SpecError(f"input.columns.{part}", column, _none_of(spec, task, part))
+            yield _unused(spec, task, part, f"input.columns.{part}", column)
 
 
 def _loras(spec: Spec) -> Iterator[SpecError]:
@@ -56,48 +60,53 @@ def _loras(spec: Spec) -> Iterator[SpecError]:
 
 
 def _places(spec: Spec) -> Iterator[SpecError]:
-    """Where the input and the output lie."""
+    """Check the places of the input and the output."""
     for field, place in (("input.path", spec.input.path), ("output.url", spec.output.url)):
         if place is not None and "::" in place:
-            yield SpecError(field, place, "a place of its own, without '::'")
+            yield SpecError(field, place, "a path or URL without '::' (no chains of filesystems)")
     if not spec.output.url.strip():
         yield SpecError("output.url", spec.output.url, NEEDED["output"], said="is empty")
 
 
 def _idle(spec: Spec) -> Iterator[SpecError]:
-    """Settings that have no effect on this task or in this form."""
+    """Refuse settings that have no effect on this task or with this image format."""
     task = task_named(spec.task)
     for name in Sampling.model_fields:
         if name in Columns.model_fields and name not in task.parts and is_set(spec, name):
             given = getattr(spec.sampling, name)
-            yield SpecError(f"sampling.{name}", given, _none_of(spec, task, name))
+            yield _unused(spec, task, name, f"sampling.{name}", given)
     resize = spec.conditioning.resize
     is_other = resize != Conditioning.model_fields["resize"].default
     if is_other and not any(is_image(part) for part in task.parts):
-        yield SpecError("conditioning.resize", resize, _none_of(spec, task, "image"))
+        yield _unused(spec, task, "image", "conditioning.resize", resize)
     for name, forms in (("image_quality", ("jpeg", "webp")), ("jpeg_subsampling", ("jpeg",))):
         given = getattr(spec.output, name)
         if spec.output.image_format not in forms and given != Output.model_fields[name].default:
-            allowed = f"with output.image_format {' or '.join(forms)}"
-            yield SpecError(f"output.{name}", given, f"{allowed}; it is {spec.output.image_format}")
+            kind, fitting = spec.output.image_format, " or ".join(forms)
+            allowed = f"with output.image_format {fitting}"
+            because = f"output.image_format is {kind}; remove it, or set image_format to {fitting}"
+            yield SpecError(f"output.{name}", given, allowed, because=because)
 
 
-def _none_of(spec: Spec, task: Task, part: str) -> str:
-    """That the task reads no such part, and which other one the columns are those of."""
-    given = {name for name in Columns.model_fields if getattr(spec.input.columns, name) is not None}
+def _unused(spec: Spec, task: Task, part: str, field: str, given: object) -> SpecError:
+    """The task does not use this part; suggests the task that the columns look like."""
+    columns = spec.input.columns
+    mapped = {name for name in Columns.model_fields if getattr(columns, name) is not None}
     fits = (
         one.name
         for one in TASKS
-        if set(one.needs) <= given <= set(one.parts) and part in one.parts and one is not task
+        if set(one.needs) <= mapped <= set(one.parts) and part in one.parts and one is not task
     )
     is_condition = is_image(part) or part in ("class_label", "regions")
-    meant = next(fits, None) if is_condition and not given <= set(task.parts) else None
-    hint = f"; did you mean --task {meant}?" if meant else ""
-    return f"nothing, since {task.name} reads no {part}{hint}"
+    meant = next(fits, None) if is_condition and not mapped <= set(task.parts) else None
+    others = ", ".join(one.name for one in TASKS if part in one.parts)
+    hint = f"--task {meant}" if meant else f"a task that does ({others})"
+    because = f"{task.name} uses no {part}; remove it, or use {hint}"
+    return SpecError(field, given, f"nothing, with {task.name}", because=because)
 
 
 def _secrets(value: Any, path: str) -> Iterator[SpecError]:
-    """URLs that hold a secret, which would be kept in the plan."""
+    """Refuse URLs that hold a secret, since the plan would keep it."""
     if isinstance(value, Mapping):
         for name, one in value.items():
             yield from _secrets(one, f"{path}.{name}")
@@ -105,11 +114,11 @@ def _secrets(value: Any, path: str) -> Iterator[SpecError]:
         for number, one in enumerate(value):
             yield from _secrets(one, f"{path}.{number}" if isinstance(one, Mapping) else path)
     elif isinstance(value, str) and (found := secret_in(value)):
-        yield SpecError(path, value, without_secret(), said=f"has {found}")
+        yield SpecError(path, value, without_secret(), said=f"contains {found}")
 
 
 def without_secret() -> str:
     return (
-        "a URL without one, since plan and job keep it: name it in storage_options as ${VARIABLE}, "
-        "or leave it to the environment"
+        "a URL without it, since the plan and job.yaml store the URL; put it into "
+        "storage_options as ${VARIABLE}, or leave it to the environment"
     )

@@ -1,4 +1,4 @@
-"""What is wrong with a spec, in plain English: the field, what was given, what would be right."""
+"""Turns pydantic's errors into plain English: the field, what was given, what is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDED = {
     "output": "a folder or a URL",
     "output.url": "a folder or a URL",
 }
-# Flag by the field that must be there, for some task at least.
+# Flag by field, for the fields that some task requires.
 FLAGS = {
     "input": "--input",
     "input.path": "--input",
@@ -33,7 +33,7 @@ FLAGS = {
 
 
 class Faults(ValueError):
-    """What a validator of several fields finds; pydantic collects it with what it finds itself."""
+    """Faults found by a validator of several fields; pydantic collects it with its own errors."""
 
     def __init__(self, errors: Sequence[SpecError]) -> None:
         super().__init__("; ".join(map(str, errors)))
@@ -41,7 +41,7 @@ class Faults(ValueError):
 
 
 def faults_of(error: ValidationError, schema: Node) -> Iterator[SpecError]:
-    """Each fault that pydantic tells of, in the words of the field's JSON schema."""
+    """Yield each fault that pydantic reports, described by the field's JSON schema."""
     seen: set[str] = set()
     for detail in error.errors(include_url=False):
         for fault in _faults(detail, schema):
@@ -51,13 +51,13 @@ def faults_of(error: ValidationError, schema: Node) -> Iterator[SpecError]:
 
 
 def missing(field: str, needed: str) -> SpecError:
-    """A field that must be there is not; names its flag."""
+    """A required field is missing; the message names its flag."""
     flag = f" (flag {FLAGS[field]})" if field in FLAGS else ""
     return SpecError(field, None, needed + flag)
 
 
 def kind_of(value: object) -> str:
-    """What sort of value it is, without the value."""
+    """Describe the type of a value without showing the value."""
     if isinstance(value, Mapping):
         return "a mapping"
     if isinstance(value, list | tuple | set):
@@ -68,7 +68,7 @@ def kind_of(value: object) -> str:
 
 
 def described(node: Node, schema: Node) -> str:
-    """The values that a JSON schema allows."""
+    """Describe the values that a JSON schema allows."""
     node = _followed(node, schema)
     if "anyOf" in node:
         kinds = [described(one, schema) for one in node["anyOf"]]
@@ -117,9 +117,9 @@ def _faults(detail: Any, schema: Node) -> Sequence[SpecError]:
 
 
 def _place(loc: Sequence[int | str], schema: Node) -> tuple[list[str], Node]:
-    """As far into the schema as there are fields; pydantic's own marks, as of unions, are no part.
+    """Follow a location into the schema as far as there are fields.
 
-    A name that no section has is not taken either.
+    pydantic's own marks, such as those of unions, and unknown names end the path.
     """
     node, path = schema, list[str]()
     for part in loc:
@@ -146,7 +146,7 @@ def _inner(node: Node, part: int | str, schema: Node) -> Node | None:
 
 
 def _followed(node: Node, schema: Node) -> Node:
-    """A reference's end; of one with a null beside it, the one."""
+    """Resolve references; of a union with null, take the other member."""
     while True:
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rpartition("/")[2]]
@@ -157,7 +157,7 @@ def _followed(node: Node, schema: Node) -> Node:
 
 
 def _holds_more(node: Node) -> bool:
-    """A section or a mapping, or nothing is known of it: what stands there may be anything."""
+    """Whether a value may hold further ones, and so a secret: a section, a mapping, or unknown."""
     return "properties" in node or (node.get("type") in (None, "object") and "anyOf" not in node)
 
 

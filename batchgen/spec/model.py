@@ -1,4 +1,4 @@
-"""The section ``model`` of the spec: the model, and what is added to it."""
+"""The section ``model`` of the spec: the model, its adapters (such as LoRAs), its quantization."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FREE = FreeOnResume()
 
 
 class Section(BaseModel):
-    """A frozen part of the spec that knows its keys."""
+    """Base class of the spec's sections: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True
@@ -35,7 +35,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_section(cls, value: object) -> object:
-        """A section that stands in the file with nothing under it has its defaults."""
+        """A section that is empty in the file has its defaults."""
         return {} if value is None else value
 
 
@@ -57,65 +57,65 @@ def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Added(Section):
-    """A file that is added to the model."""
+    """A file that is loaded into the model: a LoRA, a textual inversion or an IP-Adapter."""
 
     path: str = Field(description="a safetensors file, a folder that holds one, a hub id or a URL")
     weight_name: str | None = Field(
-        default=None, description="the file's name, where a folder or repository has several"
+        default=None, description="the file's name, if the folder or repository has several"
     )
-    revision: str | None = Field(default=None, description="of a hub id")
+    revision: str | None = Field(default=None, description="revision, if the path is a hub id")
 
 
 class Lora(Added):
-    """A LoRA, chosen row by row by its name (column ``lora``)."""
+    """A LoRA. Rows choose it by its name (column ``lora``)."""
 
     name: Name
-    weight: Weight = Field(default=1.0, description="where a row names the LoRA without a weight")
+    weight: Weight = Field(default=1.0, description="used if a row names the LoRA without a weight")
 
 
 class TextualInversion(Added):
-    """Learned embeddings of a token that prompts then may use."""
+    """Learned embeddings of a token, which prompts may then use."""
 
-    token: str | None = Field(default=None, description="null: the one that the file names")
+    token: str | None = Field(default=None, description="null: the token that the file names")
 
 
 class IpAdapter(Added):
     """Weights that let a text-to-image model take an image as its prompt (task variation)."""
 
-    subfolder: str = Field(default="", description="where the file lies under the path")
+    subfolder: str = Field(default="", description="folder of the file under the path")
     image_encoder: str = Field(
         default="image_encoder",
         description="folder of the image encoder under the subfolder; with a / in it, under the "
-        "path; read only where the model has none itself and model.components names none",
+        "path; used only if neither the model nor model.components has an image encoder",
     )
 
 
 class Quantization(Section):
-    """Weights of fewer bits, made by a library that diffusers knows while the model is loaded."""
+    """Weights are quantized while the model is loaded, by a library that diffusers supports."""
 
     backend: Literal["bitsandbytes_4bit", "bitsandbytes_8bit", "quanto", "torchao"]
     components: tuple[str, ...] = Field(
-        min_length=1, description="those whose layers become quantised, such as unet, text_encoder"
+        min_length=1, description="components to quantize, such as unet, text_encoder"
     )
     options: dict[str, QuantizationOption] = Field(
-        default={}, description="of the backend's configuration, as diffusers has it"
+        default={}, description="options of the backend's configuration class in diffusers"
     )
 
 
 class Model(Section):
-    """Which model: the shipped one by name, a folder, a URL, or a hub id with its revision."""
+    """Which model to use: the shipped one by name, a folder, a URL, or a hub id and revision."""
 
     path: str = "digits-shapes"
     config: str | None = Field(
         default=None,
-        description="with a single safetensors file as the path: the folder, hub id or URL of a "
-        "model in diffusers layout, of which all but the weights is taken",
+        description="if the path is a single safetensors file: the folder, hub id or URL of a "
+        "model in diffusers layout, from which everything except the weights is read",
     )
     revision: str | None = None
     variant: str | None = None
     allow_pickle: bool = Field(
         default=False,
-        description="load weights that are there as .bin alone, by torch.load with weights_only",
+        description="load weights that exist only as .bin, by torch.load with weights_only",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     scheduler: str | None = Field(
@@ -123,7 +123,7 @@ class Model(Section):
     )
     scheduler_options: dict[str, Option] = Field(
         default={},
-        description="given to the scheduler, and to those that rows name where they know them",
+        description="options for the scheduler, and for schedulers named by rows that have them",
     )
     components: dict[str, str | tuple[str, ...]] = Field(
         default={},
@@ -134,13 +134,13 @@ class Model(Section):
         default=(), description="learned tokens that prompts may use"
     )
     ip_adapter: IpAdapter | None = Field(
-        default=None, description="for task variation: an image as the prompt of a text model"
+        default=None, description="for task variation: lets a text model take an image as prompt"
     )
     quantization: Quantization | None = Field(
-        default=None, description="load components with weights of fewer bits"
+        default=None, description="load components with quantized weights"
     )
     prompt_weighting: Literal["compel"] | None = Field(
-        default=None, description="compel: (red)1.5 and the like in prompts give words a weight"
+        default=None, description="compel: prompts may weight words, as in (red)1.5 star"
     )
 
     @model_validator(mode="after")
@@ -148,16 +148,16 @@ class Model(Section):
         names = [lora.name for lora in self.loras]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"each name of loras once ({', '.join(twice)} stands there twice)")
+            raise ValueError(f"loras with different names ({', '.join(twice)} is used twice)")
         return self
 
     @property
     def lora_weights(self) -> dict[str, float]:
-        """Name -> the weight where a row gives none."""
+        """Name -> the weight to use if a row gives none."""
         return {lora.name: lora.weight for lora in self.loras}
 
     def places(self) -> Iterator[tuple[str, str]]:
-        """Every path, hub id or URL with the field that names it."""
+        """Yield every path, hub id or URL with the field that names it."""
         yield "model.path", self.path
         if self.config is not None:
             yield "model.config", self.config
@@ -168,7 +168,7 @@ class Model(Section):
             yield f"{field}.path", added.path
 
     def added(self) -> Iterator[tuple[str, Added]]:
-        """Every added file with the field that names it."""
+        """Yield every adapter file (LoRA and so on) with the field that names it."""
         for number, lora in enumerate(self.loras):
             yield f"model.loras.{number}", lora
         for number, inversion in enumerate(self.textual_inversions):

@@ -1,4 +1,4 @@
-"""Where a spec's input and output lie: the same places from anywhere, reached as the spec says."""
+"""Makes the places of a spec absolute, and configures how this process reaches its stores."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from batchgen.storage import absolute, configure
 
 
 def reach_stores(spec: Spec) -> None:
-    """Stores are reached as the spec says from now on, in this process."""
+    """Configure the stores of this process by the spec's limits and options."""
     configure(spec.storage_options, spec.storage.limits())
 
 
 def anywhere(spec: Spec) -> Spec:
-    """The spec with local paths made absolute, for workers and for a resume from another folder."""
+    """Make local paths absolute, for workers and for a resume from another folder."""
     path = absolute(spec.input.path) if spec.input.path else ""
     roots = spec.input.uri_roots
     if roots is not None:

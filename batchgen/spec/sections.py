@@ -1,4 +1,4 @@
-"""Sections of the spec that say what a row carries and how a sample is made from it."""
+"""The sections of the spec except model and storage: input, sampling, output, resources, policy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from batchgen.spec.faults import NEEDED, Faults, missing
 from batchgen.spec.model import FREE, Section
 
 MIN_SIZE, MAX_SIZE = 8, 4096
-MAX_TEXT = 10_000  # characters of a prompt: above twice what the longest text encoder here reads
-MAX_COUNT = 10**10  # the plan notes every 65,536 of them
+MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
+MAX_COUNT = 10**10  # the plan has one entry for each 65,536 rows
 
 Eta = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Noise = Annotated[int, Field(ge=0, le=1000)]
@@ -28,19 +28,19 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Columns(Section):
-    """Which input column plays which part. A null part is not read from the data."""
+    """Which input column holds which part of a row. A part that is null is not read."""
 
     prompt: str | None = Field(
-        default=None, description="default: `prompt`, for the tasks that need one"
+        default=None, description="default: `prompt`, for tasks that read prompts"
     )
     negative_prompt: str | None = None
     class_label: str | None = Field(default=None, description="class numbers or names")
     image: str | None = None
-    mask: str | None = Field(default=None, description="white is repainted")
+    mask: str | None = Field(default=None, description="white areas are repainted")
     control: str | tuple[str, ...] | None = Field(
-        default=None, description="control images, a column for each ControlNet"
+        default=None, description="control images, one column for each ControlNet"
     )
-    regions: str | None = Field(default=None, description="lists of {phrase, box} for layouts")
+    regions: str | None = Field(default=None, description="layout: a list of {phrase, box}")
     key: str | None = None
     label: str | None = None
     seed: str | None = None
@@ -58,9 +58,9 @@ class Columns(Section):
     lora: str | None = Field(default=None, description="`name:weight,name:weight`, or empty")
 
     def mapped(self) -> dict[str, str]:
-        """Part -> column for the parts that are read from the data.
+        """Map each part that is read from the data to its column.
 
-        Of several control images the first is ``control``, the next ``control_1`` and so on.
+        Several control images are named ``control``, ``control_1`` and so on.
         """
         parts = {part: getattr(self, part) for part in type(self).model_fields}
         several = parts.pop("control")
@@ -70,7 +70,7 @@ class Columns(Section):
 
 
 def control_part(number: int) -> str:
-    """The part that the control image of that number plays."""
+    """Name the part of the control image with this number."""
     return f"control_{number}" if number else "control"
 
 
@@ -84,22 +84,22 @@ class Input(Section):
     columns: Columns = Columns()
     keep_columns: tuple[str, ...] | None = Field(
         default=None,
-        description="source columns copied to the output; null: all but the conditioning image",
+        description="source columns to copy to the output; null: all except conditioning images",
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="only the first rows of the dataset"
+        default=None, description="use only the first rows of the dataset"
     )
     check_keys: Annotated[bool, FREE] = Field(
         default=True, description="read the key column while planning and refuse duplicates"
     )
     uri_roots: tuple[str, ...] | None = Field(
         default=None,
-        description="where images named by URI may lie: folders, buckets (s3://bucket) or schemes "
-        "(https://); null: the input's own folder or bucket",
+        description="allowed locations of images that rows name by URI: folders, buckets "
+        "(s3://bucket) or schemes (https://); null: the input's own folder or bucket",
     )
     uri_limit_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
     image_limit_pixels: Annotated[int, Field(ge=1, le=128 << 20), FREE] = Field(
-        default=64 << 20, description="images of more pixels are rejected; 64 Mi is 8192 x 8192"
+        default=64 << 20, description="images with more pixels are rejected; 64 Mi is 8192 x 8192"
     )
     uri_timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False), FREE] = 60.0
 
@@ -108,19 +108,23 @@ class Input(Section):
         if not self.path and self.count is None:
             raise Faults([missing("input.path", NEEDED["input"])])
         if self.path and self.count is not None:
-            raise Faults([SpecError("input.count", self.count, "null where input.path is given")])
+            both = "input.path is set as well; remove one of the two"
+            raise Faults([SpecError("input.count", self.count, "null", because=both)])
         mapped = self.columns.mapped() if self.count is not None else {}
-        none = "null: input.count has no columns"
-        faults = [SpecError(f"input.columns.{one}", name, none) for one, name in mapped.items()]
+        none = "input.count generates rows without columns; remove it, or use input.path"
+        faults = [
+            SpecError(f"input.columns.{one}", name, "null", because=none)
+            for one, name in mapped.items()
+        ]
         if faults:
             raise Faults(faults)
         return self
 
 
 class Sampling(Section):
-    """Defaults for every sample; a mapped column overrides them row by row.
+    """Settings of every sample; a column of ``input.columns`` overrides them row by row.
 
-    Nulls are filled from the model when the plan is made (its recommended settings, its size).
+    Planning replaces nulls by the model's recommended settings and its own size.
     """
 
     num_inference_steps: Steps | None = Field(default=None, description="denoising steps")
@@ -128,12 +132,12 @@ class Sampling(Section):
         default=None, description="how closely the prompt is followed"
     )
     strength: Strength | None = Field(
-        default=None, description="share of noise put on the source image"
+        default=None, description="how much of the source image is replaced by noise, 0 to 1"
     )
     width: Size | None = Field(default=None, description="pixels")
     height: Size | None = Field(default=None, description="pixels")
     negative_prompt: Annotated[str, Field(max_length=MAX_TEXT)] = ""
-    eta: Eta = Field(default=0.0, description="share of fresh noise in DDIM")
+    eta: Eta = Field(default=0.0, description="fraction of fresh noise in DDIM")
     image_guidance_scale: Guidance = Field(
         default=1.5, description="how closely the source image is kept"
     )
@@ -145,7 +149,7 @@ class Sampling(Section):
     )
     image_prompt_scale: Scale = Field(default=1.0, description="weight of an image prompt")
     denoising_end: Part = Field(
-        default=0.8, description="with a refiner: share of the schedule that the base model goes"
+        default=0.8, description="with a refiner: fraction of the schedule that the base model runs"
     )
     lora: str | None = Field(
         default=None, description="`name:weight,...` of model.loras; null: all, at their weights"
@@ -153,7 +157,7 @@ class Sampling(Section):
 
 
 class Made(Section):
-    """A condition made on the fly from an image, by a classical method (``batchgen tasks``)."""
+    """A condition computed from an image by a classical method (``batchgen tasks control``)."""
 
     name: str
     options: dict[str, float] = Field(default={})
@@ -165,20 +169,22 @@ class Made(Section):
 
 
 class Conditioning(Section):
-    """How conditioning images are brought to the size of the call, and what is made of them."""
+    """How conditioning images are resized to the size of the call, and converted by makers."""
 
     resize: Literal["fill", "fit", "stretch", "multiple-of"] = Field(
         default="fill",
-        description="fill: cover, crop about the centre; fit: lie inside, pad; stretch: regardless "
-        "of aspect; multiple-of: each image keeps its size, cropped to what the model can take",
+        description="fill: cover the size, crop about the centre; fit: fit inside, pad; stretch: "
+        "ignore the aspect ratio; multiple-of: keep each image's size, crop it to a multiple that "
+        "the model supports",
     )
     make: dict[str, Made] = Field(
-        default={}, description="part (image, control, control_1, ...) -> what is made of its image"
+        default={},
+        description="image part (image, control, control_1, ...) -> the maker that converts it",
     )
 
 
 class Output(Section):
-    """Where the images go and in which form."""
+    """Where images are written, and in which format."""
 
     url: Annotated[str, FREE]
     format: Literal["parquet", "webdataset", "image-folder"] = "parquet"
@@ -186,59 +192,62 @@ class Output(Section):
     image_format: Literal["png", "jpeg", "webp"] = "png"
     image_quality: Annotated[int, Field(ge=1, le=100)] = 95
     jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = Field(
-        default="4:4:4", description="how much less of the colour than of the light JPEG keeps"
+        default="4:4:4", description="chroma subsampling of JPEG output"
     )
     license: Annotated[str, FREE] = "unknown"
 
 
 class Pool(Section):
-    """The replicas of one stage. Null shares are chosen from what the cluster has."""
+    """The replicas of one stage. CPUs and GPUs that are null are chosen from the cluster's."""
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] | None = None
     num_cpus: Annotated[float, Field(gt=0)] | None = None
     num_gpus: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="of a replica: a share of one GPU, or several over which its largest model "
-        "is spread",
+        description="for each replica: a fraction of one GPU, or several GPUs over which its "
+        "largest model is divided",
     )
     accelerator_type: str | None = Field(
-        default=None, description="only on nodes with this GPU, by Ray's name for it: L40S, H100"
+        default=None, description="use only nodes with this GPU, by Ray's name: L40S, H100"
     )
     resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default={}, description="custom resources of Ray that a replica takes, name -> amount"
+        default={}, description="custom Ray resources that a replica reserves, name -> amount"
     )
     stuck_after_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=1800.0,
-        description="a replica that finishes no micro-batch for so long is started anew",
+        description="a replica that finishes no micro-batch for this long is restarted",
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> Pool:
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas of at least min_replicas ({self.min_replicas})")
+            raise ValueError(
+                f"max_replicas ({self.max_replicas}) of at least min_replicas ({self.min_replicas})"
+            )
         return self
 
     @field_validator("num_gpus")
     @classmethod
     def _shared_or_whole(cls, value: float | None) -> float | None:
         if value is not None and value > 1 and value != int(value):
-            raise ValueError("a share of one GPU (up to 1), or a whole number of them")
+            raise ValueError("a fraction of one GPU (up to 1), or a whole number of GPUs")
         return value
 
 
 class Resources(Section):
-    """How the stages are laid out over actors.
+    """How the stages are divided over actors.
 
-    ``batch_size`` and ``torch_threads`` are part of the fingerprint: a sample's bytes are promised
-    for a fixed batch shape and thread count.
+    ``batch_size`` and ``torch_threads`` are part of the fingerprint, since a sample's bytes are
+    reproducible only with a fixed batch shape and thread count.
     """
 
     layout: Annotated[Literal["fused", "staged"], FREE] = "fused"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     torch_threads: Annotated[int, Field(ge=1, le=256)] = 1
     shards_in_flight: Annotated[int, Field(ge=1, le=8), FREE] = Field(
-        default=2, description="shards one actor holds at a time, to overlap device and upload"
+        default=2,
+        description="shards that an actor works on at a time, to overlap device work and upload",
     )
     generate: Annotated[Pool, FREE] = Pool()
     encode: Annotated[Pool, FREE] = Pool()
@@ -247,13 +256,13 @@ class Resources(Section):
 
 
 class Policy(Section):
-    """When to go on and when to stop."""
+    """When to retry, reject or stop."""
 
     failed_limit: Annotated[Share, FREE] = Field(
-        default=0.01, description="share of the finished samples that may fail"
+        default=0.01, description="fraction of the finished samples that may fail"
     )
     rejected_limit: Annotated[Share, FREE] = Field(
-        default=0.1, description="share of planned samples that may be rejected"
+        default=0.1, description="fraction of the planned samples that may be rejected"
     )
     shard_retries: Annotated[int, Field(ge=0, le=100), FREE] = 2
-    reject_flat: bool = Field(default=True, description="reject images of one single colour")
+    reject_flat: bool = Field(default=True, description="reject images that have only one colour")

@@ -1,4 +1,4 @@
-"""What the user asked for: YAML, flags or both become one frozen spec with a fingerprint."""
+"""The spec: what the user asked for in YAML and flags, validated, frozen, with a fingerprint."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from batchgen.spec.storage_section import Storage, option_faults
 from batchgen.spec.tasks import TASK_NAMES, task_named
 from batchgen.spec.tree import canonical_json, flatten, spread
 
-STORED = "stored"  # context of a spec that an output holds already, which is taken as it is
+STORED = "stored"  # validation context of a spec read from an output: fewer checks, see checks.py
 
 
 class Spec(Section):
-    """The whole order. Two specs with equal fingerprints give the same images."""
+    """The complete spec. Two specs with equal fingerprints give the same images."""
 
     input: Input
     task: str = "text-to-image"
@@ -68,7 +68,7 @@ class Spec(Section):
     @model_validator(mode="before")
     @classmethod
     def _in_full(cls, tree: Any) -> Any:
-        """Sections written as a text; ``prompt`` is the column of tasks that need a prompt."""
+        """Expand sections written as a text; add the prompt column of tasks that read prompts."""
         if not isinstance(tree, dict):
             return tree
         tree = spread(tree)
@@ -89,7 +89,7 @@ class Spec(Section):
         return self
 
     def result_fields(self) -> dict[str, Any]:
-        """The fields that change the images, dotted; everything else may differ on resume."""
+        """Return the fields that change the images, by dotted name; others may differ on resume."""
         return result_fields(self.model_dump(mode="json"))
 
     @property
@@ -103,7 +103,7 @@ class Spec(Section):
 
 
 def result_fields(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a spec as it is written, perhaps by another version, the fields that change the images.
+    """Return the fields that change the images, of a spec that another version may have written.
 
     The fingerprints of outputs are computed over them: a field that is counted stays so.
     """

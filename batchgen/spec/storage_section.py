@@ -1,4 +1,4 @@
-"""Sections of the spec that say how stores are reached; they change no image."""
+"""Sections of the spec that say how stores are reached. They do not change images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from batchgen.storage.connect import REFERENCE
 
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
-# Options whose text is no secret, by their last name; all others may only be named.
+# Options whose values are not secret, by their last name. All others may only refer to an
+# environment variable, since the plan and job.yaml store the spec.
 HARMLESS = frozenset(
     (
         *("endpoint_url", "endpoint", "profile", "region_name", "region", "signature_version"),
@@ -32,7 +33,7 @@ HARMLESS = frozenset(
         *("anon", "use_ssl", "version_aware", "use_listings_cache", "auto_mkdir", "trust_env"),
     )
 )
-# Options that hold further ones.
+# Options that hold further options.
 HOLDERS = frozenset(
     (
         *("client_kwargs", "config_kwargs", "s3", "s3_additional_kwargs", "retries", "headers"),
@@ -43,20 +44,24 @@ _SECRET_NAME = re.compile(
     r"secret|token|passw|credential|sas|account_key|access_key|api_key|connection_string|auth|^key$",
     re.IGNORECASE,
 )
-_TOKEN_WORDS = ("anon", "cloud", "google_default", "browser", "cache")  # gcsfs: ways to get one
+_TOKEN_WORDS = ("anon", "cloud", "google_default", "browser", "cache")  # gcsfs: how to get a token
 
 
 class Storage(Section):
-    """Bounds on what is done with a store over a network."""
+    """Timeouts, retries and connections of stores on a network."""
 
     connect_timeout_s: Seconds = 5.0
-    read_timeout_s: Seconds = Field(default=15.0, description="without a byte, not altogether")
+    read_timeout_s: Seconds = Field(
+        default=15.0, description="time without any byte, not of the complete transfer"
+    )
     patience_s: Seconds = Field(
-        default=45.0, description="how long one operation that fails is tried again"
+        default=45.0, description="how long one failing operation is retried"
     )
     connections: Annotated[int, Field(ge=1, le=1024)] = 16
     part_bytes: Annotated[int, Field(ge=5 << 20, le=5 << 30)] = Field(
-        default=32 << 20, description="of multipart uploads, for objects of two parts or more"
+        default=32 << 20,
+        description="part size of multipart uploads, which are used for objects of two parts or "
+        "more",
     )
 
     def limits(self) -> Limits:
@@ -64,10 +69,10 @@ class Storage(Section):
 
 
 def check_options(options: object) -> None:
-    """Refuse options that are none, and secrets that are written down; they may only be named.
+    """Refuse options of a wrong form, and secrets that are not given as ``${VARIABLE}``.
 
     Raises:
-        SpecError: each field; what was given is not shown.
+        SpecError: names each wrong field; the values are not shown.
     """
     faults = list(option_faults(options))
     if faults:
@@ -75,7 +80,7 @@ def check_options(options: object) -> None:
 
 
 def option_faults(options: object) -> Iterator[SpecError]:
-    """What of ``storage_options`` is refused."""
+    """Yield the faults of ``storage_options``."""
     if not isinstance(options, Mapping):
         yield _is_no_mapping("storage_options", options, "options by protocol")
         return
@@ -90,10 +95,10 @@ def option_faults(options: object) -> Iterator[SpecError]:
 
 
 def _names_that_are_none(options: Mapping[Any, Any], field: str) -> Iterator[SpecError]:
-    """YAML takes 1 and 2024-01-01 for a number and a date."""
+    """Refuse names that are not text: Python callers may pass a number, such as 1."""
     for name, value in options.items():
         if not isinstance(name, str):
-            yield SpecError(field, name, f'names in text; if it is one, write "{name}" in quotes')
+            yield SpecError(field, name, f'text as option names; write "{name}" in quotes')
         if isinstance(value, Mapping):
             yield from _names_that_are_none(value, f"{field}.{name}")
 
@@ -103,7 +108,7 @@ def _is_no_mapping(field: str, given: object, allowed: str) -> SpecError:
 
 
 def _literals(value: Any, field: str, is_known: bool) -> Iterator[SpecError]:
-    """Texts, and under a telling name numbers, that might be a secret."""
+    """Refuse texts that might be a secret, and numbers whose name suggests one."""
     name = field.rpartition(".")[2]
     if isinstance(value, Mapping):
         is_holder = is_known and name in HOLDERS
@@ -116,8 +121,8 @@ def _literals(value: Any, field: str, is_known: bool) -> Iterator[SpecError]:
         yield SpecError(
             field,
             value,
-            "its name alone: ${VARIABLE} is read from the environment where the store is reached",
-            said="may be a secret, written down",
+            "${VARIABLE}, read from the environment of each process that uses the store",
+            said="may be a secret in plain text",
         )
 
 

@@ -1,4 +1,4 @@
-"""The tasks of latent diffusion: what a row carries for each, and which settings it takes."""
+"""The tasks of latent diffusion: the columns that each needs, and the settings that it supports."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from batchgen.errors import nearest
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that can be asked of a latent diffusion model.
+    """One task of a latent diffusion model.
 
     Attributes:
         name: as in a spec's ``task``.
-        about: one sentence.
-        needs: parts of ``input.columns`` that must be mapped.
-        takes: further parts that may be.
-        prompt_column: the column that holds the prompts if the spec names none.
+        about: what it generates, in one phrase.
+        needs: parts of ``input.columns`` that must have a column.
+        takes: further parts that may have one.
+        prompt_column: the column of the prompts, if the spec names none.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Task:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Every part of ``input.columns`` that has a meaning here."""
+        """Every part of ``input.columns`` that this task uses."""
         return (*self.needs, *self.takes)
 
 
 def is_image(part: str) -> bool:
-    """Whether a part of ``input.columns`` is an image; control images may bear a number."""
+    """Whether a part of ``input.columns`` is an image; control images may have a number."""
     return re.fullmatch(r"image|mask|control(_\d+)?", part) is not None
 
 
@@ -47,13 +47,13 @@ _SIZED = ("width", "height")
 TASKS = (
     Task(
         "unconditional",
-        "images of what the model was trained on, from noise alone",
+        "images like those that the model was trained on, from noise only",
         needs=(),
         takes=(*_ALWAYS, *_SIZED),
     ),
     Task(
         "class-conditional",
-        "images of a class, given by its number or its name",
+        "images of a class, given by its number or name",
         needs=("class_label",),
         takes=(*_GUIDED, *_SIZED),
     ),
@@ -66,7 +66,7 @@ TASKS = (
     ),
     Task(
         "image-to-image",
-        "variations of an image that follow a prompt, as far from it as strength says",
+        "variations of an image that follow a prompt; strength says how much may change",
         needs=("image",),
         takes=("prompt", *_TEXT, *_SIZED, "strength"),
         prompt_column="prompt",
@@ -86,14 +86,14 @@ TASKS = (
     ),
     Task(
         "image-edit",
-        "an image changed as an instruction says; colourisation, with a grey image as condition",
+        "an image changed by an instruction; also colourisation of a grey image",
         needs=("image", "prompt"),
         takes=(*_TEXT, *_SIZED, "image_guidance_scale"),
         prompt_column="prompt",
     ),
     Task(
         "control",
-        "images of a prompt that keep to a layout, a semantic map, edges, depth or a pose",
+        "images of a prompt that follow a layout, a semantic map, edges, depth or a pose",
         needs=("prompt",),
         takes=(
             *("control", "image", "regions"),
@@ -105,7 +105,7 @@ TASKS = (
     ),
     Task(
         "variation",
-        "images that resemble an image: the image itself is the prompt",
+        "images that resemble an image, which is used as the prompt",
         needs=("image",),
         takes=("prompt", *_TEXT, *_SIZED, "noise_level", "image_prompt_scale"),
     ),
@@ -115,14 +115,14 @@ TASK_NAMES = tuple(task.name for task in TASKS)
 
 
 def task_named(name: str) -> Task:
-    """The task of that name. Raises KeyError if there is none."""
+    """Return the task of that name; KeyError if there is none."""
     return {task.name: task for task in TASKS}[name]
 
 
 def parse_lora(text: str, known: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    """``name:weight,name:weight`` as (name, weight) by name; a name alone has its known weight.
+    """Parse ``name:weight,name:weight`` into (name, weight) pairs, sorted by name.
 
-    An empty text stands for no LoRA.
+    A name without a weight gets its weight in ``known``. An empty text means no LoRA.
 
     Raises:
         ValueError: the message says what is allowed.
@@ -134,7 +134,7 @@ def parse_lora(text: str, known: Mapping[str, float]) -> tuple[tuple[str, float]
             names = ", ".join(sorted(known)) or "none"
             raise ValueError(f"names of model.loras ({names}{nearest(name, known)}); got {name!r}")
         if name in chosen:
-            raise ValueError(f"each LoRA once; {name} stands there twice")
+            raise ValueError(f"each LoRA once; {name} is named twice")
         try:
             chosen[name] = float(weight) if colon else known[name]
         except ValueError:

@@ -1,4 +1,4 @@
-"""A spec as nested dictionaries, before it is checked: read from a file, merged with flags."""
+"""Reads a spec file into nested dictionaries and merges flags into them, before any checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLAIN = {"input": "path", "model": "path", "output": "url"}
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces, for hashing."""
+    """Format a value as JSON with sorted keys and no spaces, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -31,14 +31,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """A spec file as nested dictionaries.
+    """Read a spec file into nested dictionaries.
 
     Raises:
         InputError: the file is missing, is not YAML, or does not hold a mapping.
     """
     try:
         with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)  # a device never ends
+            text = file.read(MAX_BYTES + 1)  # bounded, since a device such as /dev/zero never ends
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"spec file {path}: {reason or error}") from error
@@ -49,7 +49,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def spread(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """With the sections that are written as a text, such as ``model: owner/name``, in full."""
+    """Expand sections that are written as a text, such as ``model: owner/name``."""
     return {
         name: {PLAIN[name]: value} if name in PLAIN and isinstance(value, str) else value
         for name, value in tree.items()
@@ -57,14 +57,15 @@ def spread(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``base`` with every dotted path set to its value; the later wins."""
+    """Copy ``base`` and set every dotted path to its value; later ones win."""
     merged: dict[str, Any] = spread(copy.deepcopy(dict(base)))
     for path, value in dotted.items():
         if path in PLAIN and isinstance(value, str):
             path = f"{path}.{PLAIN[path]}"
         *sections, field = path.split(".")
         if len(sections) >= MAX_DEPTH:
-            raise SpecError(path[:60], value, f"up to {MAX_DEPTH} levels", said="is too deep")
+            allowed = f"at most {MAX_DEPTH} levels"
+            raise SpecError(path[:60], value, allowed, said="has too many levels")
         place = merged
         for depth, section in enumerate(sections, start=1):
             inner = place.get(section)
@@ -72,14 +73,15 @@ def merge(base: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
                 inner = place[section] = {}
             if not isinstance(inner, dict):
                 outer = ".".join(sections[:depth])
-                raise SpecError(outer, inner, f"a section that holds {path!r}", "holds a value")
+                allowed = f"a section, so that {path!r} can be set in it"
+                raise SpecError(outer, inner, allowed, said="is a single value, not a section")
             place = inner
         place[field] = value
     return merged
 
 
 def unreadable(tree: object, path: str = "") -> Iterator[SpecError]:
-    """Texts that no file, name or message can hold, by their fields."""
+    """Find texts that cannot be written to files or messages; yields a fault for each field."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             yield from unreadable(value, f"{path}.{name}" if path else str(name))
@@ -90,13 +92,13 @@ def unreadable(tree: object, path: str = "") -> Iterator[SpecError]:
         if isinstance(text, str) and ("\0" in text or not _is_unicode(text)):
             field = ascii(path)[1:-1]
             yield SpecError(
-                field, text, "Unicode text", said="has bytes that are not UTF-8, or NUL"
+                field, text, "Unicode text", said="contains bytes that are not UTF-8, or NUL"
             )
             return
 
 
 def without(tree: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """A copy of the tree without a dotted field, if it is there; of a list's, without the list."""
+    """Copy the tree without a dotted field. A field inside a list removes the complete list."""
     first, _, rest = field.partition(".")
     inner = tree.get(first)
     kept = {name: value for name, value in tree.items() if name != first}

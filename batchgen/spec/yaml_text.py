@@ -1,4 +1,4 @@
-"""YAML as a spec has it: a small plain tree, whatever stands in the file or behind ``--set``."""
+"""Parses the YAML of spec files and of ``--set``: core types only, limited in size and depth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from batchgen.errors import InputError
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 32
-MAX_NODES = 10_000  # with everything counted that an alias stands for
+MAX_NODES = 10_000  # with each alias counted as a copy
 
 
 _Safe: Any = yaml.SafeLoader  # its methods have no types
@@ -20,7 +20,7 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(_Safe):  # type: ignore[misc]
-    """YAML's core types alone, since no field takes a date; names are text, and stand once."""
+    """Loads YAML's core types only, since no field is a date; names are text and unique."""
 
     depth = 0
     yaml_constructors: ClassVar = {
@@ -36,7 +36,7 @@ class _Loader(_Safe):  # type: ignore[misc]
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _wrong(self.peek_event().start_mark, f"more than {MAX_DEPTH} levels deep")
+            raise _wrong(self.peek_event().start_mark, f"more than {MAX_DEPTH} levels of nesting")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -45,7 +45,7 @@ class _Loader(_Safe):  # type: ignore[misc]
         names = set[str]()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _wrong(key.start_mark, "a name that is no text")
+                raise _wrong(key.start_mark, "a name that is not text")
             if key.value in names:
                 raise _wrong(key.start_mark, "the same name twice in a section")
             names.add(key.value)
@@ -54,7 +54,7 @@ class _Loader(_Safe):  # type: ignore[misc]
 
 
 def _number_or_text(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """What only looks like a number, as ``0x_`` does, is text."""
+    """Construct a number; a scalar that only looks like one, such as ``0x_``, stays text."""
 
     def constructed(loader: _Loader, node: yaml.ScalarNode) -> Any:
         try:
@@ -71,14 +71,14 @@ _Loader.add_constructor(f"{_TAG}merge", _Safe.yaml_constructors[f"{_TAG}str"])
 
 
 def parse_yaml(text: str | bytes, place: str) -> Any:
-    """The value that a YAML text stands for.
+    """Parse a YAML text.
 
     Raises:
-        InputError: it is not YAML, or is larger or deeper than any spec; names the ``place`` and
-            the line, and repeats nothing of the text, which may hold a secret.
+        InputError: it is not YAML, or is larger or deeper than a spec may be. The message names
+            the ``place`` and the line, and repeats nothing of the text, which may hold a secret.
     """
     if len(text) > MAX_BYTES:
-        raise InputError(f"{place} is larger than the {MAX_BYTES:,} bytes of the largest spec")
+        raise InputError(f"{place} is too large; a spec may have at most {MAX_BYTES:,} bytes")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -90,22 +90,22 @@ def parse_yaml(text: str | bytes, place: str) -> Any:
         mark = error.problem_mark or error.context_mark
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         said = error.problem if isinstance(error, _Said) else _KINDS.get(type(error), "")
-        raise InputError(f"{place} is not a spec's YAML{at}{said and ': '}{said}") from None
+        raise InputError(f"{place} is not valid YAML for a spec{at}{said and ': '}{said}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{place} is not YAML: {type(error).__name__}") from None
+        raise InputError(f"{place} is not valid YAML: {type(error).__name__}") from None
 
 
 class _Said(yaml.MarkedYAMLError):
-    """A fault in words of our own."""
+    """A fault with a message of batchgen, which holds nothing of the text."""
 
 
-# Their own words repeat what stands there.
+# The messages of PyYAML quote the text, which may hold a secret, so they are replaced.
 _KINDS: dict[type[Exception], str] = {
-    yaml.scanner.ScannerError: "a quote, bracket, colon or indentation is wrong there",
-    yaml.parser.ParserError: "a bracket, comma or indentation is wrong there",
-    yaml.composer.ComposerError: "an alias (*name) of nothing, a name given twice (&name), or two "
-    "documents",
-    yaml.constructor.ConstructorError: "a tag (!name) or a merge (<<) that a spec cannot have",
+    yaml.scanner.ScannerError: "a quote, bracket, colon or indentation is wrong",
+    yaml.parser.ParserError: "a bracket, comma or indentation is wrong",
+    yaml.composer.ComposerError: "an undefined alias (*name), an anchor defined twice (&name), or "
+    "two documents",
+    yaml.constructor.ConstructorError: "a tag (!name) or merge (<<) that is not allowed in a spec",
 }
 
 
@@ -114,16 +114,18 @@ def _wrong(mark: yaml.Mark, said: str) -> _Said:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Nodes of a tree in which each alias is a copy.
+    """Count the nodes of a tree, with each alias as a copy.
+
+    Aliases of aliases multiply: a text of 1 kB could expand to gigabytes.
 
     Raises:
-        _Said: too many, or a collection that holds itself.
+        _Said: too many nodes, or a collection that contains itself.
     """
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in known:
         if not known[id(node)]:
-            raise _wrong(node.start_mark, "a section or list that holds itself")
+            raise _wrong(node.start_mark, "a section or list that contains itself")
         return known[id(node)]
     known[id(node)] = 0
     inner = node.value

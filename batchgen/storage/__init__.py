@@ -1,4 +1,4 @@
-"""Object stores and folders behind a handful of verbs; the only home of fsspec."""
+"""Object stores and local folders, reached through fsspec, which only this package imports."""
 
 from batchgen.storage.connect import Limits, configure
 from batchgen.storage.faults import storage_errors

@@ -1,4 +1,4 @@
-"""What stands at a URL, brought once to each node that needs it: files of models."""
+"""Node-local download cache for model files that are given by URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from batchgen.errors import InputError, RetryShard, StorageFailed
 from batchgen.secrets import without_secrets
 from batchgen.storage import Stat, Store, open_store
 
-CACHE = "BATCHGEN_CACHE"  # the environment's name of the folder; read when something is fetched
+CACHE = "BATCHGEN_CACHE"  # environment variable with the folder; read at each fetch
 USUAL_CACHE = "~/.cache/batchgen/models"
 _THREADS = 8
 
@@ -27,37 +27,38 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 
 
 def is_url(place: str) -> bool:
-    """It is a URL, and no path, name or hub id."""
+    """Whether it is a URL, not a path, name or hub id."""
     return "://" in place
 
 
 def fetch(url: str, choose: Choose, cache: Path | None = None) -> Path:
-    """The folder of this node that holds a URL's files, or the file if the URL is one's.
+    """Return the local folder with a URL's files, or the local file if the URL names one file.
 
-    It lies in the cache and is named by a hash of the URL and of the files' names, sizes and etags,
-    so that another content has another folder. What is there is not fetched again; of many
-    processes that want it one fetches, the others wait. It gets its name when it is whole.
+    The folder is in the cache and is named by a hash of the URL and of the files' names, sizes and
+    etags, so that other content gets another folder. Files that are in the cache are not fetched
+    again. If several processes need them, one fetches and the others wait. The folder gets its name
+    when it is complete.
 
     Args:
-        url: any that fsspec knows.
-        choose: of the names below the URL those to be fetched; a file's is its last part.
+        url: any URL that fsspec supports.
+        choose: selects the names to fetch from those under the URL; a file's name is its last part.
         cache: default: the folder that ``BATCHGEN_CACHE`` names, or ``USUAL_CACHE``.
 
     Raises:
-        InputError: no such protocol, nothing there, or nothing of what was chosen.
+        InputError: unknown protocol, no file there, or none of the chosen files.
         StorageFailed: the store refuses or fails, or the cache cannot be written.
     """
     shown = without_secrets(url)
     try:
         return _fetched(open_store(url), shown, choose, cache or cache_folder())
     except FileNotFoundError:
-        raise InputError(f"{shown}: there is nothing") from None
+        raise InputError(f"{shown}: there is no file or folder") from None
     except RetryShard as error:
         raise StorageFailed(str(error)) from None
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what was fetched."""
+    """Return the folder of this machine's download cache."""
     return Path(os.environ.get(CACHE) or USUAL_CACHE).expanduser().absolute()
 
 
@@ -75,43 +76,43 @@ def _fetched(store: Store, shown: str, choose: Choose, cache: Path) -> Path:
 
 
 def _listed(store: Store, shown: str, choose: Choose) -> dict[str, Stat]:
-    """Name -> what is known, of what is chosen."""
+    """Map the names of the chosen files to size and etag."""
     stats = store.stats()
-    if _is_file(store, stats.values()):  # whose own name may have a query
+    if _is_file(store, stats.values()):  # the store's name of it may include a query
         stats = {posixpath.basename(shown): stat for stat in stats.values()}
     chosen = sorted(choose(list(stats)))
     if not chosen:
         found = ", ".join(sorted(stats)[:3]) or "no file"
         more = ", ..." if len(stats) > 3 else ""
-        raise InputError(f"{shown}: nothing that would be loaded; there is {found}{more}")
+        raise InputError(f"{shown}: no model file to load; found: {found}{more}")
     return {name: stats[name] for name in chosen}
 
 
 def _is_file(store: Store, stats: Iterable[Stat]) -> bool:
-    """The URL is that of one file."""
+    """Whether the URL names one file."""
     return [stat.path for stat in stats] == [store.root]
 
 
 def _is_whole(folder: Path, files: Mapping[str, Stat]) -> bool:
-    """It is there, and nobody has deleted from it since."""
+    """Whether all files are there; somebody may have deleted some of them."""
     return all(_is_like(folder / name, stat) for name, stat in files.items())
 
 
 def _is_like(file: Path, stat: Stat) -> bool:
-    """Some stores know no sizes."""
+    """Whether the file is there with the right size. Some stores know no sizes."""
     return file.is_file() and stat.size in (0, file.stat().st_size)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Inside, no other process is; what an interrupted one has left half fetched is removed."""
+    """Lock the folder against other processes; remove partial downloads of interrupted ones."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = (folder.parent / f"{folder.name}.lock").open("w")
     except OSError as error:
         raise StorageFailed(
-            f"the folder for fetched models {folder.parent} cannot be written: {error.strerror};"
-            f" name another by {CACHE}"
+            f"the download cache {folder.parent} cannot be written: {error.strerror}; "
+            f"set {CACHE} to another folder"
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -123,7 +124,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _bring(
     store: Store, files: Mapping[str, Stat], folder: Path, is_same: Callable[[], bool]
 ) -> None:
-    """Fetch all files, see that nothing has changed meanwhile, then name the folder."""
+    """Fetch all files, check that nothing changed meanwhile, then give the folder its name."""
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     try:
         for name in files:
@@ -131,8 +132,8 @@ def _bring(
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda one: store.fetch(files[one], str(temporary / one)), files))
         if not _is_whole(temporary, files) or not is_same():
-            raise StorageFailed(f"{store.url} changed while it was fetched; start again")
-        shutil.rmtree(folder, ignore_errors=True)  # one that is not whole any more
+            raise StorageFailed(f"{store.url} changed during the download; start the job again")
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:

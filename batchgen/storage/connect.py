@@ -1,8 +1,8 @@
-"""How a store is reached: options of its fsspec package, and the one place of its limits.
+"""Configures how stores are reached: the options of fsspec's packages, timeouts and retry limits.
 
-What a spec says of a protocol becomes fsspec's own configuration of this process, beside what
-``FSSPEC_<PROTOCOL>_<OPTION>`` variables and fsspec's configuration files say. So every part of a
-job, and every library below it, reaches a store alike.
+The spec's options of a protocol are added to fsspec's own configuration of this process, which also
+has those of ``FSSPEC_<PROTOCOL>_<OPTION>`` variables and of fsspec's configuration files. So every
+part of a job, and every library that it uses, reaches a store in the same way.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NETWORKED = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "ht
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what is done with a store over a network.
+    """Timeouts and retry limits of stores on a network.
 
-    The client libraries try once; what failed is tried again in one loop, ``faults.persist``, so
-    that the sum is bounded: ``patience_s`` and at most one more try. One try of a write takes no
-    longer than its two timeouts and its bytes at ``slowest_bytes_per_s``.
+    The client libraries try once. All retries are in one loop, ``faults.persist``, so that the
+    total time is bounded: ``patience_s`` and at most one more try. One try of a write takes at most
+    its two timeouts and the time of its bytes at ``slowest_bytes_per_s``.
     """
 
     connect_timeout_s: float = 5.0
@@ -39,7 +39,7 @@ class Limits:
     slowest_bytes_per_s: int = 2 << 20
 
     def write_within_s(self, size: int) -> float:
-        """How long one try may take to write so many bytes."""
+        """Return the time limit of one try to write ``size`` bytes."""
         return self.connect_timeout_s + self.read_timeout_s + size / self.slowest_bytes_per_s
 
 
@@ -55,17 +55,17 @@ _STATE = _State(Limits(), False)
 def configure(
     options: Mapping[str, Mapping[str, Any]] | None = None, limits: Limits | None = None
 ) -> None:
-    """Reach stores by these options, and by what the environment says now, from now on.
+    """Configure this process's access to stores by these options and the current environment.
 
-    Filesystems that fsspec keeps for this process are made anew: it tells them apart by their
-    options alone, so that one would go on with the keys and the endpoint of its first use.
+    The filesystems that fsspec caches are dropped: fsspec distinguishes them only by their explicit
+    options, so a cached one would keep the keys and the endpoint of its first use.
 
     Args:
         options: protocol -> option -> value; ``${NAME}`` stands for an environment variable.
-        limits: timeouts, patience, connections and part sizes.
+        limits: timeouts, retry time limit, connections and part sizes.
 
     Raises:
-        SpecError: a protocol that there is not, or a variable that is not set.
+        SpecError: an unknown protocol, or a variable that is not set.
     """
     import fsspec
     import fsspec.config
@@ -73,11 +73,11 @@ def configure(
 
     _STATE.limits = limits or Limits()
     conf = copy.deepcopy(_configuration_at_start())
-    conf["s3"] = _with_s3_limits(conf.get("s3", {}), _STATE.limits)  # s3a has it from there
+    conf["s3"] = _with_s3_limits(conf.get("s3", {}), _STATE.limits)  # s3fs uses it for s3a, too
     secrets: set[str] = set()
     for protocol, given in (options or {}).items():
         if protocol not in (known := fsspec.available_protocols()):
-            allowed = f"a protocol of a store, such as s3, gs or az{nearest(protocol, known)}"
+            allowed = f"a protocol that fsspec knows, such as s3, gs, az{nearest(protocol, known)}"
             raise SpecError("storage_options", protocol, allowed)
         resolved = {
             name: _resolved(f"storage_options.{protocol}.{name}", value, secrets)
@@ -100,11 +100,11 @@ def limits() -> Limits:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL and the path in it.
+    """Return the filesystem of a URL and the path in it.
 
     Raises:
-        InputError: no such protocol, its package is not installed, or the options do not suit it.
-        StorageFailed: nothing answers there.
+        InputError: unknown protocol, a package that is not installed, or options that do not fit.
+        StorageFailed: the host does not answer.
     """
     from fsspec.core import url_to_fs
 
@@ -112,24 +112,24 @@ def filesystem(url: str) -> tuple[Any, str]:
         configure()
     try:
         fs, root = url_to_fs(url)
-    except OSError as error:  # some connect at once
+    except OSError as error:  # some filesystems connect when they are created
         reason = error.strerror or error
         raise StorageFailed(f"cannot reach {url}: {type(error).__name__}: {reason}") from error
-    except Exception as error:  # of packages by the dozen, from options that are the user's
+    except Exception as error:  # any class: many packages, and options that the user wrote
         kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
         raise InputError(f"{url}: {kind}{error}{_extra_for(url)}") from error
     if hasattr(fs, "retries"):
-        fs.retries = 1  # `faults.persist` is the one loop
+        fs.retries = 1  # all retries are in `faults.persist`
     if "s3" in fs.protocol and fs.session is None:
         fs.session = _session(fs.kwargs)
     return fs, str(root)
 
 
 def _session(kwargs: Mapping[str, Any]) -> Any:
-    """As s3fs makes it, but for one header.
+    """Make the session as s3fs does, but without the header ``Expect``.
 
-    Clients that wait for "100 Continue" before they send a body wait for it without end: no time
-    limit runs until the body is sent (aiohttp 3.14, seen with a server that hangs).
+    A client that waits for "100 Continue" before it sends a body waits forever if the server hangs:
+    no timeout runs until the body is sent (seen with aiohttp 3.14).
     """
     from aiobotocore.session import AioSession
 
@@ -145,16 +145,16 @@ def _without_expect(params: dict[str, Any], **_: Any) -> None:
 def _extra_for(url: str) -> str:
     extra = {"gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
     found = extra.get(url.partition("://")[0])
-    return f"; `pip install 'batchgen[{found}]'` brings it" if found else ""
+    return f"; install it with `pip install 'batchgen[{found}]'`" if found else ""
 
 
 def is_networked(url: str) -> bool:
-    """A store whose faults pass: what failed there is tried again for a while."""
+    """Whether the store is on a network, so that failed operations are retried."""
     return url.partition("://")[0] in _NETWORKED and "://" in url
 
 
 def _resolved(field: str, value: Any, secrets: set[str]) -> Any:
-    """The value with its references followed; what they stood for counts as secret."""
+    """Replace ``${NAME}`` by the variable's value, and add that value to ``secrets``."""
     if isinstance(value, Mapping):
         return {name: _resolved(f"{field}.{name}", one, secrets) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -166,14 +166,15 @@ def _resolved(field: str, value: Any, secrets: set[str]) -> Any:
         return value
     found = os.environ.get(match.group(1))
     if found is None:
-        raise SpecError(field, value, "a variable that is set in this process's environment")
+        allowed = "an environment variable that is set in each process that uses the store"
+        raise SpecError(field, value, allowed)
     secrets.add(found)
     return found
 
 
 @cache
 def _configuration_at_start() -> dict[str, dict[str, Any]]:
-    """What fsspec took from variables and files when it was loaded."""
+    """Return the configuration that fsspec read from variables and files when it was imported."""
     import fsspec.config
 
     return copy.deepcopy(fsspec.config.conf)
@@ -185,7 +186,7 @@ def _with_s3_limits(given: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         "read_timeout": limits.read_timeout_s,
         "max_pool_connections": limits.connections,
         "retries": {"total_max_attempts": 1, "mode": "standard"},
-        # Checksums in trailers are newer than many stores that speak S3.
+        # Many S3-compatible stores do not support checksums in trailers, boto3's default.
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
     }

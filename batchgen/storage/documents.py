@@ -1,7 +1,7 @@
-"""JSON files that a run leaves in its output: read tolerantly, refused by name when too new.
+"""Reads the JSON files that a run leaves in its output: tolerantly, but refuses newer formats.
 
-Each has a ``version``. A field that is not known is ignored, one that is missing has its default,
-and a version is raised only where an older batchgen would misread the file.
+Each file has a ``version``. Unknown fields are ignored and missing ones have their defaults. The
+version is raised only for a change that an older batchgen would misread.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _adapter: Callable[[Any], Any] = cache(TypeAdapter)
 
 
 def read_document(kind: type[T], data: bytes | str, place: str, newest: int, remedy: str) -> T:
-    """The dataclass ``kind``, which has a ``version``, from its JSON, which lies at ``place``.
+    """Read JSON into the dataclass ``kind``, which has a ``version``; messages name ``place``.
 
     Raises:
         NewerFormat: its version is above ``newest``.
-        DamagedRecord: anything else that it is not; ends with the remedy.
+        DamagedRecord: it is not valid for another reason; the message ends with ``remedy``.
     """
     try:
         found: T = _adapter(kind).validate_json(data, strict=True)
@@ -42,7 +42,7 @@ def read_document(kind: type[T], data: bytes | str, place: str, newest: int, rem
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Any JSON value; None where it is none."""
+    """Parse any JSON value; None if it is not JSON."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -57,15 +57,15 @@ def _version_in(data: bytes | str) -> object:
 def _refuse_newer(version: object, place: str, newest: int) -> None:
     if isinstance(version, int) and version > newest:
         raise NewerFormat(
-            f"{place} was made by a newer batchgen (format {min(version, 10**6)}; this one reads "
-            f"up to {newest}): use that version"
+            f"{place} was written by a newer batchgen (format {min(version, 10**6)}; this version "
+            f"reads up to {newest}): use the newer version"
         )
 
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if fault["type"] == "json_invalid":
-        return fault["msg"].replace("Invalid JSON", "no JSON")
-    field = ".".join(str(part) for part in fault["loc"]) or "the whole"
+        return fault["msg"].replace("Invalid JSON", "not valid JSON")
+    field = ".".join(str(part) for part in fault["loc"]) or "the complete file"
     said = fault["msg"].removeprefix("Input ").removeprefix("Field ")
     return f"{field}: {said}"

@@ -1,4 +1,4 @@
-"""What a store's exceptions mean: try again, stop the job, or there is no such object."""
+"""Sorts the exceptions of stores (retry, stop the job, object missing), and retries operations."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _CLIENT_LIBRARIES = {
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 8.0
 
-# Code of an S3 or Azure error -> what somebody has to do about it.
+# Code of an S3 or Azure error -> what the user has to do.
 _REMEDIES = {
-    # answers to HEAD have no body, so no more than the status
-    "400": "the store refuses the request: an expired token, a wrong region or endpoint",
+    # answers to HEAD have no body, so only the status is known
+    "400": "the store refuses the request: check the token (expired?), the region and the endpoint",
     "401": "the store refuses the credentials: check them",
-    "403": "permission denied: check the credentials and their rights there",
-    "AccessDenied": "the key may not do this there: check the bucket's policy and the key's rights",
-    "AccountProblem": "ask the owner of the account",
-    "AllAccessDisabled": "the bucket's owner has closed it",
-    "AccountIsDisabled": "the store has closed the account: ask its owner",
+    "403": "permission denied: check the credentials and their rights",
+    "AccessDenied": "access denied: check the bucket's policy and the rights of the credentials",
+    "AccountProblem": "the account has a problem: ask its owner",
+    "AllAccessDisabled": "the bucket's owner has disabled access: ask the owner",
+    "AccountIsDisabled": "the store has disabled the account: ask its owner",
     "AuthenticationFailed": "the store refuses the credentials: check AZURE_STORAGE_* and clock",
-    "AuthorizationFailure": "the credentials may not do this there: check their roles",
-    "AuthorizationPermissionMismatch": "the credentials may not do this there: check their roles",
-    "ContainerNotFound": "there is no such container: make it, or check its name and account",
+    "AuthorizationFailure": "access denied: check the roles of the credentials",
+    "AuthorizationPermissionMismatch": "access denied: check the roles of the credentials",
+    "ContainerNotFound": "the container does not exist: create it, or check its name and account",
     "ExpiredToken": "get a new session token, then resume",
-    "InvalidAccessKeyId": "the store knows no such key: check AWS_ACCESS_KEY_ID or the profile",
+    "InvalidAccessKeyId": "the store does not know the key: check AWS_ACCESS_KEY_ID or the profile",
     "InvalidToken": "get a new session token, then resume",
-    "NoSuchBucket": "there is no such bucket: make it, or check its name, region and endpoint",
+    "NoSuchBucket": "the bucket does not exist: create it, or check its name, region and endpoint",
     "QuotaExceeded": "the quota is used up: free some space, then resume",
     "RequestTimeTooSkewed": "this machine's clock is wrong: set it, then resume",
     "SignatureDoesNotMatch": "the secret key is wrong: check AWS_SECRET_ACCESS_KEY or the profile",
@@ -48,7 +48,11 @@ _REMEDIES = {
 
 @contextmanager
 def storage_errors(doing: str) -> Iterator[None]:
-    """Sort a store's exceptions: FileNotFoundError passes, refusals stop, the rest is retried."""
+    """Sort a store's exceptions: FileNotFoundError passes, refusals stop, all others are retried.
+
+    Args:
+        doing: the operation, as in "cannot {doing}".
+    """
     try:
         yield
     except BatchgenError:
@@ -61,12 +65,12 @@ def storage_errors(doing: str) -> Iterator[None]:
 
 
 def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
-    """The error of ours that it means; None when it passes as it is."""
+    """Return the batchgen error for an exception; None if it is raised as it is."""
     code = error_code(error)
     said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if code in _REMEDIES:
         return StorageFailed(f"cannot {doing}: {code}; {_REMEDIES[code]}")
-    if code == "NoSuchUpload":  # completed already, its answer was lost, or was aborted
+    if code == "NoSuchUpload":  # aborted, or completed with a lost answer
         return RetryShard(f"cannot {doing}: {said}")
     if isinstance(error, FileNotFoundError | FileExistsError):
         return None
@@ -79,7 +83,7 @@ def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
     if isinstance(error, OSError):
         if error.errno == errno.EROFS:
             return StorageFailed(
-                f"cannot {doing}: {os.strerror(errno.EROFS)}; mount it for writing, or name "
+                f"cannot {doing}: {os.strerror(errno.EROFS)}; mount it for writing, or use "
                 "another output"
             )
         if error.errno in _NO_SPACE:
@@ -93,7 +97,7 @@ def _sorted_error(doing: str, error: Exception) -> BatchgenError | None:
     name = type(error).__name__
     if "Credential" in name or "Token" in name or name == "ProfileNotFound":
         return StorageFailed(f"cannot {doing}: {error}; check the credentials")
-    return RetryShard(f"cannot {doing}: {said}")  # clients raise classes of their own
+    return RetryShard(f"cannot {doing}: {said}")  # client libraries have their own classes
 
 
 def _is_clients(error: Exception) -> bool:
@@ -102,7 +106,7 @@ def _is_clients(error: Exception) -> bool:
 
 
 def error_code(error: BaseException | None) -> str:
-    """The code that a store gave with a refusal, somewhere in the chain; empty without one."""
+    """Find the error code of the store's answer in the chain of exceptions; empty if none."""
     while error is not None:
         named = getattr(error, "error_code", None)  # Azure's
         if named:
@@ -116,11 +120,11 @@ def error_code(error: BaseException | None) -> str:
 
 
 def persist(doing: str, call: Callable[[], T], patience_s: float) -> T:
-    """Do it, again and again while its faults may pass, for ``patience_s`` and one more try.
+    """Call, and retry with back-off for ``patience_s`` and one more try, while faults may pass.
 
     Raises:
-        FileNotFoundError, FileExistsError: as the store says.
-        StorageFailed: it refuses, or the fault did not pass.
+        FileNotFoundError, FileExistsError: from the store.
+        StorageFailed: the store refuses, or the fault did not pass.
     """
     deadline = time.monotonic() + patience_s
     pause_s = FIRST_PAUSE_S
@@ -131,8 +135,8 @@ def persist(doing: str, call: Callable[[], T], patience_s: float) -> T:
         except RetryShard as error:
             if time.monotonic() + pause_s > deadline:
                 raise StorageFailed(
-                    f"{error}; tried for {patience_s:g} s: the store is overloaded or out of "
-                    "reach; resume when it answers again"
+                    f"{error}; retried for {patience_s:g} s: the store is overloaded or "
+                    "unreachable; resume when it answers again"
                 ) from error
         time.sleep(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

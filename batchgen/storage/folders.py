@@ -1,4 +1,4 @@
-"""What lies in a store's folders, and its removal."""
+"""Lists the subfolders of a store and deletes many objects at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from functools import partial
 
 from batchgen.storage.store import Store
 
-_AT_ONCE = 1000  # objects that one request of S3 removes
+_AT_ONCE = 1000  # objects that one S3 request can delete
 
 
 def subfolders(store: Store, folder: str) -> list[str]:
-    """Names of the folders directly in ``folder``; of a bucket, what stands before a slash."""
+    """List the folders directly in ``folder``; in a bucket these are prefixes up to a slash."""
     path = store.path(folder)
     try:
         entries = store.attempt(f"list {store.url}/{folder}", partial(store.fs.ls, path, True))
@@ -25,7 +25,7 @@ def subfolders(store: Store, folder: str) -> list[str]:
 
 
 def delete_all(store: Store, names: Sequence[str]) -> None:
-    """Remove these objects in this order, and the folders of a disk that are empty then."""
+    """Delete these objects in this order, then the local folders that are empty."""
     for start in range(0, len(names), _AT_ONCE):
         some = names[start : start + _AT_ONCE]
         if store.local or not store.fs.async_impl:

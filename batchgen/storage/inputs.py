@@ -1,4 +1,4 @@
-"""Files that are read: those of a dataset, and objects that its rows name by URI."""
+"""Finds and opens the files of a dataset, and reads objects that its rows name by URI."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from batchgen.storage.store import Stat, open_file, to_stat
 from batchgen.storage.web import Denied, get
 
 _GLOB = re.compile(r"[*?\[]")
-_SHARE_OF_PATIENCE = 0.75  # of the time that an object has: a host out of reach is told as such
-# Codes of S3 about one object; others are about the store, and stop the job.
+# Retries end after this fraction of an object's time, so that the message can name the cause (the
+# host is unreachable) and not only the timeout.
+_SHARE_OF_PATIENCE = 0.75
+# S3 codes that concern one object; all others concern the store, and stop the job.
 _DENIED = ("403", "AccessDenied", "Forbidden", "InvalidObjectState")
 _UNFIT = (
     *("KeyTooLongError", "InvalidURI", "InvalidArgument", "InvalidBucketName"),
@@ -33,21 +35,22 @@ _OF_THE_DISK = {
 
 
 def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
-    """The files of a dataset, sorted by path, and the folder that their names are relative to.
+    """Find the files of a dataset, sorted by path, and the folder that their names are relative to.
 
-    ``path`` is one file, a folder (searched deeply for ``suffix``, in small or capital letters;
-    names that begin with ``_`` or ``.`` are left out) or a glob. On a disk, links to files and
-    folders are followed; a file has the link's path, and the size and time of what it names.
+    ``path`` is one file, a folder (searched with its subfolders for ``suffix`` in lower or upper
+    case; names that begin with ``_`` or ``.`` are skipped) or a glob. On a local disk, links to
+    files and folders are followed; such a file has the path of the link, and the size and time of
+    its target.
 
     Raises:
-        InputError: nothing is there, or a link leads nowhere.
+        InputError: there are no files, or a link is broken.
     """
     try:
         base, files = _found(path, suffix)
-    except ValueError as error:  # of a pattern or an address that its filesystem cannot read
+    except ValueError as error:  # a pattern or an address that the filesystem cannot parse
         raise InputError(f"input {path}: {error}") from error
     if not files:
-        raise InputError(f"input {path}: no {suffix} file there")
+        raise InputError(f"input {path}: it has no {suffix} file")
     return base, sorted(files, key=lambda stat: stat.path)
 
 
@@ -69,10 +72,10 @@ def _found(path: str, suffix: str) -> tuple[str, list[Stat]]:
 
 
 def open_input(path: str, url: str, etag: str = "") -> BinaryIO:
-    """Open a file that ``find_files`` found, on the filesystem of the URL it was asked with.
+    """Open a file that ``find_files`` found, on the filesystem of the URL passed to it.
 
     Raises:
-        InputError: it is not the one that had this etag any more, now or at a later read.
+        InputError: the file no longer has this etag, now or at a later read.
     """
     fs, _ = filesystem(url)
     if "file" in fs.protocol:
@@ -85,7 +88,7 @@ def open_input(path: str, url: str, etag: str = "") -> BinaryIO:
         file.close()
         raise InputError(
             f"input file {path} has changed: planned with etag {etag}, now it is {now}; "
-            "put it back, or write to a new output"
+            "restore it, or write to a new output"
         )
     return file
 
@@ -98,13 +101,15 @@ def _look_on_disk(root: str, path: str, suffix: str) -> tuple[str, list[Stat]]:
         if stat.S_ISDIR(facts.st_mode):
             continue
         if not stat.S_ISREG(facts.st_mode):
-            raise InputError(f"input {name} is no regular file; remove it, or name others")
+            raise InputError(
+                f"input {name} is not a regular file; remove it, or choose another input path"
+            )
         files.append(Stat(name, facts.st_size, time_of(facts)))
     return base, files
 
 
 def _named_on_disk(root: str, path: str, suffix: str) -> tuple[str, Iterator[str]]:
-    """The folder that names are relative to, and what the path names: folders may be among it."""
+    """Find the folder that names are relative to, and all files and folders that match the path."""
     pattern = _GLOB.search(root)
     if pattern and not os.path.lexists(root):
         return posixpath.dirname(root[: pattern.start()]), _matching(root, pattern.start(), suffix)
@@ -119,10 +124,10 @@ def _named_on_disk(root: str, path: str, suffix: str) -> tuple[str, Iterator[str
 
 
 def _matching(pattern: str, magic: int, suffix: str) -> Iterator[str]:
-    """What a glob matches; of a folder that is named like a file, as Spark writes, what is in it.
+    """Yield the matches of a glob; for a folder named like a file (as Spark writes), its files.
 
     Args:
-        magic: where in the pattern the first wildcard stands.
+        magic: position of the first wildcard in the pattern.
     """
     from fsspec.utils import glob_translate
 
@@ -143,7 +148,7 @@ def _leads_nowhere(name: str) -> bool:
 
 
 def _look(fs: Any, root: str, path: str, suffix: str) -> tuple[str, list[Stat]]:
-    """The folder that names are relative to, and the files of a store."""
+    """Find the folder that names are relative to, and the files, in a store."""
     pattern = _GLOB.search(root)
     if pattern and not fs.exists(root):
         base = posixpath.dirname(root[: pattern.start()])
@@ -174,19 +179,18 @@ def _is_data(name: str, base: str, suffix: str) -> bool:
 def read_limited(
     url: str, limit_bytes: int, follow: Callable[[str], object], within_s: float
 ) -> bytes:
-    """The object, or its first ``limit_bytes + 1`` bytes if it is larger.
+    """Read an object, or its first ``limit_bytes + 1`` bytes if it is larger.
 
     Args:
-        follow: called with every address that a web server sends on to; raises where that must not
-            be read from.
-        within_s: no store over a network is waited for any longer.
+        follow: called with the target of every redirect; raises if the target is not allowed.
+        within_s: time limit for stores on a network.
 
     Raises:
-        FileNotFoundError: there is none.
-        TimeoutError: it did not come in time.
-        Denied: this object may not be read.
-        InputError: it cannot be read for another reason of its own.
-        StorageFailed: the store refuses whatever is asked, or its faults did not pass.
+        FileNotFoundError: there is no such object.
+        TimeoutError: it was not read in time.
+        Denied: access to this object is denied.
+        InputError: this object cannot be read for another reason.
+        StorageFailed: the store refuses every request, or its faults did not pass.
         RetryShard: a fault of a disk that may pass.
     """
     fs, path = filesystem(url)
@@ -202,8 +206,8 @@ def read_limited(
             return _over_network(fs, path, most, follow, left_s) if left_s > 0 else _too_late()
         except BatchgenError:
             raise
-        except Exception as error:  # clients raise classes of their own
-            if error_code(error) == "InvalidRange":  # of an object without a byte
+        except Exception as error:  # client libraries have their own classes
+            if error_code(error) == "InvalidRange":  # S3's answer for an empty object
                 return b""
             found = _objects_own(error)
             if found is None:
@@ -214,11 +218,11 @@ def read_limited(
         patience_s = min(limits().patience_s, _SHARE_OF_PATIENCE * within_s)
         return persist(f"read {url.partition('?')[0]}", call, patience_s)
     except _TooLate:
-        raise TimeoutError(f"it did not come within {within_s:g} s") from None
+        raise TimeoutError(f"it was not read within {within_s:g} s") from None
 
 
 class _TooLate(InputError):
-    """What no further try would help."""
+    """The time is over. An InputError, so that ``persist`` does not retry."""
 
 
 def _too_late() -> bytes:
@@ -236,7 +240,7 @@ def _over_network(
     try:
         if "http" in fs.protocol:
             got: bytes = sync(fs.loop, get, fs, path, most, follow, timeout=within_s)
-        elif "s3" in fs.protocol:  # asked by GET alone: HEAD would not say why it refuses
+        elif "s3" in fs.protocol:  # only a GET: the answer to a HEAD gives no reason for a refusal
             got = sync(fs.loop, fs._cat_file, path, start=0, end=most, timeout=within_s)
         else:
             info = sync(fs.loop, fs._info, path, timeout=within_s)
@@ -254,15 +258,15 @@ def _whole(fs: Any, path: str, most: int) -> bytes:
 
 
 def _objects_own(error: Exception) -> Exception | None:
-    """What it means if it is about this one object; None if it is about its store.
+    """Return the error if it concerns this one object; None if it concerns its store.
 
-    A store that refuses the credentials says so by another code than one that denies an object.
+    Stores use different codes for wrong credentials and for an object that is denied.
     """
     code, said = error_code(error), str(error).partition("\n")[0]
     if code == "NoSuchBucket":
         return FileNotFoundError(said)
     if code in _DENIED or (not code and said.startswith("Forbidden: ")):  # gcsfs
-        return Denied("the store denies it")
+        return Denied("the store denies access")
     name = type(error).__name__
     if code in _UNFIT or isinstance(error, ValueError) or name == "ParamValidationError":
         return InputError(f"{code or name}: {said}")
@@ -270,16 +274,16 @@ def _objects_own(error: Exception) -> Exception | None:
 
 
 def _from_disk(path: str, most: int) -> bytes:
-    """What is wrong with a path or a file is theirs; the rest is the disk's, and may pass."""
+    """Read a local file. Faults of the disk may pass; all others belong to this path or file."""
     try:
         with open_regular(path) as file:
-            if not os.fstat(file.fileno()).st_size:  # so say those of /proc, whatever they hold
+            if not os.fstat(file.fileno()).st_size:  # files of /proc have size 0, and may not end
                 raise InputError("the file is empty")
             return file.read(most)
     except FileNotFoundError:
         raise
     except PermissionError as error:
-        raise Denied("this machine's user may not read it") from error
+        raise Denied("the user of this process has no permission to read it") from error
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files of a local disk that are read: links are followed, and only regular files are opened."""
+"""Finds and opens local input files: follows links, and opens only regular files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from batchgen.storage.wrapped import WrappedFile
 
 
 def walk(folder: str, depth: int | None = None, hidden: bool = False) -> Iterator[str]:
-    """Everything below a folder: files and folders, through links as well.
+    """Yield everything under a folder: files and folders, through links as well.
 
-    Each folder is searched once, however many links lead to it: by its own name where that lies
-    below, else by the first link's. So no circle of links goes on for ever.
+    Each folder is searched once, however many links lead to it: by its own name if that is under
+    the folder, else by the name of the first link. So circles of links end.
 
     Args:
-        folder: is searched itself.
-        depth: levels to search; 1 stands for the folder alone.
-        hidden: also what has a name that begins with ``_`` or ``.``.
+        folder: where the search starts.
+        depth: levels to search; 1 means only the folder itself.
+        hidden: include names that begin with ``_`` or ``.``.
     """
     seen: set[tuple[int, int]] = set()
     folders, links = [(folder, 1)], list[tuple[str, int]]()
@@ -54,10 +54,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def facts_of(path: str) -> os.stat_result:
-    """What is known of a file, or of what a link to it names.
+    """Return the status of a file, or of a link's target.
 
     Raises:
-        InputError: a link that names nothing, or a name that no other program could be told.
+        InputError: a broken link, or a name that is not UTF-8 and so cannot be stored in the plan.
     """
     try:
         path.encode()
@@ -68,34 +68,34 @@ def facts_of(path: str) -> os.stat_result:
         if error.errno not in (errno.ENOENT, errno.ELOOP) or not os.path.islink(path):
             raise
         raise InputError(
-            f"input {path} is a link to {os.readlink(path)}, which is not there; "
-            "put that back, or remove the link"
+            f"input {path} is a link to {os.readlink(path)}, which does not exist; "
+            "restore it, or remove the link"
         ) from error
 
 
 def time_of(facts: os.stat_result) -> str:
-    """What tells a file from one that has taken its place: when it was last written."""
+    """Return the modification time, which stands for the etag of a local file."""
     return str(facts.st_mtime)
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Open a file of a disk. A pipe or a device, that might never end, is refused at once.
+    """Open a local file. Pipes and devices, which may never end, are refused without reading.
 
     Raises:
-        InputError: it is no regular file.
+        InputError: it is not a regular file.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise InputError(f"{path} is no regular file")
+        raise InputError(f"{path} is not a regular file")
     return os.fdopen(handle, "rb")
 
 
 class PlannedFile(WrappedFile):
-    """A local file, as it was when it was planned: each read is followed by a look at its time.
+    """A local file that must be as it was when planned: its time is checked after each read.
 
     Raises:
-        InputError: on opening or reading, when it was written to, or another has taken its place.
+        InputError: on opening or reading, if the file was changed or replaced.
     """
 
     def __init__(self, path: str, planned: str) -> None:
@@ -117,15 +117,15 @@ class PlannedFile(WrappedFile):
         now = time_of(os.fstat(self._file.fileno()))
         if not _is_same_time(self._planned, now):
             raise InputError(
-                f"input file {self._path} has changed: planned as written at "
-                f"{_shown(self._planned)}, now at {_shown(now)}; put it back, or write to a new "
-                "output (on a cluster each node needs the same file: a shared folder, or copies "
-                "that keep their times, as `rsync -a` makes them)"
+                f"input file {self._path} has changed: it was written at {_shown(self._planned)} "
+                f"when planned, and at {_shown(now)} now; restore it, or write to a new output (on "
+                "a cluster each node needs the same file: use a shared folder, or copies that keep "
+                "the times, such as `rsync -a` makes)"
             )
 
 
 def _is_same_time(planned: str, now: str) -> bool:
-    """Equal, or equal to the second where one of the two disks keeps whole seconds."""
+    """Compare two times; only to the second if one of them has whole seconds, as some disks do."""
     one, other = _seconds(planned), _seconds(now)
     if one is None or other is None:
         return planned == now

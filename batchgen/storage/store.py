@@ -1,4 +1,4 @@
-"""A folder on some filesystem behind a handful of verbs; every write is a whole object."""
+"""A store: a folder on any fsspec filesystem. Every write is atomic and of a complete object."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TEMPORARY = "_batchgen/tmp"
 PROBES = "_batchgen/probe"
-RECORD_BYTES = 1 << 30  # no plan, marker, lease or log of a run comes near
+RECORD_BYTES = 1 << 30  # far more than any plan, marker, lease or log of a run
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -41,11 +41,11 @@ class Stat:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on some filesystem. Every name is relative to it, with forward slashes.
+    """A folder on some filesystem. Names are relative to it, with forward slashes.
 
-    Writes are whole objects: a reader sees the old object, the new one, or none, never a part. What
-    fails on its way over a network is tried again for ``patience_s``; 0 elsewhere, where it raises
-    RetryShard at once. With ``stays`` the folder must be there, see ``in_place``.
+    Writes are atomic: a reader sees the old object, the new one, or none, never a part of one.
+    Operations that fail on a network store are retried for ``patience_s``; this is 0 for other
+    stores, which raise RetryShard at once. With ``stays`` the folder must exist, see ``in_place``.
     """
 
     fs: AbstractFileSystem
@@ -56,36 +56,38 @@ class Store:
     stays: bool = False
 
     def path(self, name: str) -> str:
-        """Where the object of this name lies; the root for an empty one.
+        """Return the path of the object of this name; the root for an empty name.
 
         Raises:
-            InputError: the name leads out of the store, or is none that a file can have.
+            InputError: the name leads out of the store, or cannot be a file name.
         """
         parts = name.split("/") if name else []
         if "\0" in name or any(part in ("", ".", "..") for part in parts):
             raise InputError(
-                f"{self.url}: {name!r} names no file in it; allowed: parts without '.', '..' and "
-                "NUL, with single slashes between them"
+                f"{self.url}: {name!r} is not a valid name in it; allowed: parts without '.', '..' "
+                "and NUL, with single slashes between them"
             )
         return posixpath.join(self.root, *parts)
 
     def impatient(self) -> Store:
-        """The same place, each fault of which is the caller's to try again."""
+        """Return this store without retries; the caller handles every fault."""
         return replace(self, patience_s=0.0)
 
     def in_place(self) -> Store:
-        """The same folder, which somebody has made: where it is gone, no write makes it anew.
+        """Return this store, whose folder exists by now; writes no longer create it.
 
-        Writes then raise StorageFailed. In a bucket, which has no folders, it makes no difference.
+        If the folder is deleted, writes raise StorageFailed. Otherwise a run would continue into a
+        new folder without its plan and earlier shards. Buckets have no folders, so nothing changes
+        there.
         """
         return replace(self, stays=True)
 
     def read(self, name: str) -> bytes:
-        """The whole object.
+        """Read a complete object.
 
         Raises:
-            FileNotFoundError: there is none.
-            InputError: it is a pipe, a device or a folder, which may have no end.
+            FileNotFoundError: there is no such object.
+            InputError: it is a pipe, a device or a folder; reading one may never end.
         """
 
         def whole() -> bytes:
@@ -96,14 +98,16 @@ class Store:
         return self.attempt(f"read {self.url}/{name}", whole)
 
     def read_record(self, name: str) -> bytes:
-        """The whole object as ``read`` does it, unless it is a file of more than 1 GiB.
+        """Read a complete object as ``read`` does, but refuse a file of more than 1 GiB.
 
         Raises:
             FileNotFoundError, InputError: as ``read``, and for such a file.
         """
         path = self.path(name)
         if self.local and os.path.isfile(path) and os.path.getsize(path) > RECORD_BYTES:
-            raise InputError(f"{self.url}/{name} is over 1 GiB, which no run writes; remove it")
+            raise InputError(
+                f"{self.url}/{name} has more than 1 GiB, so batchgen did not write it; remove it"
+            )
         return self.read(name)
 
     def open(self, name: str) -> BinaryIO:
@@ -111,7 +115,7 @@ class Store:
         return open_file(self.fs, self.path(name), f"{self.url}/{name}", self.patience_s)
 
     def put(self, name: str, data: bytes) -> None:
-        """Write or replace one object atomically; on a local disk it is flushed as well."""
+        """Write or replace one object atomically; on a local disk it is also flushed (fsync)."""
         doing = f"write {self.url}/{name}"
         if not self.local:
             with _missing_is_a_bucket(doing):
@@ -126,9 +130,10 @@ class Store:
             _flush_folder(os.path.dirname(self.path(name)))
 
     def put_new(self, name: str, data: bytes) -> bool:
-        """Write one object only if there is none of that name; False when there is.
+        """Write one object only if there is none of that name; return False if there is one.
 
-        An object with the same content counts as ours: a lost reply to an earlier try looks so.
+        An object with the same content counts as written by this call: an earlier try may have
+        succeeded although its answer was lost.
         """
         doing = f"create {self.url}/{name}"
         if not self.local:
@@ -144,12 +149,12 @@ class Store:
             return True
 
     def delete(self, name: str) -> None:
-        """Remove one object; none being there is fine."""
+        """Delete one object, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self.attempt(f"delete {self.url}/{name}", lambda: self.fs.rm_file(self.path(name)))
 
     def creates_alone(self) -> bool:
-        """The store refuses to create a name that is taken, as leases and markers want it."""
+        """Test whether the store honours create-only writes, which leases and markers rely on."""
         if self.local:
             return True
         name = f"{PROBES}/{uuid.uuid4().hex}"
@@ -160,7 +165,7 @@ class Store:
             self.delete(name)
 
     def find(self, folder: str) -> dict[str, int]:
-        """Name below ``folder`` -> size in bytes, of the files in it and its subfolders."""
+        """Map the names of all files under ``folder``, with subfolders, to their size in bytes."""
 
         def found() -> dict[str, int]:
             self.fs.invalidate_cache(self.path(folder))
@@ -172,9 +177,9 @@ class Store:
         return self.attempt(f"list {self.url}/{folder}", found)
 
     def stats(self) -> dict[str, Stat]:
-        """Name -> what is known of every file, or of the one file that the place is.
+        """Map every file name to size and etag; if the store's URL names one file, only that file.
 
-        Raises FileNotFoundError when there is nothing.
+        Raises FileNotFoundError if there is neither a file nor a folder.
         """
 
         def known() -> dict[str, Stat]:
@@ -191,12 +196,12 @@ class Store:
         return self.attempt(f"list {self.url}", known)
 
     def fetch(self, stat: Stat, path: str) -> None:
-        """Copy one object to a file of this machine."""
+        """Download one object to a local file."""
         doing = f"fetch {stat.path} of {self.url}"
         self.attempt(doing, lambda: self.fs.get_file(stat.path, path))
 
     def list(self, folder: str) -> dict[str, int]:
-        """File name -> size in bytes of the files directly in ``folder``; empty if none."""
+        """Map the names of the files directly in ``folder`` to their size in bytes."""
 
         def listed() -> list[dict[str, Any]]:
             self.fs.invalidate_cache(self.path(folder))
@@ -213,7 +218,7 @@ class Store:
         }
 
     def move(self, name: str, to: str) -> None:
-        """Give an object another name; what had that name before is replaced."""
+        """Rename an object; an object of the new name is replaced."""
         source, target = self.path(name), self.path(to)
         with storage_errors(f"move {self.url}/{name} to {to}"):
             if self.local:
@@ -224,7 +229,7 @@ class Store:
         self.delete(name)
 
     def clear_temporary(self, older_than_s: float) -> None:
-        """Remove what a killed run left half written (local disks only; stores never show it)."""
+        """Delete partly written files of killed runs (local disks only; stores never show them)."""
         if not self.local:
             return
         for name in self.list(TEMPORARY):
@@ -234,7 +239,7 @@ class Store:
                     self.delete(f"{TEMPORARY}/{name}")
 
     def attempt(self, doing: str, call: Callable[[], T]) -> T:
-        """Do something with the filesystem, with this store's patience and words."""
+        """Call, with this store's retries and errors; ``doing`` names the operation in messages."""
         if self.patience_s:
             return persist(doing, call, self.patience_s)
         with storage_errors(doing):
@@ -248,7 +253,7 @@ class Store:
     @contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
         if self.stays and not os.path.isdir(self.root):
-            raise StorageFailed(f"{self.url} is gone: it was deleted or moved meanwhile")
+            raise StorageFailed(f"{self.url} no longer exists: it was deleted or moved")
         os.makedirs(self.path(TEMPORARY), exist_ok=True)
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
         temporary = self.path(f"{TEMPORARY}/{uuid.uuid4().hex}")
@@ -274,27 +279,27 @@ class Store:
         return True
 
     def _pipe(self, name: str, data: bytes, **options: Any) -> None:
-        """One request, tried once; bounded in time, as no client's limit is if nobody reads."""
+        """Send one request, once, with a time limit: clients' own do not cover a stalled upload."""
         if not self.fs.async_impl:
             self.fs.pipe_file(self.path(name), data, **options)
             return
         from fsspec.asyn import sync
 
         if "s3" in self.fs.protocol:
-            options["chunksize"] = len(data) + 1  # s3fs would send it in parts, its own way
+            options["chunksize"] = len(data) + 1  # else s3fs starts a multipart upload of its own
         within_s = limits().write_within_s(len(data))
         pipe = self.fs._pipe_file
         sync(self.fs.loop, pipe, self.path(name), data, timeout=within_s, **options)
 
 
 def open_store(url: str) -> Store:
-    """The store at ``url``: a local folder or any fsspec URL. Nothing is created yet.
+    """Open the store at ``url``: a local folder or any fsspec URL. Nothing is created yet.
 
     Raises:
-        InputError: the URL is chained by ``::``; two names would be one place.
+        InputError: the URL is a chain with ``::``, which could be a second name of the same place.
     """
     if "::" in url:
-        raise InputError(f"{url}: allowed: a folder or a URL without '::'")
+        raise InputError(f"{url}: chained URLs are not allowed; use a folder or a URL without '::'")
     fs, root = filesystem(url)
     root = root.rstrip("/") or "/"
     local = _is_local(fs)
@@ -303,22 +308,22 @@ def open_store(url: str) -> Store:
 
 
 def absolute(url: str) -> str:
-    """The same place by a name that holds in any working directory."""
+    """Make a local path absolute, so that it is valid in any working directory."""
     fs, root = filesystem(url)
     return root if _is_local(fs) else url
 
 
 def is_within(url: str, folder: str) -> bool:
-    """``url`` is ``folder`` or lies below it."""
+    """Whether ``url`` is ``folder`` or is under it."""
     inner, outer = absolute(url).rstrip("/"), absolute(folder).rstrip("/")
     return inner == outer or inner.startswith(outer + "/")
 
 
 class SteadyFile(WrappedFile):
-    """A file of a store over a network: a read that fails is tried again at the same place.
+    """A file of a network store. A read that fails is retried at the same position.
 
-    Only what is asked for is fetched, by ranges; S3 is asked for the object that was opened, so one
-    that is replaced meanwhile is found out.
+    Each read fetches only the requested range. On S3 a read names the etag of the opened object,
+    so a replaced object is detected.
     """
 
     def __init__(self, file: BinaryIO, doing: str, patience_s: float) -> None:
@@ -334,16 +339,16 @@ class SteadyFile(WrappedFile):
             self._file.seek(start)
             try:
                 return self._file.read(size)
-            except (OSError, TypeError) as error:  # s3fs trips over an answer without words
+            except (OSError, TypeError) as error:  # s3fs: TypeError, if an answer has no message
                 if error_code(error) in ("PreconditionFailed", "412"):
-                    raise InputError(f"cannot {self._doing}: it has changed meanwhile") from error
+                    raise InputError(f"cannot {self._doing}: it was changed meanwhile") from error
                 raise
 
         return persist(self._doing, once, self._patience_s)
 
 
 def open_file(fs: AbstractFileSystem, path: str, shown: str, patience_s: float) -> BinaryIO:
-    """Open a file for reading, by ranges where it lies in a store over a network."""
+    """Open a file for reading; on a network store, in ranges."""
     doing = f"read {shown}"
     if not patience_s:
         with storage_errors(doing):
@@ -354,12 +359,12 @@ def open_file(fs: AbstractFileSystem, path: str, shown: str, patience_s: float) 
 
 @contextmanager
 def _missing_is_a_bucket(doing: str) -> Iterator[None]:
-    """Where an object is written, only what should hold it can be missing."""
+    """Turn FileNotFoundError of a write into StorageFailed: only the bucket can be missing."""
     try:
         yield
     except FileNotFoundError as error:
         raise StorageFailed(
-            f"cannot {doing}: its bucket or container is not there; make it, then resume"
+            f"cannot {doing}: its bucket or container does not exist; create it, then resume"
         ) from error
 
 
@@ -375,7 +380,7 @@ def to_stat(path: str, info: dict[str, Any]) -> Stat:
 
 
 def _link_or_copy(temporary: str, path: str, data: bytes) -> None:
-    """Give the file its name, if that is free; by writing it there where there are no links."""
+    """Give the file its name, if the name is free; write it there if hard links do not work."""
     try:
         os.link(temporary, path)
     except OSError as error:

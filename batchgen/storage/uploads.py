@@ -1,4 +1,4 @@
-"""S3's multipart uploads: large objects part by part, and what dead runs have left of them."""
+"""Multipart uploads of S3: uploads large objects in parts; finds and aborts unfinished uploads."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ if TYPE_CHECKING:
 
 OWN_FOLDERS = ("data/", "_batchgen/")
 PARTS_AT_ONCE = 4  # each is a copy in memory
-UPLOADS_BEGUN = 3  # for one object, if an upload is gone, or cannot be completed
-COMPLETE_WITHIN_S = 10.0  # a gateway that dies in a completion keeps it locked (Ceph: 10 minutes)
+UPLOADS_BEGUN = 3  # uploads tried for one object, if one is gone or cannot be completed
+COMPLETE_WITHIN_S = 10.0  # a gateway that dies while completing keeps a lock (Ceph: 10 minutes)
 
 
 class _UploadGone(StorageFailed):
-    """It was aborted or completed, or it cannot be completed: another may be."""
+    """The multipart upload is gone or cannot be completed; a new upload may succeed."""
 
 
 def put_in_parts(store: Store, name: str, data: bytes) -> None:
-    """Write or replace one object of S3 in parts of ``Limits.part_bytes``, visible when complete.
+    """Write or replace one S3 object in parts of ``Limits.part_bytes``, visible when complete.
 
-    Each request is tried again by itself. Parts that are on their way when one has failed are
-    waited for before the upload is aborted, since they would be kept otherwise.
+    Each request is retried by itself. If one part fails, the upload is aborted after all parts in
+    flight have ended: the store would keep a part that arrives after the abort.
 
     Raises:
-        StorageFailed, RetryShard: as ``Store.put``; then the upload has been aborted, if the store
-            still answered.
+        StorageFailed, RetryShard: as ``Store.put``; the upload is aborted, if the store answers.
     """
     for begun in range(UPLOADS_BEGUN):
         try:
@@ -85,7 +84,7 @@ class _Parts:
         whole = {"MultipartUpload": {"Parts": parts}}
         try:
             self._ask("complete_multipart_upload", hasty, **self.place, **whole)
-        except _UploadGone:  # so it is if the answer to an earlier try was lost
+        except _UploadGone:  # also the answer to a retry if the answer to a success was lost
             with contextlib.suppress(FileNotFoundError):
                 there = self._ask("head_object", Bucket=self.bucket, Key=self.key)
                 if there["ETag"].strip('"') == _etag_of(parts):
@@ -97,7 +96,7 @@ class _Parts:
             raise
 
     def _ask(self, method: str, store: Store | None = None, **words: Any) -> dict[str, Any]:
-        """One request, with a store's patience; bounded in time as a put is."""
+        """Send one request, with a store's retries and the time limit of a put."""
         from fsspec.asyn import sync
 
         fs = self.store.fs
@@ -113,7 +112,8 @@ class _Parts:
             except Exception as error:
                 if error_code(error) == "NoSuchUpload":
                     raise _UploadGone(
-                        f"cannot {self.doing}: the upload is gone; is another run at work?"
+                        f"cannot {self.doing}: the upload is gone; does another run or a clean-up "
+                        "job abort uploads?"
                     ) from error
                 raise
             return answer
@@ -122,14 +122,14 @@ class _Parts:
 
 
 def _etag_of(parts: list[dict[str, Any]]) -> str:
-    """S3's etag of an object in parts: the MD5 of their MD5s, and how many they are."""
+    """Compute S3's etag of a multipart object: the MD5 of its parts' MD5s, and their number."""
     digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in parts)
     return f"{hashlib.md5(digests).hexdigest()}-{len(parts)}"
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An upload that was begun and neither completed nor aborted."""
+    """A multipart upload that was neither completed nor aborted."""
 
     name: str
     bucket: str
@@ -139,9 +139,9 @@ class Upload:
 
 
 def unfinished_uploads(store: Store) -> list[Upload]:
-    """Those below the store's ``data/`` and ``_batchgen/``; none where the store has no such thing.
+    """List the unfinished uploads under the store's ``data/`` and ``_batchgen/`` (S3 only).
 
-    Google and Azure drop what was not completed by themselves.
+    Google and Azure delete uncompleted uploads by themselves.
     """
     if "s3" not in store.fs.protocol:
         return []
@@ -149,7 +149,7 @@ def unfinished_uploads(store: Store) -> list[Upload]:
 
 
 def abort(store: Store, upload: Upload) -> None:
-    """Abort it; that it is gone already is fine."""
+    """Abort an upload, if it still exists."""
     place = {"Bucket": upload.bucket, "Key": upload.key, "UploadId": upload.upload_id}
     _abort(store, place, f"abort the unfinished upload of {store.url}/{upload.name}")
 

@@ -1,4 +1,4 @@
-"""One object of a web server, of which no more is read or unpacked than was asked for."""
+"""Reads one object from a web server, and never reads or unpacks more bytes than requested."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ _EITHER_HEADER = zlib.MAX_WBITS | 32  # zlib's or gzip's
 
 
 class Denied(InputError):
-    """This one object may not be read."""
+    """Access to this one object is denied."""
 
 
 async def get(fs: Any, url: str, most: int, follow: Callable[[str], object]) -> bytes:
-    """Up to ``most`` bytes of what stands there, unpacked.
+    """Read up to ``most`` bytes of an object, unpacked.
 
     Args:
         fs: fsspec's filesystem for HTTP.
-        follow: called with every address that the server sends on to; raises where that must not
-            be read from.
+        follow: called with the target of every redirect; raises if the target is not allowed.
 
     Raises:
-        FileNotFoundError: there is none.
-        InputError: the server refuses, or sends what cannot be unpacked.
+        FileNotFoundError: there is no such object.
+        InputError: the server refuses, or its answer cannot be unpacked.
     """
     session = await fs.set_session()
     options = {**fs.kwargs, "allow_redirects": False, "auto_decompress": False}
@@ -49,13 +48,15 @@ async def get(fs: Any, url: str, most: int, follow: Callable[[str], object]) -> 
                 raise kind(f"the server answers {answer.status} {answer.reason}")
             answer.raise_for_status()
             return await _body(answer, most)
-    raise InputError(f"the server sends on more than {MOST_REDIRECTS} times")
+    raise InputError(f"the server redirects more than {MOST_REDIRECTS} times")
 
 
 async def _body(answer: Any, most: int) -> bytes:
     packing = answer.headers.get("Content-Encoding", "identity").strip().lower()
     if packing not in (*_PACKED, "identity", ""):
-        raise InputError(f"the server packs its answer as {packing}, which it was asked not to")
+        raise InputError(
+            f"the server's answer has the encoding {packing}, although the request excludes it"
+        )
     unpack = zlib.decompressobj(_EITHER_HEADER) if packing in _PACKED else None
     data = bytearray()
     async for chunk in answer.content.iter_chunked(1 << 16):

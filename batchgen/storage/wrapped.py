@@ -1,4 +1,4 @@
-"""A seekable binary file that stands round another one; what reads it differs."""
+"""Wraps a seekable binary file, so that subclasses can add to its reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 
 class WrappedFile(io.RawIOBase):
-    """The inner file's place and end; subclasses say what a read does besides."""
+    """Delegates to the inner file; subclasses override ``read``."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ def b15(ctx: Ctx) -> Result:
         with contextlib.suppress(Exception):
             p.wait(60)
     r["B15b-at-work"] = (
-        "continue with" not in s.text and "at work" in s.text,
+        "continue with" not in s.text and "is working on" in s.text,
         f"rc {s.rc}: {s.text.strip()[-200:]}",
     )
     r["B15e-holder"] = (
@@ -154,7 +154,7 @@ def plain_words(ctx: Ctx, r: dict[str, Any]) -> None:
             "settings without effect (--strength, control_scale, noise_level for "
             "text-to-image) are taken in silence"
         ),
-        "10-task": "forgotten --task: did you mean --task image-to-image?",
+        "10-task": "forgotten --task: the message suggests --task image-to-image",
         "10-pydantic": "pydantic wording in messages",
         "10-all": "all faults of a spec at once",
         "10-strings": "input: path, model: id, output: url as plain strings",

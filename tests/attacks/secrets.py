@@ -208,7 +208,7 @@ SLIPS = {
     "",
     {
         **{f"4.2-{k}": f"a slip shows the secret: {k}" for k in SLIPS},
-        "4.2-missing-input": "input http://h/x?api-key=X: no .parquet file there",
+        "4.2-missing-input": "input http://h/x?api-key=X: it has no .parquet file",
         "new-4.2-set": "--set with bad YAML or unknown field that holds the secret",
     },
 )

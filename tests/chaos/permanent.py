@@ -156,7 +156,8 @@ KINDS: dict[str, Kind] = {
     ),
     "expired-token": _by_proxy(Rule("error", status=400, code="ExpiredToken"), "token"),
     "missing-bucket": _by_proxy(
-        Rule("error", method="PUT|GET", status=404, code="NoSuchBucket"), "there is no such bucket"
+        Rule("error", method="PUT|GET", status=404, code="NoSuchBucket"),
+        "the bucket does not exist",
     ),
     "denied-prefix": _by_policy("s3:PutObject"),
     "read-only-bucket": _by_policy("s3:PutObject", "s3:DeleteObject", whole=True),
@@ -167,7 +168,7 @@ KINDS: dict[str, Kind] = {
         lambda place: place.source.delete(place.last_input),
         _put_back,
         exit_code=1,
-        says="vanished",
+        says="is missing",
         after_plan=True,
     ),
     "changed-input": Kind(

@@ -124,7 +124,7 @@ def whole_job(
     for job in (name, output):
         asked = nodes.batchgen("status", job, "--address", nodes.address)
         assert asked.returncode == 3 and "cluster  running" in asked.stdout, asked
-        assert "at work: " in asked.stdout
+        assert "running: " in asked.stdout
     assert replicas(nodes.head, "Attempts")  # what is known of attempts outlives the workers
     until("the head's metrics tell of images", lambda: images_of(nodes, output), 30)
     cancelled = nodes.batchgen("cancel", output)

@@ -1,4 +1,4 @@
-"""Tiny models with seeded random weights, one for every family: for tests and first trials."""
+"""Tiny models with seeded random weights, one for each family, for tests and first trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchgen.models.tiny import (
     variation,
 )
 
-# (task, family) -> what saves such a model in a folder and returns that folder
+# (task, family) -> function that saves such a model in a folder and returns the folder
 BUILDERS: dict[tuple[str, str], Callable[[Path], Path]] = {
     **stable_diffusion.BUILDERS,
     **stable_diffusion_xl.BUILDERS,

@@ -1,4 +1,4 @@
-"""Tiny models with control images, and their ControlNets and T2I-Adapters standing alone."""
+"""Tiny models with control images, and their ControlNets and T2I-Adapters as single components."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchgen.models.tiny.parts import (
     unet,
 )
 
-FACTOR = 4  # pixels a latent, each way
+FACTOR = 4  # pixels per latent, each way
 # An adapter adds its images after a block's layers, before the block makes them smaller.
 ATTENDING_FIRST = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -67,7 +67,7 @@ def build_adapter_xl(folder: Path) -> Path:
 
 
 def build_gligen(folder: Path) -> Path:
-    """Stable Diffusion with GLIGEN's gates, which are shut in a new model, wide open."""
+    """Stable Diffusion with GLIGEN's gates open; in a new model they are closed."""
     import torch
     from diffusers import StableDiffusionGLIGENPipeline
 
@@ -85,13 +85,13 @@ def build_gligen(folder: Path) -> Path:
 
 
 def build_lone_controlnet(folder: Path, seed: int = 8, **changes: Any) -> Path:
-    """A ControlNet by itself, for ``model.components``; ``changes`` are those of its U-Net."""
+    """A single ControlNet, for ``model.components``; ``changes`` are those of its U-Net."""
     with seeded(seed):
         return _saved(_controlnet(unet(SIZE // FACTOR, 4, **changes)), folder)
 
 
 def build_lone_adapter(folder: Path, seed: int = 8, in_channels: int = 3, xl: bool = False) -> Path:
-    """A T2I-Adapter by itself, for ``model.components``; one channel reads grey images."""
+    """A single T2I-Adapter, for ``model.components``; one channel reads grey images."""
     with seeded(seed):
         return _saved(_adapter(in_channels, xl), folder)
 
@@ -116,7 +116,7 @@ def _parts(folder: Path, **unet_changes: Any) -> dict[str, Any]:
 
 
 def _controlnet(of: Any) -> Any:
-    """A ControlNet of that U-Net, with noise where a new one has the zeros that it learns from.
+    """A ControlNet for a U-Net, with noise in the layers that are zero before training.
 
     The layers that read the control image are made to keep its contrast, so that it matters.
     """
@@ -132,7 +132,7 @@ def _controlnet(of: Any) -> Any:
 
 
 def _fill(layer: Any, gain: float) -> None:
-    """Noise that multiplies the deviation of what a convolution is given by about ``gain``."""
+    """Fill a convolution with noise that multiplies its input's deviation by about ``gain``."""
     import torch
 
     torch.nn.init.normal_(layer.weight, std=gain * layer.weight[0].numel() ** -0.5)
@@ -140,7 +140,7 @@ def _fill(layer: Any, gain: float) -> None:
 
 
 def _sharpen(module: Any) -> None:
-    """Weights so large that a linear layer tells its inputs apart."""
+    """Enlarge the weights of a linear layer, so that other inputs give clearly other outputs."""
     import torch
 
     if isinstance(module, torch.nn.Linear):

@@ -1,4 +1,4 @@
-"""Tiny models of latent diffusion as in its paper, and of DiT; seeded random weights."""
+"""Tiny models of the LDM paper's pipelines, and of DiT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENS = 77  # LDMTextToImagePipeline pads to this many
 
 
 def vq_autoencoder(factor: int = 4) -> Any:
-    """A ``VQModel`` of three latent channels, its codebook as wide as the latents it is given."""
+    """A ``VQModel`` of three latent channels, with a codebook of the width of the latents."""
     from diffusers import VQModel
 
     blocks = {4: (16, 16, 32), 8: (16, 16, 16, 32)}[factor]
@@ -48,7 +48,7 @@ def unconditional_unet(sample_size: int, in_channels: int, out_channels: int) ->
 
 
 def ddim(**changes: Any) -> Any:
-    """As the models of the paper were trained; ``changes`` replace fields of its configuration."""
+    """The paper's training schedule; ``changes`` replace fields of its configuration."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -85,7 +85,7 @@ def build_unconditional_kl(folder: Path) -> Path:
 
 
 def build_dit(folder: Path) -> Path:
-    """``DiTPipeline`` of 1000 classes, since the pipeline takes number 1000 for no class."""
+    """``DiTPipeline`` of 1000 classes, since the pipeline uses number 1000 for no class."""
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
     with seeded():
@@ -109,10 +109,10 @@ def build_dit(folder: Path) -> Path:
 
 
 def build_class(folder: Path) -> Path:
-    """A U-Net that attends to a class's embedding.
+    """A U-Net with cross-attention to the embedding of a class.
 
-    A ``StableDiffusionPipeline`` without text encoder; beside its components stands a folder
-    ``class_embedder`` (see ``replicas.own.ClassEmbedder``).
+    A ``StableDiffusionPipeline`` without a text encoder, and with the component ``class_embedder``
+    (see ``models.own.ClassEmbedder``).
     """
     from diffusers import StableDiffusionPipeline
 
@@ -138,7 +138,7 @@ def build_class(folder: Path) -> Path:
 
 
 def bert_tokenizer() -> Any:
-    """A BERT tokenizer that spells: one token a letter."""
+    """A BERT tokenizer with one token for each letter."""
     from transformers import BertTokenizer
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -1,4 +1,4 @@
-"""Real diffusers components made tiny, with seeded random weights: what the tiny models share."""
+"""Components shared by the tiny models: real diffusers classes with seeded random weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 MAX_TOKENS = 16
 HIDDEN = 32
-SIZE = 32  # pixels of a tiny model's images, unless its kind cannot be so small
+SIZE = 32  # pixels of a tiny model's images, unless its kind needs larger ones
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @contextmanager
 def seeded(seed: int = 7) -> Iterator[None]:
-    """Inside, what torch draws is the same on every machine; outside, nothing has changed."""
+    """Seed torch inside the context, so that weights are equal everywhere; restore it after."""
     import torch
 
     before = torch.get_rng_state()
@@ -28,7 +28,7 @@ def seeded(seed: int = 7) -> Iterator[None]:
 
 
 def clip_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer that spells: one token a letter, no merges. ``folder`` gets its files."""
+    """A CLIP tokenizer with one token for each letter, no merges. Its files go to ``folder``."""
     from transformers import CLIPTokenizer
 
     words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
@@ -84,7 +84,7 @@ def unet(sample_size: int, in_channels: int, out_channels: int = 4, **changes: A
 
 
 def autoencoder(factor: int = 4, channels: int = 4, **changes: Any) -> Any:
-    """An ``AutoencoderKL``; ``factor`` is 4 or 8: pixels a latent, each way."""
+    """An ``AutoencoderKL``; ``factor`` is 4 or 8: pixels per latent, each way."""
     from diffusers import AutoencoderKL
 
     blocks = {4: (16, 16, 32), 8: (16, 16, 16, 32)}[factor]

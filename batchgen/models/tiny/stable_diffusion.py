@@ -16,17 +16,17 @@ from batchgen.models.tiny.parts import (
     unet,
 )
 
-FACTOR = 4  # pixels a latent, each way
+FACTOR = 4  # pixels per latent, each way
 NO_CHECKER: dict[str, Any] = {
     "safety_checker": None,
     "feature_extractor": None,
     "requires_safety_checker": False,
 }
-EMBEDDED_NOISE = 128  # numbers with which the latent upscaler is told how noisy its condition is
+EMBEDDED_NOISE = 128  # width of the latent upscaler's embedding of the noise level
 
 
 def build_stable_diffusion(folder: Path) -> Path:
-    """A text-to-image model, which serves image-to-image and inpainting as well."""
+    """A text-to-image model, which also does image-to-image and inpainting."""
     from diffusers import StableDiffusionPipeline
 
     with seeded():
@@ -46,7 +46,7 @@ def build_consistency(folder: Path) -> Path:
 
 
 def build_inpainting(folder: Path) -> Path:
-    """A model whose U-Net is given the mask and the masked image beside the latents."""
+    """A model whose U-Net reads the mask and the masked image in addition to the latents."""
     from diffusers import StableDiffusionInpaintPipeline
 
     with seeded():
@@ -55,7 +55,7 @@ def build_inpainting(folder: Path) -> Path:
 
 
 def build_edit(folder: Path) -> Path:
-    """An InstructPix2Pix model: its U-Net is given the image's latents beside its own."""
+    """An InstructPix2Pix model: its U-Net reads the image's latents in addition to its own."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
     with seeded():
@@ -79,7 +79,7 @@ def build_depth(folder: Path) -> Path:
 
 
 def build_upscaler(folder: Path) -> Path:
-    """An x4 upscaler: its U-Net is given the small image and its noise level."""
+    """An x4 upscaler: its U-Net reads the small image and its noise level."""
     from diffusers import DDPMScheduler, StableDiffusionUpscalePipeline
 
     with seeded():
@@ -92,7 +92,7 @@ def build_upscaler(folder: Path) -> Path:
 
 
 def build_latent_upscaler(folder: Path) -> Path:
-    """An upscaler of latents by 2, to images of twice the tiny size, in the manner of Karras."""
+    """A latent upscaler (x2), to images of twice the tiny size, with Karras' noise schedule."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeline
 
     with seeded():
@@ -120,7 +120,7 @@ def build_latent_upscaler(folder: Path) -> Path:
 
 
 def _parts(folder: Path, in_channels: int = 4, **changes: Any) -> dict[str, Any]:
-    """What all of them have; ``changes`` are of the U-Net."""
+    """The components that all of these models have; ``changes`` are those of the U-Net."""
     from diffusers import PNDMScheduler
 
     tokenizer = clip_tokenizer(folder / "tokenizer")

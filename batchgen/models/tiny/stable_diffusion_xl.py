@@ -23,7 +23,7 @@ FACTOR = 4
 
 
 def build_base(folder: Path) -> Path:
-    """A base model, which serves image-to-image and inpainting as well."""
+    """A base model, which also does image-to-image and inpainting."""
     from diffusers import StableDiffusionXLPipeline
 
     with seeded():
@@ -43,7 +43,7 @@ def build_turbo(folder: Path) -> Path:
 
 
 def build_refiner(folder: Path, seed: int = 8) -> Path:
-    """A refiner: the second text encoder alone, and an aesthetic score instead of a target size."""
+    """A refiner: only the second text encoder, and an aesthetic score instead of a target size."""
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
     with seeded(seed):
@@ -56,13 +56,13 @@ def build_refiner(folder: Path, seed: int = 8) -> Path:
 
 
 def build_ensemble(folder: Path) -> Path:
-    """A base model and, in the folder ``refiner`` below it, a refiner to go with it."""
+    """A base model and, in its subfolder ``refiner``, a refiner for it."""
     build_refiner(folder / "refiner")
     return build_base(folder)
 
 
 def build_inpainting(folder: Path) -> Path:
-    """A model whose U-Net is given the mask and the masked image beside the latents."""
+    """A model whose U-Net reads the mask and the masked image in addition to the latents."""
     from diffusers import StableDiffusionXLInpaintPipeline
 
     with seeded():
@@ -70,7 +70,7 @@ def build_inpainting(folder: Path) -> Path:
 
 
 def build_edit(folder: Path) -> Path:
-    """A model whose U-Net is given the image beside the latents, as InstructPix2Pix does."""
+    """A model whose U-Net reads the image in addition to the latents, like InstructPix2Pix."""
     from diffusers import StableDiffusionXLInstructPix2PixPipeline
 
     with seeded():
@@ -84,7 +84,7 @@ def _parts(folder: Path, in_channels: int = 4, refiner: bool = False) -> dict[st
 
     first = None if refiner else clip_tokenizer(folder / "tokenizer")
     second = clip_tokenizer(folder / "tokenizer_2")
-    sizes = 5 if refiner else 6  # numbers that condition the U-Net, beside the pooled embedding
+    sizes = 5 if refiner else 6  # numbers that condition the U-Net, next to the pooled embedding
     return {
         "tokenizer": first,
         "text_encoder": first and clip_text_encoder(first),

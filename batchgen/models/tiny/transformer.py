@@ -1,4 +1,4 @@
-"""Tiny models of the transformer kind: PixArt, Stable Diffusion 3, Flux, Sana, Qwen, Z-Image."""
+"""Tiny models with transformers: PixArt, Stable Diffusion 3, Flux, Sana, Qwen-Image, Z-Image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from batchgen.models.tiny.parts import (
     seeded,
 )
 
-LOUD = 8.0  # times which the tiny transformers heed their prompts more than random weights would
-FACTOR = 4  # pixels a latent, each way
+LOUD = 8.0  # factor by which prompts have more effect than with random weights
+FACTOR = 4  # pixels per latent, each way
 SHIFT = {"shift_factor": 0.0609, "scaling_factor": 1.5305}
 
 
@@ -30,7 +30,7 @@ def build_pixart_alpha(folder: Path) -> Path:
 
 
 def build_pixart_sigma(folder: Path) -> Path:
-    """As PixArt-alpha, which differs in how many tokens it reads."""
+    """Like PixArt-alpha, which reads another number of tokens."""
     import diffusers
 
     return _build_pixart(folder, diffusers.PixArtSigmaPipeline)
@@ -104,9 +104,9 @@ def build_stable_diffusion_3(folder: Path, t5: bool = True) -> Path:
 
 
 def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
-    """Latents of 16 channels, CLIP and T5; ``guidance_embeds`` as in dev, without as in schnell.
+    """Latents of 16 channels, CLIP and T5; with ``guidance_embeds`` like dev, without like schnell.
 
-    Nothing in a Flux model tells its size: 128 latents are taken, here 512 pixels.
+    No configuration of a Flux model has its size: batchgen assumes 128 latents, here 512 pixels.
     """
     import diffusers
 
@@ -142,7 +142,7 @@ def build_flux(folder: Path, guidance_embeds: bool = True) -> Path:
 
 
 def build_sana(folder: Path) -> Path:
-    """64 x 64 pixels, 32 pixels a latent each way, Gemma."""
+    """64 x 64 pixels, 32 pixels per latent each way, Gemma."""
     import diffusers
 
     blocks = (8, 8, 8, 16, 16, 16)
@@ -186,7 +186,7 @@ def build_sana(folder: Path) -> Path:
 
 
 def build_qwen_image(folder: Path) -> Path:
-    """Latents of 4 channels, 4 pixels a latent each way, a Qwen2.5-VL; 512 pixels as in Flux."""
+    """Latents of 4 channels, 4 pixels per latent each way, Qwen2.5-VL; 512 pixels as in Flux."""
     import diffusers
 
     with seeded():
@@ -222,7 +222,7 @@ def build_qwen_image(folder: Path) -> Path:
 
 
 def build_z_image(folder: Path) -> Path:
-    """Latents of 16 channels, 4 pixels a latent each way, a Qwen3; 512 pixels as in Flux."""
+    """Latents of 16 channels, 4 pixels per latent each way, Qwen3; 512 pixels as in Flux."""
     import diffusers
 
     with seeded():
@@ -248,7 +248,7 @@ def build_z_image(folder: Path) -> Path:
 
 
 def _louder(transformer: Any, part: str) -> Any:
-    """The transformer, the weights whose name holds ``part`` made larger."""
+    """Scale up the weights of the transformer whose name contains ``part``."""
     for name, parameter in transformer.named_parameters():
         if part in name:
             parameter.data.mul_(LOUD)

@@ -1,4 +1,4 @@
-"""Tokenizers that spell, and text encoders of two layers, for models of the transformer kind."""
+"""Tokenizers with one token per letter or byte, and text encoders of two layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from batchgen.models.tiny.parts import HIDDEN
 
 LETTERS = string.ascii_letters + string.digits + string.punctuation
-LONGEST = 4096  # tokens; the instruction that Sana puts before a prompt is spelt too
+LONGEST = 4096  # tokens; Sana's instruction before a prompt also takes one for each letter
 CHAT = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n'"
     " + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -23,7 +23,7 @@ FIRST = "system Describe user assistant"
 
 
 def t5_tokenizer() -> Any:
-    """One token a letter, a word begins with a space, a text ends with ``</s>``."""
+    """One token for each letter; a word begins with a space, a text ends with ``</s>``."""
     from transformers import T5Tokenizer
 
     words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -32,7 +32,7 @@ def t5_tokenizer() -> Any:
 
 
 def t5_encoder(tokenizer: Any, width: int = HIDDEN) -> Any:
-    """T5's encoder alone; ``width`` of its embeddings."""
+    """T5's encoder; ``width`` is that of its embeddings."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
@@ -49,7 +49,7 @@ def t5_encoder(tokenizer: Any, width: int = HIDDEN) -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    """One token a letter; a text begins with ``<bos>``."""
+    """One token for each letter; a text begins with ``<bos>``."""
     from tokenizers.processors import TemplateProcessing
     from transformers import GemmaTokenizer
 
@@ -78,9 +78,9 @@ def gemma_encoder(tokenizer: Any) -> Any:
 
 
 def qwen_tokenizer() -> Any:
-    """One token a byte, with the marks of a chat and the template that sets them.
+    """One token for each byte, with the special tokens and the template of a chat.
 
-    The words of Qwen-Image's own template are one token each, since the pipeline counts on it.
+    The words of Qwen-Image's own template are one token each, since the pipeline relies on that.
     """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
@@ -100,14 +100,14 @@ def qwen_tokenizer() -> Any:
 
 
 def qwen_encoder(tokenizer: Any) -> Any:
-    """The text model that Z-Image reads prompts with."""
+    """The text encoder of Z-Image."""
     from transformers import Qwen3Config, Qwen3Model
 
     return Qwen3Model(Qwen3Config(**_decoder_only(tokenizer), head_dim=8))
 
 
 def qwen_vl_encoder(tokenizer: Any) -> Any:
-    """The model of text and images that Qwen-Image reads prompts with."""
+    """The text encoder of Qwen-Image, a model for text and images."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     text = {

@@ -41,7 +41,7 @@ def clip_feature_extractor() -> Any:
 
 
 def build_image_variation(folder: Path) -> Path:
-    """Stable Diffusion that attends to one CLIP image embedding."""
+    """Stable Diffusion with cross-attention to one CLIP image embedding."""
     from diffusers import PNDMScheduler, StableDiffusionImageVariationPipeline
 
     with seeded():
@@ -119,9 +119,9 @@ def build_ip_adapter_xl(folder: Path) -> Path:
 
 
 def save_ip_adapter(denoiser: Any, folder: Path, name: str, plus: bool = False) -> None:
-    """An IP-Adapter in the layout it is published in: its weights, and ``image_encoder``.
+    """An IP-Adapter in the layout of published ones: its weights, and ``image_encoder``.
 
-    ``plus``: it is given the image encoder's hidden states, as IP-Adapter Plus.
+    ``plus``: it reads the image encoder's hidden states, like IP-Adapter Plus.
     """
     from safetensors.torch import save_file
 
@@ -131,14 +131,14 @@ def save_ip_adapter(denoiser: Any, folder: Path, name: str, plus: bool = False) 
     layers = [name for name in denoiser.attn_processors if name.endswith("attn2.processor")]
     for number, layer in enumerate(layers):
         inside = denoiser.get_submodule(layer.removesuffix(".processor")).inner_dim
-        # numbered as all attention layers are, of which every other one is to the prompt
+        # numbered among all attention layers; every other one is cross-attention to the prompt
         shapes[f"ip_adapter.{2 * number + 1}.to_k_ip.weight"] = (inside, width)
         shapes[f"ip_adapter.{2 * number + 1}.to_v_ip.weight"] = (inside, width)
     save_file({name: _drawn(name, shape) for name, shape in shapes.items()}, folder / name)
 
 
 def _projection(width: int) -> dict[str, tuple[int, ...]]:
-    """Of one image embedding to four tokens."""
+    """Shapes of the weights that project one image embedding to four tokens."""
     return {
         "image_proj.proj.weight": (4 * width, HIDDEN),
         "image_proj.proj.bias": (4 * width,),
@@ -148,7 +148,7 @@ def _projection(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _plus_projection(width: int) -> dict[str, tuple[int, ...]]:
-    """Of the hidden states to four tokens, by a resampler of four layers with one head of 64."""
+    """Shapes of a resampler of hidden states to four tokens: four layers with one head of 64."""
     head = 64
     shapes: dict[str, tuple[int, ...]] = {
         "latents": (1, 4, head),
@@ -169,7 +169,7 @@ def _plus_projection(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> Any:
-    """Weights large enough that the image tells."""
+    """Random weights, so large that the image has a visible effect."""
     import torch
 
     scale = 1.0 if name.endswith("_ip.weight") else 0.2
