@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -371,10 +372,11 @@ def environment(device: str, also: Sequence[str] = ()) -> dict[str, str]:
     import socket
     from importlib.metadata import version
 
-    import torch
-
+    torch = sys.modules.get("torch")  # stages that compute without it do not load it for its name
     names = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
-    if device == "cpu":
+    if torch is None:
+        kind = "CPU"
+    elif device == "cpu":
         kind = f"CPU {torch.backends.cpu.get_cpu_capability()}"
     else:
         kind = torch.cuda.get_device_name(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,20 @@ class Poisoned(Generate):
         self.stages.encoder = PoisonedEncoder()  # type: ignore[assignment]
 
 
+class TensorEncoder(ArithmeticEncoder):
+    """Tensors, as they travel between pools."""
+
+    def __call__(self, batch: ConditionBatch) -> EncodedBatch:
+        import torch
+
+        encoded = super().__call__(batch)
+        facts = torch.as_tensor(encoded.prompts["facts"])  # (n, 4)
+        return replace(encoded, prompts={"facts": facts}, generator_states=facts[:, :1])
+
+
 class PlainEncode(Encode):
     def load(self) -> None:
-        self.stage = ArithmeticEncoder()  # type: ignore[assignment]
+        self.stage = TensorEncoder()  # type: ignore[assignment]
 
 
 class PoisonedDenoise(Denoise):
