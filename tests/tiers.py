@@ -1,7 +1,8 @@
 """Tiers of the tests, by folder, and which files a worker runs together and first.
 
-A file's tests run on one worker, since they share models and outputs. The files that share a Ray
-are one group, so that Ray starts once. Long groups begin first: else one worker ends idle.
+A file's tests run on one worker, since they share models and outputs. The files that share a Ray or
+an S3 server are one group, so that it starts once. Long groups begin first: else one worker ends
+idle.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ TIERS = {
     "system": "clusters, chaos, the launcher, the wheel",
 }
 HEAVY = ("torch", "diffusers", "transformers", "ray")  # what no unit test loads
-ONE_RAY = (  # files whose tests use the fixture `ray_session`
-    *("test_addresses", "test_engine", "test_old_outputs", "test_poison", "test_pools"),
-    *("test_ray_reads", "test_run", "test_slices", "test_tail"),
-)
+GROUPS = {  # fixture -> the files whose tests use it
+    "ray_session": (
+        *("test_addresses", "test_engine", "test_old_outputs", "test_poison", "test_pools"),
+        *("test_ray_reads", "test_run", "test_slices", "test_tail"),
+    ),
+    "s3_server": ("test_s3_faults", "test_s3_run", "test_s3_chaos", "test_s3_long"),
+}
+GROUP = {file: fixture for fixture, files in GROUPS.items() for file in files}
 LONG = (  # the longest first
     *("test_docs", "test_engine", "test_s3_run", "test_crash", "test_family_stream"),
     *("test_devices", "test_quantization", "test_additions"),
@@ -40,7 +45,7 @@ def tier_of(path: Path) -> str | None:
 
 def group_of(file: str) -> str:
     """Files with one group run on one worker, one after the other."""
-    return "one-ray" if Path(file).stem in ONE_RAY else file
+    return GROUP.get(Path(file).stem, file)
 
 
 def order(items: list[pytest.Item]) -> None:

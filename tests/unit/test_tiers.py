@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests import near
-from tests.tiers import HEAVY, LONG, ONE_RAY, TESTS, TIERS
+from tests.tiers import GROUPS, HEAVY, LONG, TESTS, TIERS
 
 FILES = sorted(TESTS.rglob("test_*.py"))
 IMPORT = """
@@ -33,9 +33,18 @@ def test_unit_tests_are_collected_without_torch_and_ray() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_files_that_share_a_ray_are_those_that_use_its_fixture() -> None:
-    users = {path.stem for path in FILES if re.search(r"\bray_session\b", path.read_text())}
-    assert users - {"test_tiers"} == set(ONE_RAY)
+@pytest.mark.parametrize(
+    ("fixture", "words"),
+    [("ray_session", r"\bray_session\b"), ("s3_server", r"\bs3_(server|bucket|proxy)\b")],
+)
+def test_the_files_that_share_something_are_those_that_use_its_fixture(
+    fixture: str, words: str
+) -> None:
+    users = {path.stem for path in FILES if re.search(words, path.read_text())}
+    assert users - {"test_tiers"} == set(GROUPS[fixture])
+
+
+def test_the_files_that_run_first_exist() -> None:
     assert set(LONG) <= {path.stem for path in FILES}
 
 
