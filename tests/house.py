@@ -118,11 +118,11 @@ def page() -> str:
 
 FOOT = """
 The words have one meaning each; [CONTRIBUTING.md](../CONTRIBUTING.md) lists them. The reasons for
-the large decisions are in [docs/decisions](decisions/README.md). `tests/test_rules.py` asserts
+the large decisions are in [docs/decisions](decisions/README.md). `tests/unit/test_rules.py` asserts
 the rules:
 
 ```bash
-python -m pytest --collect-only -q tests/test_rules.py
+python -m pytest --collect-only -q tests/unit/test_rules.py
 ```
 """
 

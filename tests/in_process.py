@@ -1,7 +1,7 @@
 """The real stream in this process: reader, frames, actors, writer and ledger, without Ray.
 
 In processes of their own the actors would each import the model libraries again. (That Ray carries
-their frames is the matter of `test_run.py` and of `python -m tests.chaos.families`.)
+their frames is the matter of `tests/ray/test_run.py` and of `python -m tests.chaos.families`.)
 """
 
 from __future__ import annotations

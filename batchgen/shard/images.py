@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -160,9 +161,10 @@ def environment(device: str, also: tuple[str, ...] = ()) -> dict[str, str]:
 
     A CPU is described by its instruction set, because torch chooses kernels by it.
     """
-    import torch
-
-    if device == "cpu":
+    torch = sys.modules.get("torch")  # stages that compute without it do not load it for its name
+    if torch is None:
+        kind = "CPU"
+    elif device == "cpu":
         kind = f"CPU {torch.backends.cpu.get_cpu_capability()}"
     else:
         kind = torch.cuda.get_device_name(device)

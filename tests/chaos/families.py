@@ -2,8 +2,8 @@
 
     python -m tests.chaos.families FOLDER --results benchmarks/results/families.json
 
-The tests run the same streams in one process (`test_family_stream.py`); this is the long way, some
-twenty minutes on two cores, and goes on where it was stopped.
+The tests run the same streams in one process (`tests/model/test_family_stream.py`); this is the
+long way, some twenty minutes on two cores, and goes on where it was stopped.
 """
 
 from __future__ import annotations

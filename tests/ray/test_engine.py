@@ -43,7 +43,7 @@ from batchgen.storage import open_store
 from tests.arithmetic_stages import arithmetic_stages
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
-from tests.test_ledger import MARKER
+from tests.unit.test_ledger import MARKER
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Events = dict[int, Marker | FailedMarker]

@@ -27,7 +27,7 @@ from batchgen.images.conditions import (
     to_array,
 )
 from batchgen.images.source import MAX_PIXELS, open_image, open_mask
-from tests.test_images import Array, file_of, noise, photo
+from tests.unit.test_images import Array, file_of, noise, photo
 
 POLICIES: tuple[Resize, ...] = ("fill", "fit", "stretch", "multiple-of")
 

@@ -26,7 +26,7 @@ from jobs.small_model.data import COLOURS, SHAPES, drawn_shapes
 from jobs.small_model.judges import fit_digit_judge
 from jobs.small_model.recipe import class_recipe, control_recipe
 
-MODEL = Path(__file__).parents[1] / "batchgen" / "shipped" / "digits-shapes"
+MODEL = Path(__file__).parents[2] / "batchgen" / "shipped" / "digits-shapes"
 CANNY = MODEL.with_name("digits-shapes-canny")
 PARTS = (MODEL / "class_embedder", CANNY)
 MOST_BYTES = 6 * 1000 * 1000

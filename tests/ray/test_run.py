@@ -21,6 +21,7 @@ from batchgen.output.outcome import Outcome
 from batchgen.output.verify import verify
 from batchgen.storage import open_store
 from tests.conftest import LOGICAL_CPUS
+from tests.in_process import stream
 from tests.outputs import digests_of, rejects_of, spec_for, table_of
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -33,6 +34,11 @@ def ledger(output: Path) -> Ledger:
 
 def make(source: Path, output: Path, **settings: Any) -> Outcome:
     return runner.run(spec_for(source, output, **settings), quiet=True)
+
+
+def make_here(source: Path, output: Path, **settings: Any) -> None:
+    """The same stream in this process: where samples are compared, not how Ray carries them."""
+    stream(spec_for(source, output, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +119,7 @@ def test_a_longer_dataset_leaves_the_bytes_of_its_first_rows(
     more = pa.table({"prompt": [f"a yellow star {i}" for i in range(5)]})
     longer = tmp_path / "prompts.parquet"
     pq.write_table(pa.concat_tables([table, more]), longer)
-    make(longer, tmp_path / "out", variants=3)
+    make_here(longer, tmp_path / "out", variants=3)
     digests, before = digests_of(tmp_path / "out"), digests_of(output)
     assert len(digests) == 51
     assert {key: digests[key] for key in before} == before
@@ -124,8 +130,8 @@ def test_keys_of_their_own_free_rows_from_their_place(prompts: Prompts, tmp_path
     one = prompts(6, "one.parquet", animal=names)
     table = pq.read_table(one)
     pq.write_table(table.take([5, 0, 3, 1, 4, 2]), tmp_path / "two.parquet")
-    make(one, tmp_path / "a", input__columns__key="animal")
-    make(tmp_path / "two.parquet", tmp_path / "b", input__columns__key="animal")
+    make_here(one, tmp_path / "a", input__columns__key="animal")
+    make_here(tmp_path / "two.parquet", tmp_path / "b", input__columns__key="animal")
     assert digests_of(tmp_path / "a") == digests_of(tmp_path / "b")
     assert set(digests_of(tmp_path / "a")) == {f"{name}-v0" for name in names}
 
@@ -136,11 +142,12 @@ def test_row_settings_give_what_one_setting_each_gives(prompts: Prompts, tmp_pat
         "input__columns__num_inference_steps": "steps",
         "input__columns__guidance_scale": "guidance",
     }
-    make(mixed, tmp_path / "mixed", **columns)
+    make_here(mixed, tmp_path / "mixed", **columns)
     together = digests_of(tmp_path / "mixed")
     for row, steps, guidance in [(1, 3, 1.0), (2, 2, 4.0)]:
         output = tmp_path / f"{row}"
-        make(mixed, output, sampling__num_inference_steps=steps, sampling__guidance_scale=guidance)
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance}
+        make_here(mixed, output, **{f"sampling__{name}": one for name, one in settings.items()})
         key = f"prompts-{row:08d}-v0"
         assert digests_of(output)[key] == together[key]
 
@@ -219,7 +226,7 @@ def test_resume_makes_only_what_is_missing_in_another_layout_too(
     prompts: Prompts, tmp_path: Path
 ) -> None:
     source, output = prompts(12), tmp_path / "out"
-    make(source, output)
+    make_here(source, output)
     whole = digests_of(output)
     kept = output / "data" / "train-00000-of-00003.parquet"
     stamp = kept.stat().st_mtime_ns

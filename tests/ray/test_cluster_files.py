@@ -15,7 +15,7 @@ from ray.autoscaler._private.providers import _get_default_config, _get_node_pro
 from batchgen.cluster.spot import SpotFirst
 from tests.cluster.files import LAUNCHER, check_launcher_file, check_rayjob
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

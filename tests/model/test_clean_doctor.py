@@ -27,7 +27,7 @@ from batchgen.output.ledger import Ledger
 from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_prompts
-from tests.test_devices import ANSWERS, fake_smi
+from tests.ray.test_devices import ANSWERS, fake_smi
 
 
 def others_lease() -> bytes:

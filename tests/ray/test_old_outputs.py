@@ -21,7 +21,7 @@ from batchgen.plan.saved import read_plan
 from batchgen.spec.build import stored
 from batchgen.storage import open_store
 
-OLD = Path(__file__).parent / "old_outputs" / "v0.1"
+OLD = Path(__file__).parents[1] / "old_outputs" / "v0.1"
 ONCE = "/data/batchgen-0.1"  # where these outputs were made
 MODIFIED_NS = 1795678044054416616  # of prompts.parquet, as the plan has it
 

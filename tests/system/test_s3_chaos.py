@@ -20,6 +20,7 @@ from tests.object_store.server import S3Server
 CI_SEEDS = [47, 68]  # every kind of kill, an upload that is torn, a burst of slow-downs
 
 
+@pytest.mark.long
 def test_disturbed_runs_lose_and_double_nothing(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

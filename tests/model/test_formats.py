@@ -24,77 +24,28 @@ import webdataset
 from PIL import Image
 
 from batchgen.images.files import encode_image
-from batchgen.output.formats import FORMATS, IMAGE, format_of
+from batchgen.output.formats import FORMATS, IMAGE
 from batchgen.output.formats.image_folder import label_folder
 from batchgen.output.formats.json_rows import line, samples, table_of
 from batchgen.output.ledger import DATA, PLAN, Ledger, Written
-from batchgen.output.verify import Findings, verify
-from batchgen.plan.plan import Plan, is_safe
-from batchgen.progress.display import Tally
-from batchgen.report.finalize import finalize
+from batchgen.output.verify import verify
+from batchgen.plan.plan import is_safe
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns
+from tests.every_format import (
+    ACCEPTED,
+    BLOB,
+    SHARDS,
+    digests,
+    expected_pixels,
+    findings,
+    made,
+    pixels,
+    whole,
+)
 
-SHARDS, ACCEPTED = 4, 18
-BLOB = b"\x00\xff"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In each format: 4 shards of 6 samples, three labels; rows 1, 5 and 6 are dropped."""
-    folder = tmp_path_factory.mktemp("formats")
-    texts: list[str] = prompts(12)
-    texts[1], texts[5], texts[6] = "", "flat picture", "broken picture"
-    columns = {
-        "prompt": texts,
-        "kind": [number % 3 for number in range(12)],
-        "blob": [BLOB] * 12,
-        "when": [datetime.datetime(2024, 1, 2, 3, 4, 5)] * 12,
-        "mask_file_name": ["none.png"] * 12,
-    }
-    path = write_columns(folder / "a.parquet", columns)
-    for name in FORMATS:
-        made(path, folder / name, name, variants=2, input__columns__label="kind")
-    return folder
-
-
-def made(path: Path, out: Path, name: str, **dotted: Any) -> tuple[Plan, Ledger]:
-    """A finished output with its card, without Ray."""
-    settings = {"output__samples_per_shard": 6, "output__format": name, **dotted}
-    plan = plan_for(path, out, **settings)
-    ledger = Ledger(open_store(str(out)))
-    make_output(plan, ledger)
-    finalize(plan, ledger, Tally(plan.shards, plan.samples))
-    return plan, ledger
-
-
-def findings(out: Path, quick: bool = False) -> Findings:
-    return verify(Ledger(open_store(str(out))), quick)
-
-
-def digests(out: Path) -> dict[str, str]:
-    """key -> sha256 as our own reader has them."""
-    ledger = Ledger(open_store(str(out)))
-    plan = ledger.require_plan()
-    found: dict[str, str] = {}
-    for marker in ledger.markers(range(plan.shards)):
-        names = [file.name for file in marker.files if "/rejects/" not in file.name]
-        table = format_of(plan).read({name: (out / name).read_bytes() for name in names})
-        found |= zip(*(table.column(one).to_pylist() for one in ("key", "sha256")), strict=True)
-    return found
-
-
-def pixels(data: Any) -> bytes:
-    image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
-    return np.asarray(image).tobytes()
-
-
-def expected_pixels(whole: Path) -> dict[str, bytes]:
-    found = {}
-    for path in sorted((whole / "image-folder" / DATA).rglob("*.png")):
-        found[path.stem] = pixels(path.read_bytes())
-    return found
+__all__ = ["whole"]  # a fixture
 
 
 # Readers
@@ -195,17 +146,6 @@ def test_webdataset_library_decodes(whole: Path) -> None:
         assert sample["cls"] == sample["json"]["label"]
         assert (sample["json"]["blob"], sample["json"]["when"][:10]) == ("AP8=", "2024-01-02")
     assert seen == sorted(expected)
-
-
-def test_ray_reads_parquet_and_webdataset(whole: Path, ray_session: None) -> None:
-    import ray.data
-
-    table = ray.data.read_parquet(str(whole / "parquet" / DATA)).to_pandas()
-    assert {row.key: row.sha256 for row in table.itertuples()} == digests(whole / "parquet")
-    rows = ray.data.read_webdataset(str(whole / "webdataset" / DATA)).take_all()
-    expected = expected_pixels(whole)
-    assert {row["__key__"]: row["png"].tobytes() for row in rows} == expected
-    assert all(row["cls"] == row["json"]["label"] for row in rows)
 
 
 def test_duckdb_and_pandas_read_parquet(whole: Path) -> None:

@@ -14,7 +14,7 @@ from batchgen.shard.prepare import LEFT_OUT
 from batchgen.spec.sections import Policy
 from batchgen.stages.scorers import pixel_statistics
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GIVERS = {"RejectRow", "_reject"}
 
 

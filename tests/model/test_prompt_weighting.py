@@ -33,7 +33,7 @@ from tests.family_stages import (
     pil,
 )
 from tests.model_folders import refusal, run_python
-from tests.test_prepare import settled, shard_of
+from tests.unit.test_prepare import settled, shard_of
 
 compel = pytest.importorskip("compel")
 

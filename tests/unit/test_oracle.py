@@ -20,7 +20,7 @@ from tests import oracle
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_table
 from tests.fuzzing import fuzz
-from tests.test_json_values import TEXT
+from tests.unit.test_json_values import TEXT
 
 KINDS: list[tuple[pa.DataType, st.SearchStrategy[Any]]] = [
     (pa.string(), TEXT),

@@ -28,7 +28,7 @@ from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import paper_plan, plan_for, write_prompts
 from tests.outputs import spec_for
 
-OLD = Path(__file__).parent / "old_outputs" / "v0.1"
+OLD = Path(__file__).parents[1] / "old_outputs" / "v0.1"
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -80,11 +80,14 @@ def imports() -> dict[str, frozenset[Import]]:
     return {module: frozenset(each) for module, each in found.items()}
 
 
-def functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for path, tree in sources().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield path, node
+@cache
+def functions() -> list[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    return [
+        (path, node)
+        for path, tree in sources().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def test_the_house_is_read_whole() -> None:
@@ -152,6 +155,7 @@ def test_no_library_without_a_home() -> None:
     assert foreign <= known
 
 
+@cache
 def names_of(module: str) -> set[str]:
     """What a module of batchgen has at its top, without loading it; of a package, modules too."""
     place = PACKAGE.joinpath(*module.split(".")[1:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import random
 import tempfile
@@ -18,12 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.engine.read import Read
-from batchgen.errors import InputError, RetryShard, SpecError, from_facts
+from batchgen.errors import InputError, RetryShard
 from batchgen.input.reader import CountingFile, make_spans, read_columns, read_span, span_from_json
 from batchgen.plan.plan import Plan, make_plan, row_key
 from batchgen.records import ShardRows
-from batchgen.shard.frames import STOPPED, from_block
 from tests.datasets_on_disk import model_for, plan_for, spec_for, write_prompts, write_table
 
 
@@ -336,15 +333,3 @@ def test_large_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     first = next(read_span(span, plan.spec, ["prompt", "image"]))
     assert first.table.column("image").to_pylist() == images[:2]
     assert pa.total_allocated_bytes() - before < 100_000_000
-
-
-def test_a_variable_that_a_reader_lacks_stops_the_job_by_name(tmp_path: Path) -> None:
-    options = {"memory": {"token": "${NOT_THERE_AT_ALL}"}}
-    plan = plan_for(write_prompts(tmp_path / "in.parquet", 3), storage_options=options)
-    (span,) = make_spans(plan, [0])
-    reader = Read(plan.spec, ["prompt"])
-    (block,) = reader(pa.table({"span": [span.to_json()]}))
-    frame = from_block(block)
-    error = from_facts(json.loads(frame.facts))
-    assert frame.state == STOPPED and isinstance(error, SpecError) and error.exit_code == 1
-    assert "storage_options.memory.token" in str(error) and "NOT_THERE_AT_ALL" in str(error)

@@ -38,6 +38,7 @@ def test_a_whole_job(cluster: Nodes, quiet: tuple[str, Counter[tuple[str, str]]]
     assert result.clean, result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", losses.SHORT)
 def test_a_loss_costs_no_image(
     cluster: Nodes, quiet: tuple[str, Counter[tuple[str, str]]], name: str

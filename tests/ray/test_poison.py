@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.arithmetic_stages import (
     ArithmeticDenoiser,
     ArithmeticEncoder,
     arithmetic_stages,
+    make_output,
 )
 from tests.datasets_on_disk import plan_for
 
@@ -64,9 +66,20 @@ class Poisoned(Generate):
         self.stages.encoder = PoisonedEncoder()  # type: ignore[assignment]
 
 
+class TensorEncoder(ArithmeticEncoder):
+    """Tensors, as they travel between pools."""
+
+    def __call__(self, batch: ConditionBatch) -> EncodedBatch:
+        import torch
+
+        encoded = super().__call__(batch)
+        facts = torch.as_tensor(encoded.prompts["facts"])  # (n, 4)
+        return replace(encoded, prompts={"facts": facts}, generator_states=facts[:, :1])
+
+
 class PlainEncode(Encode):
     def load(self) -> None:
-        self.stage = ArithmeticEncoder()  # type: ignore[assignment]
+        self.stage = TensorEncoder()  # type: ignore[assignment]
 
 
 class PoisonedDenoise(Denoise):
@@ -134,7 +147,7 @@ def test_the_row_is_left_out_and_the_rest_has_its_bytes(
     seeds = list(range(100, 116))
     keys = [f"row{row}" for row in range(16)]
     clean, ledger = job(prompts(16, "clean.parquet", key=keys, seed=seeds), tmp_path / "clean")
-    stream(clean, ledger, FUSED)
+    make_output(clean, ledger)  # nothing is lost: no need of Ray
     expected = made(ledger)
     seeds[5] = seed  # second micro-batch of the first shard
     plan, ledger = job(prompts(16, "it.parquet", key=keys, seed=seeds), tmp_path / "poisoned")

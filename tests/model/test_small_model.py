@@ -18,7 +18,7 @@ from jobs.small_model.captions import shape_caption
 from jobs.small_model.card import CARD_FILE, SPLIT_FILE, read_card
 from jobs.small_model.data import COLOURS, digit_images, digit_split, drawn_shapes
 
-MODEL = Path(__file__).parents[1] / "batchgen" / "shipped" / "digits-shapes"
+MODEL = Path(__file__).parents[2] / "batchgen" / "shipped" / "digits-shapes"
 MOST_BYTES = 10 * 1000 * 1000
 
 
