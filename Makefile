@@ -9,9 +9,12 @@ export TOKENIZERS_PARALLELISM ?= false
 N ?= 10
 SEED ?= 1
 IMAGES ?= 2000
+STEPS ?= 2
+ONLY ?= system
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz attacks chaos permanent losses cluster clean
+.PHONY: help demo test fast near system coverage check fuzz attacks chaos permanent losses cluster clean
 
 help: ## List the targets, one line each
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,8 +26,23 @@ demo: $(VENV)/.installed ## Generate 64 images with the shipped model and verify
 	$(BIN)/batchgen verify out/demo
 	@echo "look at out/demo/_batchgen/contact-sheet.png"
 
-test: $(VENV)/.installed ## Run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.installed ## Run all tests except those of `make system`
+	$(PYTEST) tests/unit tests/model tests/ray
+
+fast: $(VENV)/.installed ## Run the tests that load no model and no Ray, in under a minute
+	$(PYTEST) tests/unit
+
+# STEPS: how many imports may lie between a test and a changed file; 9 is as good as all.
+near: $(VENV)/.installed ## Run the tests near to what differs from main, nearest first (STEPS=2)
+	chosen=$$($(BIN)/python -m tests.near $(STEPS)) && test -z "$$chosen" || $(PYTEST) $$chosen
+
+# ONLY="not long" leaves out the longest, as .ci/run does.
+system: $(VENV)/.installed ## Run the long tests: clusters, launcher, chaos, submitted jobs, wheel
+	$(PYTEST) -m "$(ONLY)" tests/system
+
+# Lines that run only in Ray's workers or in new processes do not count as covered.
+coverage: $(VENV)/.installed ## Run `make test` and fail below the coverage that pyproject.toml sets
+	$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/model tests/ray
 
 check: $(VENV)/.installed ## Check format, lint and types
 	$(BIN)/ruff format --check

@@ -1,8 +1,7 @@
-"""How often each shard was begun and each model loaded, and what became of it.
+"""Records every attempt to process a shard or load a model, and decides whether to try again.
 
-No replica's death makes it forgotten.
-
-It imports nothing heavy, since the actor that holds the record would else load torch.
+The record is kept in its own actor, so it survives the crash of a replica. Keep the imports light:
+that actor must not load torch.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-MOST_LEFT_OUT = 3  # samples of a shard that are left out before the shard itself is given up
+MOST_LEFT_OUT = 3  # samples left out of a shard before the shard itself fails
 DIED = "its worker process died"
-SILENT_FOR_S = 3600.0  # a stage in which no shard was begun for so long has no replica at work
-STARTED_WITHIN_S = 60.0  # after a stage's first replica the others that were asked for load as well
+SILENT_FOR_S = 3600.0  # a stage that begins no shard for this long has no working replica
+STARTED_WITHIN_S = 60.0  # a stage's other replicas begin to load within this time of its first
 
 
 @dataclass(slots=True)
 class Stage:
-    """How the replicas of a stage fare with their model.
+    """Whether the replicas of a stage could load their model.
 
     Attributes:
-        loading, loaded, refused: replicas, by how their last attempt to load it ended.
-        begun_at: when the first of them began.
-        heard_at: when a replica was first heard of, has loaded, or has begun a shard.
+        loading, loaded, refused: replicas by the state of their last attempt to load the model.
+        begun_at: when the first replica began to load.
+        heard_at: when a replica last appeared, loaded the model or began a shard.
     """
 
     loading: set[str] = field(default_factory=set)
@@ -44,13 +43,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One begin of a shard in a stage.
+    """One attempt at a shard in a stage.
 
     Attributes:
         node: the id of the node it ran on.
-        on: the keys of the samples that were last worked on; empty while nothing particular was,
-            None where nobody was told (a first attempt saves itself the telling).
-        error: what it ended with; None while it runs, and for ever if its process died.
+        on: the keys of the samples it last worked on. Empty if it was between samples, None if it
+            did not report them (a first attempt does not, to save the calls).
+        error: the error it ended with; None while it runs, and if its process died.
     """
 
     node: str
@@ -60,12 +59,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the driver is told while it waits for shards; for the display alone.
+    """What the driver displays while it waits for shards.
 
     Attributes:
         said: lines for the user.
-        under_way: shard -> samples made of it so far, of shards that are not finished.
-        began_before_s: how long ago the first shard was begun; None while none was.
+        under_way: unfinished shard -> number of its samples generated so far.
+        began_before_s: seconds since the first shard was begun; None before that.
     """
 
     said: Sequence[str] = ()
@@ -74,10 +73,10 @@ class News:
 
 
 class Attempts:
-    """Records attempts of every stage, at shards and at its model, across the deaths of actors."""
+    """Records the attempts of every stage, at shards and at loading its model."""
 
     def __init__(self, asked: Mapping[str, int] | None = None) -> None:
-        """``asked``: stage -> replicas that are started at once."""
+        """``asked``: stage -> number of replicas started at the beginning."""
         self._asked = asked or {}
         self._past: dict[tuple[str, int], list[Attempt]] = {}
         self._stages: dict[str, Stage] = {}
@@ -86,7 +85,7 @@ class Attempts:
         self._first_at: float | None = None  # when the first shard was begun
 
     def begin_first(self, stage: str, number: int, node: str) -> bool:
-        """Record the first attempt; False, and nothing recorded, if there was one before."""
+        """Record the first attempt; returns False and records nothing if there was one before."""
         now = self._stage(stage).heard_at = time.monotonic()
         if self._first_at is None:
             self._first_at = now
@@ -103,10 +102,10 @@ class Attempts:
         return list(self._past.get((stage, number), ()))
 
     def tell(self, stage: str, number: int, on: tuple[str, ...], error: str | None = None) -> None:
-        """What the last attempt works on; with an error, what it ended on.
+        """Record the samples that the last attempt works on, and the error if it ended with one.
 
-        The attempt may be unknown here: this record is begun anew where the process that holds it
-        dies, and no shard is to be lost for that.
+        The attempt may be unknown here: if the process that holds this record dies, Ray restarts
+        it with an empty record, and no shard may be lost because of that.
         """
         past = self._past.setdefault((stage, number), [Attempt("")])
         past[-1] = replace(past[-1], on=on, error=error)
@@ -120,11 +119,11 @@ class Attempts:
         known.put(replica, known.loaded if loaded else known.refused)
 
     def may_load(self, stage: str) -> bool | None:
-        """Whether another attempt of a replica that was refused has a chance.
+        """Whether a replica that could not load the model should try again.
 
-        None while it is open: others are at their first. True once one of the stage has loaded
-        the same model: then it is a node's fault, and may pass. False where all were refused, or
-        where the stage has been silent for SILENT_FOR_S.
+        True once another replica of the stage has loaded the same model: then the fault is local
+        to a node and may pass. False if no replica could load it, or if the stage has been silent
+        for SILENT_FOR_S. None while that is unknown, because others are at their first attempt.
         """
         known, now = self._stage(stage), time.monotonic()
         if now - known.heard_at > SILENT_FOR_S:
@@ -136,17 +135,16 @@ class Attempts:
         return None if known.loading or others_come else False
 
     def say(self, words: str) -> None:
-        """Leave a line for the user; once, however often it is said."""
+        """Leave a line for the user; a repeated line is kept once."""
         if words not in self._said:
             self._said.append(words)
 
     def made(self, number: int, samples: int) -> None:
-        """So many samples of a shard are made, in its present attempt."""
+        """Record how many samples of a shard its present attempt has generated."""
         self._under_way[number] = samples
 
     def news(self, heard: int, ended: Sequence[int] = ()) -> News:
-        """What is to be told to the user, beyond the first ``heard`` lines; ``ended`` shards are
-        told of no more."""
+        """News for the user after the first ``heard`` lines, without the shards that ``ended``."""
         for number in ended:
             self._under_way.pop(number, None)
         since = None if self._first_at is None else time.monotonic() - self._first_at
@@ -158,15 +156,15 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the past attempts at a shard say about the next one.
+    """How to make the next attempt at a shard, judged by its past attempts.
 
     Attributes:
-        begun: attempts so far.
-        tries: those that count. What went with its node does not: it was taken away, and that says
+        begun: number of attempts so far.
+        tries: those that count. Attempts that were lost with their node do not: the loss says
             nothing about the shard.
-        alone: keys of samples to be worked on each in a micro-batch of its own.
-        without: key -> why, for the samples that have been found to fail the shard.
-        hopeless: why no further attempt is to be made, or None.
+        alone: keys of the samples that each get a micro-batch of their own.
+        without: key -> error, for the samples that were found to crash the shard.
+        hopeless: why there should be no further attempt, or None.
     """
 
     begun: int = 0
@@ -179,10 +177,10 @@ class Judgement:
 def judge(past: Sequence[Attempt], limit: int, living: Collection[str]) -> Judgement:
     """Narrow a shard's failures down to the samples that cause them.
 
-    Up to ``limit`` attempts anything may have been the cause. From the last of them on, the
-    micro-batch that an attempt ended on is suspected: its samples are worked on one by one in the
-    next attempt, and one that ends that attempt as well is left out of those that follow. Where an
-    attempt ended on nothing particular, or after MOST_LEFT_OUT samples, the shard is given up.
+    The first ``limit - 1`` attempts may have failed for any reason. From attempt ``limit`` on, the
+    samples of the micro-batch in which an attempt ended are suspects: the next attempt processes
+    them one by one, and a sample that ends that attempt too is left out of all later ones. The
+    shard fails if an attempt ends between samples, or after MOST_LEFT_OUT samples were left out.
     """
     counted = [one for one in past if one.error is not None or one.node in living]
     alone: set[str] = set()

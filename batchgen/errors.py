@@ -27,6 +27,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from batchgen.reasons import is_reason
 from batchgen.secrets import redact
 
 _LONGEST_SHOWN = 100  # characters of a wrong value in a message
@@ -47,11 +48,13 @@ class RejectRow(BatchgenError):
     """A row that cannot be made into samples.
 
     Args:
-        reason: a short fixed word such as ``empty-prompt``; markers and reports count it.
+        reason: one of ``reasons.REASONS``, such as ``empty-prompt``; markers and reports count it.
         message: what was found and what is allowed.
     """
 
     def __init__(self, reason: str, message: str) -> None:
+        if not is_reason(reason):
+            raise AssertionError(f"{reason} is not in the list of reasons")
         super().__init__(message)
         self.reason = reason
         self.message = str(self)

@@ -1,9 +1,9 @@
-"""The values on the arrows of the stream: what each stage is given and what it hands on.
+"""The values that stages receive and return, and what is known of a model before it is loaded.
 
     ShardRows -> ConditionBatch -> EncodedBatch -> LatentBatch -> ImageBatch -> files and a marker
                  (one micro-batch each; n real samples, n <= batch size)
 
-Tensors and arrays hold the n real samples only; a stage pads to the fixed batch size itself.
+Tensors and arrays hold only the n real samples; each stage pads them to the fixed batch size.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ GENERATOR_STATE_BYTES = 5056  # torch's CPU generator (mt19937)
 
 @dataclass(frozen=True)
 class Call:
-    """Settings that are one value for a whole library call; a micro-batch shares them.
+    """Settings of one library call; all samples of a micro-batch share them.
 
-    A setting that the task or the pipeline does not take is None. Sizes are in pixels, those of
-    the image to be made.
+    A setting that the task or the pipeline does not support is None. Width and height are those of
+    the generated image, in pixels.
 
     Attributes:
-        eta: the share of fresh noise in DDIM (Song et al., 2021); other schedulers ignore it.
+        eta: the fraction of fresh noise in DDIM (Song et al., 2021); other schedulers ignore it.
         noise_level: noise added to the conditioning image: super-resolution, unCLIP.
         control_scale: weight of each control image.
         image_prompt_scale: weight of an image prompt (IP-Adapter).
-        denoising_end: share of the noise schedule that the base model goes, before its refiner.
-        scheduler: a class name; None stands for the run's own.
-        lora: (name, weight) of the adapters in effect, by name; None where the run loads none.
-        regions: (phrase, (x0, y0, x1, y1) in shares of the image) for layouts.
+        denoising_end: fraction of the noise schedule that the base model does before the refiner.
+        scheduler: a class name; None means the run's scheduler.
+        lora: (name, weight) of the active adapters, sorted by name; None if the run loads none.
+        regions: (phrase, (x0, y0, x1, y1) as fractions of the image's size) for layouts.
     """
 
     num_inference_steps: int
@@ -57,21 +57,21 @@ class Call:
 
 
 def call_from_json(values: dict[str, Any]) -> Call:
-    """The call whose ``asdict`` went through JSON, which knows no tuples."""
+    """Restore a call from JSON: lists become tuples again."""
     return Call(**{name: tupled(value) for name, value in values.items()})
 
 
 def tupled(value: Any) -> Any:
-    """A value that went through JSON, with tuples for its lists."""
+    """The value with its lists, at every depth, replaced by tuples."""
     return tuple(tupled(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to make: (row, variant).
+    """One image to generate: (row, variant).
 
-    ``row`` is the position in the shard's table. ``seed`` (63 bit) comes from the run seed and the
-    key, or from the row's own seed column; never from the place in a batch.
+    ``row`` is the position in the shard's table. ``seed`` (63 bit) is derived from the run seed
+    and the key, or from the row's seed column; never from the position in a batch.
     """
 
     key: str
@@ -99,11 +99,12 @@ class Dropped:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one pending shard, as read.
+    """The rows of one pending shard, as read from the input.
 
-    The shard is the samples ``first_sample`` to ``stop_sample - 1`` of the dataset, where sample g
-    is variant ``g % variants`` of row ``g // variants`` (files in plan order, end to end).
-    ``table`` holds those rows' source columns, and ``source_ids`` and ``row_keys`` name them.
+    The shard holds the samples ``first_sample`` to ``stop_sample - 1`` of the dataset. Sample g is
+    variant ``g % variants`` of row ``g // variants``, counting rows through the files in plan
+    order. ``table`` holds the source columns of those rows; ``source_ids`` and ``row_keys`` have
+    one entry per row of it.
     """
 
     shard: int
@@ -117,10 +118,11 @@ class ShardRows:
 
 @dataclass(frozen=True)
 class ConditionBatch:
-    """What the encoder is given: samples of one call and, for tasks with images, their images.
+    """The encoder's input: samples of one call and their conditioning images, if the task has any.
 
-    ``images``: part (``image``, ``mask``, ``control``, ``control_1``, ...) -> one array a sample,
-    already at its planned size: uint8 RGB (height, width, 3), or for masks uint8 (height, width).
+    ``images``: part (``image``, ``mask``, ``control``, ``control_1``, ...) -> one array per
+    sample, already at its planned size: uint8 RGB (height, width, 3), or for masks uint8
+    (height, width).
     """
 
     samples: tuple[Sample, ...]
@@ -133,16 +135,16 @@ class ConditionBatch:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Conditions as the denoiser takes them, each unique prompt once.
+    """The denoiser's input: encoded conditions, with each unique prompt once.
 
     Attributes:
-        prompts: name -> (U, ...) tensors of the unique prompts and negative prompts.
+        prompts: name -> (U, ...) tensors of the U unique prompts and negative prompts.
         prompt_index: n positions in ``prompts``; empty for a task without prompts.
-        negative_index: n positions in ``prompts``; None when the call runs without guidance.
+        negative_index: n positions in ``prompts``; None if the call runs without guidance.
         conditions: name -> (n, ...) tensors of the conditioning images.
         labels: n class numbers, or empty.
-        generator_states: (n, 5056) uint8, the CPU generators' state after this stage.
-        truncated: for each sample, the prompt was longer than the text encoder reads.
+        generator_states: (n, 5056) uint8, state of each sample's CPU generator after this stage.
+        truncated: for each sample, whether its prompt was too long for the text encoder.
     """
 
     call: Call
@@ -155,7 +157,7 @@ class EncodedBatch:
     truncated: tuple[bool, ...]
 
     def take(self, places: list[int]) -> EncodedBatch:
-        """The samples at these places, with all of the prompts."""
+        """The samples at these positions, with all of the prompts."""
         negatives = self.negative_index
         return EncodedBatch(
             call=self.call,
@@ -171,20 +173,23 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Denoised latents (n, C, H/f, W/f), still scaled as the U-Net sees them."""
+    """Denoised latents (n, C, H/f, W/f), still scaled as the denoiser uses them."""
 
     call: Call
     latents: torch.Tensor
     truncated: tuple[bool, ...]
 
     def take(self, places: list[int]) -> LatentBatch:
-        """The samples at these places."""
+        """The samples at these positions."""
         return LatentBatch(self.call, self.latents[places], _at(self.truncated, places))
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Decoded pixels, uint8 RGB (n, height, width, 3); ``finite``: no NaN or infinity."""
+    """Decoded pixels, uint8 RGB (n, height, width, 3).
+
+    ``finite``: for each sample, whether its decoded values had no NaN or infinity.
+    """
 
     pixels: np.ndarray[Any, Any]
     finite: tuple[bool, ...]
@@ -196,10 +201,10 @@ def _at(values: tuple[One, ...], places: list[int]) -> tuple[One, ...]:
 
 
 def micro_batches(samples: Iterable[Sample], batch_size: int) -> list[tuple[Sample, ...]]:
-    """Cut a shard's samples into micro-batches of one call each, in order.
+    """Cut a shard's samples into micro-batches of at most ``batch_size`` samples of one call each.
 
-    Groups keep the order of their first sample and each group the samples' order, so the result
-    depends on the samples alone.
+    Calls are ordered by their first sample, and samples keep their order within a call, so the
+    result depends only on the samples.
     """
     groups: dict[Call, list[Sample]] = {}
     for sample in samples:
@@ -219,35 +224,35 @@ def derive_seed(run_seed: int, key: str) -> int:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model without loading it; goes into the plan.
+    """What is known of a model without loading it; stored in the plan.
 
     Attributes:
-        model_id: the name, folder, hub id or URL as the user gave it, without credentials.
-        path: the local folder it was found in, or the local file of its weights.
-        revision: the hub's commit, or ``sha256:`` and the head of ``manifest_sha256``.
+        model_id: the name, folder, Hub id or URL as the user gave it, without credentials.
+        path: the local folder of the model, or the local file of its weights.
+        revision: the Hub's commit, or ``sha256:`` and the first digits of ``manifest_sha256``.
         manifest_sha256: over name, size and SHA-256 of every file that would be loaded.
-        pipeline_class: the diffusers class the folder was saved from.
-        family: name of the family that it serves the task as.
-        scheduler: class name of the scheduler in effect.
+        pipeline_class: the diffusers class that saved the folder.
+        family: name of the family that runs the model for this task.
+        scheduler: class name of the scheduler in use.
         latent_channels: C of the latents (C, height / f, width / f).
         vae_scale_factor: f.
         width: the denoiser's native width in pixels.
         height: the denoiser's native height in pixels.
-        multiple_of: what width and height must be multiples of.
-        num_inference_steps: the model's own recommendation, or the family's.
-        guidance_scale: the model's own recommendation, or the family's.
+        multiple_of: width and height must be multiples of this.
+        num_inference_steps: recommended by the model, else by its family.
+        guidance_scale: recommended by the model, else by its family.
         class_names: for class-conditional models, the name of each class ("" if it has none).
-        controls: how many control images a call takes.
-        optional_control: a call may take one control image.
-        needs: parts of ``input.columns`` that must be mapped, beside those that the task needs.
-        upscale: pixels of an image made a pixel of the conditioning image, each way.
-        fixed_size: images of the native size alone can be made.
-        settings: settings of a call, beside steps, guidance and size, that the pipeline takes.
-        strength: used where neither the spec nor the row names one.
-        schedulers: those that the pipeline's loop is written for; empty: all.
-        min_steps: with fewer the pipeline ignores a condition or fails.
-        guidable: the model can be guided at all.
-        max_noise_level: the most noise that it was trained to take on its condition.
+        controls: number of control images that a call needs.
+        optional_control: a call may have one control image.
+        needs: parts of ``input.columns`` that must be mapped in addition to those of the task.
+        upscale: factor from the conditioning image's width and height to the generated image's.
+        fixed_size: only images of the native size can be generated.
+        settings: settings of a call that the pipeline supports, besides steps, guidance and size.
+        strength: the default if neither the spec nor the row sets it.
+        schedulers: class names that the pipeline's loop supports; empty if it supports all.
+        min_steps: with fewer steps the pipeline ignores a condition or fails.
+        guidable: whether the model supports guidance.
+        max_noise_level: highest noise level on the conditioning image that it was trained for.
     """
 
     model_id: str

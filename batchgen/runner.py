@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 from batchgen.engine.interrupt import interruptible
 from batchgen.errors import Interrupted
 from batchgen.models import inspect
-from batchgen.output.claim import claim, plan_to_keep
+from batchgen.output.claim import claim, job_of, plan_to_keep
 from batchgen.output.holdings import refuse_to_remove, refuse_unless_free, remove_output
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import PLAN, Ledger, States
-from batchgen.output.outcome import (
-    Outcome,
-    advised,
-    count,
-    hopeless,
-    take_stock,
-    unchanged,
-)
+from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, unchanged
 from batchgen.output.shard_range import parse_range
-from batchgen.plain_text import plain
 from batchgen.plan.plan import Plan, make_plan, pinned
 from batchgen.progress.display import Progress
-from batchgen.progress.lines import line_of, opening
+from batchgen.progress.lines import line_of, opening, teller
 from batchgen.progress.log import kept
 from batchgen.report.finalize import finalize
 from batchgen.spec.places import anywhere, reach_stores
@@ -36,7 +26,7 @@ from batchgen.storage import configure, open_store
 
 
 def plan_job(spec: Spec) -> Plan:
-    """What a run of this spec would make; writes nothing."""
+    """The plan of a run of this spec; writes nothing."""
     reach_stores(spec)
     return make_plan(anywhere(spec), inspect(spec.model, spec.task))
 
@@ -48,14 +38,14 @@ def run(
     shards: str | None = None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Make what is planned and not yet committed, on local Ray or the cluster at ``address``.
+    """Generate all planned shards that are not committed, on local Ray or a cluster at ``address``.
 
-    An output that holds a plan already is continued if the plan is still the same. ``shards``
-    ("A:B": from A, up to but not with B) leaves the others to other runs, which may be at work on
-    them at the same time. With ``overwrite`` what batchgen has made there is removed first.
+    An output that already has a plan is continued if the plan is still the same. ``shards`` ("A:B"
+    means A to B-1) limits the run to these shards, so that other runs can generate the others at
+    the same time. ``overwrite`` first removes what batchgen wrote there before.
 
     Raises:
-        StopJob: usage errors (exit 1), an interruption (3).
+        StopJob: usage errors (exit 1), an interruption (exit 3).
     """
     return _run(spec, spec, address, quiet, shards, overwrite)
 
@@ -68,7 +58,7 @@ def _run(
     shards: str | None,
     overwrite: bool = False,
 ) -> Outcome:
-    """Run ``spec``; ``asked`` is what a later resume goes on with."""
+    """Run ``spec``; ``asked`` is the spec that is saved for a later resume."""
     reach_stores(spec)
     ledger = Ledger(open_store(spec.output.url))
     spec, asked = anywhere(spec), anywhere(asked)
@@ -79,10 +69,9 @@ def _run(
         model = inspect(pinned(spec.model, saved), spec.task)
         plan = make_plan(spec, model, check_keys=saved is None)
         part = parse_range(shards, plan.shards)
-        say = _teller(quiet)
         with (
             interruptible() as interrupt,
-            hold_lease(ledger.store, interrupt, part, say) as lease,
+            hold_lease(ledger.store, interrupt, part, teller(quiet)) as lease,
         ):
             ledger = Ledger(ledger.store.in_place())
             if overwrite:
@@ -92,14 +81,9 @@ def _run(
             planned, lease.witness = True, PLAN
             if part is None:
                 ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
-            states = ledger.states(plan)
-            listed = states if part is None else states.within(range(*part))
+            tally, states = begin(plan, ledger, part, told.append)
             stopped = ""
-            tally, states = take_stock(plan, ledger, replace(listed, failed=frozenset()))
-            states = replace(states, failed=listed.failed)  # they are tried again
             with Progress(tally, quiet) as progress, kept(ledger, lease, progress):
-                for shard in sorted(listed.committed - states.committed):
-                    told.append(f"shard {shard} is made again: its marker cannot be read")
                 for line in (*told, opening(plan, states, tally.samples)):
                     progress.say(line)
                 if states.pending:
@@ -111,11 +95,6 @@ def _run(
         raise advised(error, ledger, planned) from error
 
 
-def _teller(quiet: bool) -> Callable[[str], None]:
-    """Prints what is to be said before there is a progress display."""
-    return (lambda words: None) if quiet else (lambda words: print(plain(words), file=sys.stderr))
-
-
 def resume(
     url: str,
     address: str | None = None,
@@ -123,23 +102,18 @@ def resume(
     storage_options: Mapping[str, Mapping[str, Any]] | None = None,
     shards: str | None = None,
 ) -> Outcome:
-    """Go on with the job that an output holds; its failed shards are tried again.
+    """Continue the job of an output; its failed shards are retried.
 
     Args:
         url: the output.
         address: a Ray cluster to join.
-        quiet: no progress.
-        storage_options: of stores, where they are not those of the first run.
-        shards: "A:B", of them only.
+        quiet: display no progress.
+        storage_options: options of stores that differ from those of the first run.
+        shards: "A:B", to generate only shards A to B-1.
     """
-    given = {protocol: dict(options) for protocol, options in (storage_options or {}).items()}
-    configure(given)
-    ledger = Ledger(open_store(url))
-    ledger.require_plan()
-    spec = ledger.job()
-    here = spec.output.model_copy(update={"url": url})  # wherever it was when it was planned
-    asked = spec.model_copy(update={"output": here})
-    options = {**spec.storage_options, **given}
+    configure(storage_options or {})
+    asked = job_of(Ledger(open_store(url)))
+    options = {**asked.storage_options, **(storage_options or {})}
     spec = asked.model_copy(update={"storage_options": options})
     return _run(spec, asked, address, quiet, shards)
 
@@ -153,18 +127,15 @@ def _stream(
     lease: Lease,
     interrupt: Callable[[str], None],
 ) -> str:
-    """Make the pending shards; says why, if that is stopped before the end as hopeless."""
-    from batchgen.engine.metrics import Metrics
+    """Generate the pending shards; returns why the run stopped early, or an empty string."""
     from batchgen.engine.start import ready
     from batchgen.engine.stream import generate
 
     tally, pending, stopped = progress.tally, states.pending, ""
     with ready(plan, ledger, len(pending), address, progress, interrupt) as pools:
-        metrics = Metrics(ledger.store.url)
         with closing(generate(plan, ledger, pending, pools, progress.hear)) as events:
             for event in events:
                 count(tally, event, made=True)
-                metrics.count(event)
                 if line := line_of(event):
                     progress.say(line)
                 progress.show()

@@ -1,12 +1,12 @@
-"""Does dispatch hold for a thousand replicas? How fast, and with how much memory in the driver?
+"""Measures the dispatch of shards to a thousand replicas: its rate, and the driver's memory.
 
     python benchmarks/dispatch.py [--replicas 1000] [--seconds 30] [--shards-each 8]
     python benchmarks/dispatch.py --rate --shards 20000
 
-The replicas sleep (see sleepers.py for how this differs from the real thing). The first form says
-how busy they are in the middle half of the run, and the gap between two shards on one replica; the
-second, with shards that take no time, how many shards a second the driver can hand out at most and
-how its memory grows. Each writes its case into ``results/dispatch.json``.
+The replicas sleep; sleepers.py says how they differ from real ones. The first command measures how
+busy they are in the middle half of the run, and the gap between two shards on one replica. The
+second uses shards that take no time: it measures how many shards a second the driver can dispatch
+at most, and how its memory grows. Each writes its case into ``results/dispatch.json``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen.engine.pools import Share
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from benchmarks.sleepers import (
     Sleeper,
     busy_share,
@@ -41,7 +41,7 @@ GOLDEN = 0.6180339887498949  # its multiples spread evenly between whole numbers
 
 
 class Uneven(Sleeper):
-    """Its shards take from 3/4 to 5/4 of the time: a thousand that began together spread out."""
+    """Shards take from 3/4 to 5/4 of the time, so that replicas do not all finish together."""
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         began = time.time()
@@ -50,7 +50,7 @@ class Uneven(Sleeper):
 
 
 def slope(points: list[tuple[int, float]]) -> float:
-    """Of the second half, by least squares."""
+    """Slope of the second half of the points, by least squares."""
     half = points[len(points) // 2 :]
     if len(half) < 2:
         return float("nan")

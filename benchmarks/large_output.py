@@ -1,12 +1,12 @@
-"""The main job with a large output, and the memory of its processes on the way.
+"""Measures the memory of a job's processes while it writes a large output.
 
     python benchmarks/large_output.py [--gib 10] [--format parquet] [--s3] [FOLDER]
 
-Every row carries MIB_OF_ROW of noise in a column that goes through to the output, so that a small
-model writes as many bytes as a large one. Ten times in the run each process' memory is read: what
-is its own alone (USS) of the driver, the replicas and the other workers, and what Ray's object
-store holds. With ``--s3`` the output goes to a real S3 server (apt: radosgw ceph-mon ceph-osd),
-which keeps it in memory. Adds one case to ``results/large_output.json``.
+Every row has MIB_OF_ROW of noise in a column that is copied to the output, so that a small model
+writes as many bytes as a large one. Memory is recorded ten times during the run: the unshared
+memory (USS) of the driver, the replicas and the other workers, and the size of Ray's object store.
+With ``--s3`` the output is written to a real S3 server (apt: radosgw ceph-mon ceph-osd), which
+keeps it in memory. Adds one case to ``results/large_output.json``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ BUCKET = "large"
 
 
 def write_input(folder: Path, gib: float) -> int:
-    """Files of ROWS_OF_FILE rows, four to a row group; returns the number of rows."""
+    """Write files of ROWS_OF_FILE rows, four to a row group; returns the number of rows."""
     folder.mkdir()
     noise = random.Random(0)
     files = max(1, round(gib * 1024 / MIB_OF_ROW / ROWS_OF_FILE))
@@ -88,7 +88,7 @@ def role_of(process: psutil.Process, driver: int) -> str:
 
 
 def memory_of(driver: int) -> dict[str, int]:
-    """MiB by role: the most that one process of the driver's tree has for itself alone."""
+    """Role -> the largest unshared memory, in MiB, of one process in the driver's tree."""
     found: dict[str, int] = defaultdict(int)
     tree = psutil.Process(driver)
     for process in (tree, *tree.children(recursive=True)):
@@ -101,7 +101,7 @@ def memory_of(driver: int) -> dict[str, int]:
 
 
 def object_store_bytes(raylet: int) -> int:
-    """What the object store's file in shared memory, unlinked but open, has taken."""
+    """Size of the object store's file in shared memory, which is unlinked but open."""
     total = 0
     for link in Path(f"/proc/{raylet}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -111,7 +111,7 @@ def object_store_bytes(raylet: int) -> int:
 
 
 def watch(process: subprocess.Popen[bytes], output: str, shards: int) -> list[dict[str, Any]]:
-    """Memory whenever a further tenth of the shards is committed: the most since the last time."""
+    """After each tenth of the shards, the peak memory since the previous tenth."""
     store = open_store(output)
     seen: list[dict[str, Any]] = []
     most: dict[str, int] = {}
@@ -173,7 +173,7 @@ def measure(folder: Path, gib: float, kind: str, s3: bool) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", help="for the input and a local output")
+    parser.add_argument("folder", nargs="?", help="where to put the input and a local output")
     parser.add_argument("--gib", type=float, default=10)
     parser.add_argument("--format", default="parquet")
     parser.add_argument("--s3", action="store_true")

@@ -1,12 +1,12 @@
-"""Does an actor's memory creep? Unique prompts through a real encoder, far beyond its cache.
+"""Measures whether an actor's memory grows: encodes far more unique prompts than its cache holds.
 
     python benchmarks/memory.py [--samples 60000] [--cache-mib 32] [--threads 2]
     python benchmarks/memory.py --ray
 
-The prompts are encoded by the shipped model; pixels are drawn at random, scored, encoded, written
-and committed as in any run. The first form works in this process, as many shards at a time as there
-are threads; the second in a real actor of Ray Data. Each says how fast resident memory grows once
-the cache of prompts is full, and writes its case into ``results/memory.json``.
+The shipped model encodes the prompts. Pixels are random; they are scored, encoded, written and
+committed as in any run. The first command runs in this process, with as many shards at a time as
+there are threads; the second runs in a real Ray Data actor. Each measures how fast resident memory
+grows once the cache of prompts is full, and writes its case into ``results/memory.json``.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ from batchgen.output.ledger import Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
 from batchgen.shard import frames
-from batchgen.shard.compose import FusedStages, Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.stages import FusedStages
+from batchgen.shard.work import Trial
 from batchgen.spec.build import build
 from batchgen.storage import open_store
 from benchmarks.sleepers import logical_cpus, machine
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 CACHE, WHOLE = "MEMORY_BENCHMARK_CACHE_BYTES", "MEMORY_BENCHMARK_WHOLE"
-EVERY = 1000  # samples between two looks
+EVERY = 1000  # samples between two measurements
 WORDS = ("red", "green", "blue", "small", "large", "circle", "square", "digit", "seven", "on")
 
 
 class Half:
-    """A stage without a model: what the encoder gave goes in, noise comes out."""
+    """A stage without a model: it accepts the encoder's results and returns noise."""
 
     def __init__(self) -> None:
         self.pipeline = type("Pipeline", (), {"components": {}})()
@@ -75,7 +76,7 @@ class Decode(Half):
 
 
 class Metered(Generate):
-    """Says with each shard's marker how much memory the actor has."""
+    """Reports the actor's resident memory in each shard's marker."""
 
     def load(self) -> None:
         model, spec = self.plan.model, self.plan.spec
@@ -116,7 +117,7 @@ def planned(samples: int) -> Iterator[tuple[Plan, Ledger]]:
 
 
 def in_process(samples: int, threads: int) -> list[tuple[int, float]]:
-    """(samples done, resident bytes), with so many shards at a time."""
+    """(samples done, resident bytes), with ``threads`` shards at a time."""
     points: list[tuple[int, float]] = []
     with planned(samples) as (plan, ledger), ThreadPoolExecutor(threads) as pool:
         actor = Metered.__new__(Metered)
@@ -143,7 +144,7 @@ def note(points: list[tuple[int, float]], done: int, resident: float) -> None:
 
 
 def in_ray(samples: int) -> list[tuple[int, float]]:
-    """(samples done, resident bytes of the one actor)."""
+    """(samples done, resident bytes of the only actor)."""
     share = Share(1, 1, num_cpus=1, num_gpus=0, start_replicas=1)
     points: list[tuple[int, float]] = []
     with logical_cpus(2), planned(samples) as (plan, ledger):
@@ -156,7 +157,7 @@ def in_ray(samples: int) -> list[tuple[int, float]]:
 
 
 def slope(points: list[tuple[int, float]], first: int) -> float:
-    """MB for each 10,000 samples, by least squares over what came after ``first`` samples."""
+    """MB per 10,000 samples, by least squares over the points after ``first`` samples."""
     late = [point for point in points if point[0] >= first]
     return statistics.linear_regression(*zip(*late, strict=True)).slope * 10_000 / 1e6
 
@@ -167,8 +168,8 @@ def main() -> None:
     parser.add_argument("--cache-mib", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ray", action="store_true")
-    parser.add_argument("--whole", action="store_true", help="denoise and decode too, in one step")
-    parser.add_argument("--case", help="its name in the results")
+    parser.add_argument("--whole", action="store_true", help="also denoise (one step) and decode")
+    parser.add_argument("--case", help="name of the case in the results")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     os.environ[CACHE] = str(options.cache_mib << 20)

@@ -1,11 +1,11 @@
-"""Stable Diffusion XL by diffusers' modular blocks and by the classic pipeline, side by side.
+"""Compares Stable Diffusion XL in diffusers' modular blocks with the classic pipeline.
 
     python benchmarks/modular_sdxl.py [REPETITIONS]
 
 Builds the tiny text-to-image model and runs encode, denoise and decode both ways on the same
-modules. Prints and writes ``results/modular_sdxl.json``: largest differences, what each stage's
-blocks ask for, U-Net calls, seconds of the processor, lines of adapter code,
-and what is missing.
+modules. Prints and writes ``results/modular_sdxl.json``: the largest differences, the components
+and settings of each stage's blocks, U-Net calls, CPU seconds, lines of adapter code, and what the
+blocks lack.
 """
 
 from __future__ import annotations
@@ -77,25 +77,25 @@ def modular_encode(
 
 
 def modular_denoise(pipeline: Any, embeds: dict[str, Any], scale: float, **more: Any) -> Any:
-    # Any other scale guides, and the loop switches a disabled guider on again.
+    # Below 1 the guider would still guide, and the loop enables a disabled guider again.
     pipeline.update_components(guider=ClassifierFreeGuidance(guidance_scale=max(scale, 1.0)))
     return pipeline(**embeds, **more, output="latents")
 
 
 def modular_decode(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
     decoded: torch.Tensor = pipeline(latents=latents, output_type="pt", output="images")
-    return decoded * 2 - 1  # the block brings it to [0, 1] and clamps
+    return decoded * 2 - 1  # the block scales to [0, 1] and clamps
 
 
 class Configuration:
-    """A component that another stage holds: what a pipeline asks of it."""
+    """Stands in for a component of another stage: only what a pipeline reads from it."""
 
     def __init__(self, module: Any) -> None:
         self.config, self.dtype = module.config, module.dtype
 
 
 def classic_pipelines(whole: Any) -> dict[str, Any]:
-    """Stage -> the classic pipeline with that stage's modules alone, as batchgen holds it."""
+    """Stage -> a classic pipeline with only that stage's modules, as in batchgen."""
     held = {"encode": TEXT, "denoise": ("unet", "scheduler", "vae"), "decode": ("vae",)}
     made = {}
     for stage, names in held.items():
@@ -107,7 +107,7 @@ def classic_pipelines(whole: Any) -> dict[str, Any]:
 
 
 def modular_blocks() -> dict[str, Any]:
-    """Stage -> its blocks, of the text-to-image workflow."""
+    """Stage -> its blocks in the text-to-image workflow."""
     blocks = StableDiffusionXLAutoBlocks().get_workflow("text2image").sub_blocks
     inner = {name: block for name, block in blocks.items() if name.startswith("denoise")}
     return {
@@ -118,7 +118,7 @@ def modular_blocks() -> dict[str, Any]:
 
 
 def modular_pipelines(classic: Any) -> dict[str, ModularPipeline]:
-    """Stage -> a pipeline of its blocks, which holds the classic pipeline's modules."""
+    """Stage -> a pipeline of its blocks, with the classic pipeline's modules."""
     made = {}
     for stage, blocks in modular_blocks().items():
         pipeline = blocks.init_pipeline()
@@ -140,7 +140,7 @@ def joined(each: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 
 
 def run(pipelines: dict[str, Any], how: dict[str, Stage], case: dict[str, Any]) -> dict[str, Any]:
-    """All three stages; their results and seconds of the processor."""
+    """Run all three stages; returns their results and CPU seconds."""
     prompts, scale, size = PROMPTS[: case["batch"]], case["guidance"], case["size"]
     times, result = {}, {}
     start = time.process_time()
@@ -184,7 +184,7 @@ def compare(classic: dict[str, Any], modular: dict[str, Any]) -> dict[str, float
 def unet_batches(
     unet: Any, pipelines: dict[str, Any], how: dict[str, Stage], case: dict[str, Any]
 ) -> list[int]:
-    """The batch size of every call of the U-Net."""
+    """The batch size of every U-Net call."""
     seen: list[int] = []
     hook = unet.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0]))
     run(pipelines, how, case)
@@ -195,7 +195,7 @@ def unet_batches(
 def timed(
     classic: dict[str, Any], modular: dict[str, Any], case: dict[str, Any], repetitions: int
 ) -> dict[str, Any]:
-    """Medians in milliseconds, and the median, least and largest of modular over classic."""
+    """Medians in milliseconds; median, minimum and maximum of the ratio modular / classic."""
     taken: dict[str, dict[str, list[float]]] = {
         way: {stage: [] for stage in STAGES} for way in ("classic", "modular")
     }
@@ -203,7 +203,7 @@ def timed(
         pairs = [("classic", classic, CLASSIC), ("modular", modular, MODULAR)]
         for way, pipelines, how in pairs if repetition % 2 else reversed(pairs):
             seconds = run(pipelines, how, case)["seconds"]
-            if repetition:  # the first warms up
+            if repetition:  # the first one is a warm-up
                 for stage in STAGES:
                     taken[way][stage].append(seconds[stage] * 1000)
     report: dict[str, Any] = {}
@@ -238,7 +238,7 @@ def attempt(call: Callable[[], Any]) -> Any:
 
 
 def without_vae(classic: Any, embeds: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
-    """The denoise blocks when the VAE is left out, and when its configuration alone is there."""
+    """The denoise blocks without a VAE, and with only the VAE's configuration."""
     size = {"width": case["size"], "height": case["size"]}
 
     def shape(vae: Any) -> Any:
@@ -255,13 +255,13 @@ def without_vae(classic: Any, embeds: dict[str, Any], case: dict[str, Any]) -> d
 
 
 def features(classic: Any, modular: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What batchgen needs of a pipeline, asked of the blocks."""
+    """Whether the blocks support what batchgen needs of a pipeline."""
     case = {"batch": 2, "guidance": 3.0, "size": 32, "negative": None}
     encoded = joined([modular_encode(modular["encode"], p, None, 3.0) for p in PROMPTS[:2]])
     unguided = joined([classic_encode(classic, p, None, 0.0) for p in PROMPTS[:2]])
 
     def turbo(embeds: dict[str, Any], **guider: Any) -> float:
-        """One step at a guidance scale of 0, as Turbo models want it."""
+        """One step at a guidance scale of 0, as Turbo models need."""
         pipeline = modular["denoise"]
         pipeline.update_components(guider=ClassifierFreeGuidance(**guider))
         shared = {"width": 32, "height": 32, "num_inference_steps": 1}
@@ -321,7 +321,7 @@ def features(classic: Any, modular: dict[str, Any], folder: Path) -> dict[str, A
 
 
 def code_lines(functions: list[Any]) -> int:
-    """Lines of code, without blank ones and docstrings, as ``ast`` writes them out."""
+    """Lines of code without blank lines and docstrings, as ``ast.unparse`` prints them."""
     trees = [ast.parse(textwrap.dedent(inspect.getsource(one))) for one in functions]
     return sum(len(ast.unparse(tree).splitlines()) for tree in trees)
 
@@ -352,7 +352,7 @@ CASES = [
 
 def main(repetitions: int) -> None:
     torch.set_num_threads(1)
-    diffusers.utils.logging.set_verbosity(logging.CRITICAL)  # blocks print what is refused
+    diffusers.utils.logging.set_verbosity(logging.CRITICAL)  # blocks log what they refuse
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

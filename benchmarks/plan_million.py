@@ -1,9 +1,9 @@
-"""Planning and reading one million rows: seconds, peak memory, bytes read over the file's size.
+"""Measures planning and reading of one million rows: seconds, peak memory, and bytes read.
 
     python benchmarks/plan_million.py [FOLDER]
 
-Prints one JSON line a case: the rows in 100 files of 10 row groups, and in one file of one row
-group, each with a key column that planning checks for duplicates.
+Prints one JSON line for each of two cases: the rows in 100 files of 10 row groups, and in one file
+of one row group. Both have a key column that planning checks for duplicates.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_one(folder: Path) -> None:
 
 
 def measure(source: Path) -> dict[str, object]:
-    """Plan, then read every shard once, as the reading tasks would; run in a process of its own."""
+    """Plan, then read every shard once, as the readers would. Runs in a separate process."""
     from batchgen.input.reader import make_spans, read_columns, read_span
     from batchgen.runner import plan_job
     from batchgen.spec.build import build

@@ -1,16 +1,17 @@
-"""How well do more replicas serve, and how near is `staged` to the best allocation of its pools?
+"""Measures scaling with the number of replicas, and how well `staged` pools find their sizes.
 
     python benchmarks/scaling.py replicas
     python benchmarks/scaling.py skewed
 
-The replicas sleep (see sleepers.py for how this differs from the real thing).
+The replicas sleep; sleepers.py says how they differ from real ones.
 
-``replicas``: from 1 to 32 of them, one process each; how busy they are in the middle half of the
-run, against one alone (and over the whole of it, while the processes are still starting).
+``replicas``: 1 to 32 replicas, one process each. It measures how busy they are compared with a
+single replica, in the middle half of the run (and in the complete run, which includes the start of
+the processes).
 
-``skewed``: encode, denoise, decode take 1 : 5 : 2 in the staged layout, on SLOTS places that hold
-one replica each; what the pools make a second when they find their own sizes, against the best
-sizes given by hand.
+``skewed``: encode, denoise and decode take 1 : 5 : 2 in the staged layout, on SLOTS CPUs that hold
+one replica each. It compares the rate when the pools find their own sizes with the rate of the
+best fixed sizes.
 
 Each writes its case into ``results/scaling.json``.
 """
@@ -26,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen.engine.pools import Pools, Share
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from benchmarks.sleepers import (
     Sleeper,
     SleepingDecode,
@@ -44,14 +45,14 @@ from benchmarks.sleepers import (
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 COUNTS = (1, 2, 4, 8, 16, 32)
 SHARD_SECONDS, SHARDS_EACH = 2.0, 15
-SLOTS = 16  # of them the best use is 2 : 10 : 4, since 2/1 = 10/5 = 4/2
+SLOTS = 16  # best divided as 2 : 10 : 4, since 2/1 = 10/5 = 4/2
 STAGES = (SleepingEncode, SleepingDenoise, SleepingDecode)
 BEST = (2, 10, 4)
 SKEWED_SHARDS = 600
 
 
 class OneAtATime(Sleeper):
-    """As a device is: the next shard waits, its rows are there already."""
+    """Works on one shard at a time, like a device; the rows of the next one are already there."""
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         with self.lock:
@@ -59,7 +60,7 @@ class OneAtATime(Sleeper):
 
 
 def made_a_second(slept: list[Slept]) -> float:
-    """Shards a second from the first end to the last one's, or to when the tail begins."""
+    """Shards per second, without the first and the last tenth of the shards."""
     ends = sorted(one.ended for one in slept)
     first, last = len(ends) // 10, 9 * len(ends) // 10
     return (last - first) / (ends[last] - ends[first])
@@ -109,7 +110,7 @@ def skewed() -> dict[str, Any]:
 
 
 def pools(sizes: tuple[int, ...] | None) -> Pools:
-    """Of these sizes, or of those that they come to by themselves."""
+    """Pools of fixed sizes; with None, pools that find their sizes by themselves."""
     if sizes is None:
         return [
             (stage, Share(1, SLOTS, num_cpus=1, num_gpus=0, start_replicas=1)) for stage in STAGES

@@ -1,9 +1,9 @@
-"""Replicas that sleep where real ones compute: what is measured with them is the dispatch alone.
+"""Replicas that sleep instead of computing, to measure only the dispatch of shards.
 
-They are actors of the real engine (`batchgen.engine.stream.generate`) behind the real reader,
-frames and record of attempts. What differs from the real thing: a replica is a thread of an
-actor, not a process of its own, so that a thousand fit on one machine; a shard's rows are one
-prompt; nothing is written but the marker that the driver reads.
+They are actors of the real engine (`batchgen.engine.stream.generate`) with the real reader, frames
+and record of attempts. They differ from real ones in three ways: a replica is a thread of an actor,
+not a process, so that a thousand fit on one machine; a shard has one row; and nothing is written
+except the marker that the driver reads.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from batchgen.engine.stream import generate
 from batchgen.output.ledger import Counts, Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.shard import frames
-from batchgen.shard.compose import Trial
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from batchgen.spec.build import build
 from batchgen.storage import open_store
 
@@ -49,7 +49,7 @@ class Slept:
 
 
 class Sleeper(Generate):
-    """Sleeps as long as the spec says, as `sampling.num_inference_steps` milliseconds."""
+    """Sleeps `sampling.num_inference_steps` milliseconds for each shard."""
 
     def load(self) -> None:
         self.seconds = (self.plan.spec.sampling.num_inference_steps or 0) / 1000
@@ -122,7 +122,7 @@ class SleepingDecode(Decode):
 def sleeping_plan(
     shards: int, seconds: float, in_flight: int = 2, **resources: Any
 ) -> Iterator[tuple[Plan, Ledger]]:
-    """A frozen plan of so many shards, one row each; ``in_flight`` at a time in one actor."""
+    """A frozen plan of ``shards`` shards with one row each; ``in_flight`` at a time in an actor."""
     with tempfile.TemporaryDirectory(prefix="sleepers-") as folder:
         source = Path(folder) / "prompts.parquet"
         prompts = pa.table({"prompt": [f"prompt {row}" for row in range(shards)]})
@@ -145,7 +145,7 @@ def sleeping_plan(
 
 @contextmanager
 def logical_cpus(count: int) -> Iterator[None]:
-    """Ray on this machine with as many CPUs as one says: those who sleep need none."""
+    """Ray on this machine with ``count`` CPUs, real or not: sleeping replicas need none."""
     ray.init(
         address="local",
         num_cpus=count,
@@ -164,9 +164,9 @@ def logical_cpus(count: int) -> Iterator[None]:
 def run(
     plan: Plan, ledger: Ledger, pools: Pools, watch: list[tuple[int, float]] | None = None
 ) -> tuple[list[Slept], float]:
-    """Stream all shards; returns what each slept, and the seconds in all.
+    """Stream all shards; returns when each began and ended, and the total seconds.
 
-    ``watch`` is filled with (shards done, resident bytes of this process), once a second.
+    ``watch`` receives (shards done, resident bytes of this process) once a second.
     """
     slept, me, looked = [], psutil.Process(), 0.0
     began = time.monotonic()
@@ -184,7 +184,7 @@ def run(
 def busy_share(
     slept: Sequence[Slept], replicas: int, first: float = 0.25, last: float = 0.75
 ) -> float:
-    """Of the time between these shares of the run, how much the replicas worked."""
+    """The fraction of time that the replicas worked, between these fractions of the run."""
     start = min(one.began for one in slept)
     span = max(one.ended for one in slept) - start
     low, high = start + first * span, start + last * span
@@ -193,7 +193,7 @@ def busy_share(
 
 
 def gaps(slept: Sequence[Slept]) -> list[float]:
-    """Seconds from the end of a shard on a replica to the beginning of its next, sorted."""
+    """Seconds between the end of a shard on a replica and the start of its next one, sorted."""
     by_replica: dict[str, list[Slept]] = {}
     for one in slept:
         by_replica.setdefault(one.replica, []).append(one)

@@ -1,11 +1,11 @@
-"""`verify` of a large output by this tree and by another checkout, in turn.
+"""Compares the time of `verify` on a large output between this tree and another checkout.
 
     python benchmarks/verify.py --against CHECKOUT [--samples 1000000] [--rounds 3] [FOLDER]
 
-The other checkout builds the output, of tiny images by arithmetic stages through its own reader and
-writer, so that it can read what both verify. Each verification is a process of its own, with the
-files in the page cache. Where the other tree has no ``skip``, this one leaves out ``decode``, which
-is measured on its own. Adds one case to ``results/verify.json``.
+The other checkout creates the output, tiny images from arithmetic stages, with its own reader and
+writer, so that both trees can verify it. Each verification is a separate process, with the files in
+the page cache. This tree skips ``decode`` for the comparison, because the other may not have that
+check, and measures it separately. Adds one case to ``results/verify.json``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ make_output(plan, Ledger(open_store(folder + "/out")))
 
 
 def in_tree(tree: Path, *words: str) -> float:
-    """Seconds of a Python process that imports this tree."""
+    """The run time, in seconds, of a Python process that imports ``tree``."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     subprocess.run([sys.executable, *words], env=environment, cwd=tree, check=True)

@@ -1,4 +1,4 @@
-"""LoRAs and learned tokens on disk, and what the plain pipeline makes with them."""
+"""Writes LoRAs and textual inversions to disk, and runs the plain pipeline with them."""
 
 from __future__ import annotations
 

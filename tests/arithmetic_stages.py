@@ -1,4 +1,4 @@
-"""Arithmetic stages: pixels that are a pure function of a sample's seed, prompt and size."""
+"""Stages without a model: pixels are a pure function of a sample's seed, prompt and size."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
 from batchgen.input.reader import make_spans, read_columns, read_span
 from batchgen.output.ledger import Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import Call, ConditionBatch, EncodedBatch, ImageBatch, LatentBatch, Sample
-from batchgen.shard.compose import FusedStages
+from batchgen.shard.stages import FusedStages
 
 SEED, PROMPT, FLAT, BROKEN = range(4)
 
 
 class Arithmetic:
-    """What the pool asks of any stage: a pipeline with components."""
+    """What the pool asks of any stage: a pipeline with components. No torch is loaded for it."""
 
     def __init__(self) -> None:
-        self.pipeline = SimpleNamespace(components={"weights": torch.nn.Linear(2, 1)})
+        self.pipeline = SimpleNamespace()
 
 
 class ArithmeticEncoder(Arithmetic):
@@ -30,7 +29,7 @@ class ArithmeticEncoder(Arithmetic):
 
     def __call__(self, batch: ConditionBatch) -> EncodedBatch:
         count = len(batch.samples)
-        facts = torch.tensor([_facts(sample, batch, n) for n, sample in enumerate(batch.samples)])
+        facts = np.array([_facts(sample, batch, n) for n, sample in enumerate(batch.samples)])
         return EncodedBatch(
             call=batch.call,
             prompts={"facts": facts},  # (n, 4)

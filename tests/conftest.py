@@ -1,8 +1,9 @@
-"""One Ray and one tiny model for the whole test session; everything offline and on one thread."""
+"""Every tier's fixtures and order; everything offline and on one thread."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as replicas have it
@@ -21,6 +22,7 @@ import pytest
 
 from tests.fuzzing import register_profiles
 from tests.object_store.fixtures import s3_bucket, s3_proxy, s3_server
+from tests.tiers import TIERS, order, scheduler, tier_of
 
 __all__ = ["s3_bucket", "s3_proxy", "s3_server"]  # fixtures of a real S3 server
 
@@ -28,16 +30,33 @@ LOGICAL_CPUS = 4
 register_profiles()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for tier, about in TIERS.items():
+        config.addinivalue_line("markers", f"{tier}: {about}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if tier := tier_of(item.path):
+            item.add_marker(tier)
+    if all(Path(word.partition("::")[0]).is_dir() for word in config.args):
+        order(items)  # files that are named run as they are named
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return scheduler(config, log) if config.option.dist == "loadfile" else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Ray on this machine, with more logical CPUs than it may have, shared by all tests."""
+    """Ray on this machine, perhaps with more logical CPUs than cores, shared by all tests."""
     import logging
 
     import ray

@@ -1,4 +1,4 @@
-"""Small Parquet datasets on disk, a model on paper, and specs and plans over them."""
+"""Small Parquet datasets on disk, a made-up model, and specs and plans for them."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def plan_for(path: str | Path, output: str | Path = "out", **dotted: Any) -> Pla
 
 
 def model_for(spec: Spec) -> ModelInfo:
-    """The model on paper, as it serves the task."""
+    """The made-up model for a task."""
     return IMAGE_MODEL if spec.task == "image-to-image" else MODEL
 
 
 def paper_plan(rows_of_files: Sequence[Sequence[int]], **dotted: Any) -> Plan:
-    """A plan over files that exist by their row counts alone."""
+    """A plan for files of which only the row counts exist."""
     files = tuple(
         SourceFile(f"/in/{index}.parquet", f"{index}.parquet", 100, "tag", tuple(groups))
         for index, groups in enumerate(rows_of_files)

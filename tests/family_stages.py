@@ -1,4 +1,4 @@
-"""Any family's stages composed, samples for them, and the comparison with the plain pipeline."""
+"""Composes the stages of any family, and compares their pixels with the plain pipeline's."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FamilyStages:
         return self.decode(self.denoise(self.encode(batch)))
 
     def staged(self, batch: ConditionBatch) -> ImageBatch:
-        """With what travels between pools turned into bytes and back."""
+        """Run the stages with their results converted to bytes and back, as between pools."""
         encoded = tensor_bytes.encoded_from_bytes(
             tensor_bytes.encoded_to_bytes([self.encode(batch)])
         )

@@ -1,4 +1,4 @@
-"""How many cases a fuzz test tries: few in every run, many under the profile ``slow``."""
+"""Sets how many cases a fuzz test tries: few in every run, many in the profile ``slow``."""
 
 from __future__ import annotations
 

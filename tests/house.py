@@ -13,27 +13,27 @@ FLOORS: dict[int, dict[str, str]] = {
     10: {"cli": "commands, options to spec, exit codes, task pages, `doctor`"},
     9: {"runner": "the job on a page: plan, pending shards, stream, finalize"},
     8: {
-        "engine": "the Ray Data graph: actors, pools, readers, demand, shared attempts, metrics",
+        "engine": "the Ray Data graph: readers, pools of actors, retries, watchdogs, metrics",
     },
     7: {
-        "shard": "one shard: rows to samples (`prepare`), the stages composed, images scored, "
-        "encoded and committed; a shard as bytes on its way between actors",
-        "report": "dataset card, HTML page, contact sheet",
-        "progress": "how counts and rates are shown while a run is at work",
+        "shard": "one shard: rows to samples (`prepare`), the composed stages, encoding and commit "
+        "of images; a shard as bytes between actors",
+        "report": "dataset card, HTML report, contact sheet",
+        "progress": "progress bars, log lines and the log of a run",
     },
     6: {
         "input": "rows and spans of the input dataset, conditioning images at URIs",
-        "output": "what lies in an output: ledger, lease, markers, counts, rejects, the three "
-        "formats, and what is done with a finished one: verify, repair, export, clean",
+        "output": "an output and its records: ledger, lease, markers, counts, rejects, the three "
+        "formats; operations on a finished output: verify, repair, export, clean",
     },
     5: {
         "plan": "maps rows to shards, checks before work, settings of each call, the saved plan",
         "models": "finds, checks, loads and quantizes the spec's model; tiny models",
-        "cluster": "Ray started or joined, its daemons and devices, jobs submitted, spot machines",
+        "cluster": "starting or joining Ray, its daemons and devices, job submission, spot nodes",
     },
     4: {
         "spec": "the spec as given by the user, validated once; the tasks and their columns",
-        "stages": "encode, denoise, decode, score: functions of a batch that hold model parts",
+        "stages": "encode, denoise, decode: functions of a batch that hold model parts; scorers",
     },
     3: {
         "families": "one file for each model family: its pipelines and their arguments; schedulers",
@@ -43,10 +43,12 @@ FLOORS: dict[int, dict[str, str]] = {
     },
     2: {"errors": "reject the row, retry the shard, stop the job"},
     1: {
-        "records": "the value on each arrow of the stream; what is known of a model",
-        "attempts": "what became of each try at a shard, and what follows",
+        "records": "the values that stages receive and return; facts about a model",
+        "attempts": "records the attempts at each shard and decides about the next one",
         "secrets": "finds secrets in URLs and removes them from messages",
         "plain_text": "text for the terminal, with control characters escaped",
+        "reasons": "why a sample is not in the output: the list of all reasons",
+        "watchdog": "calls a function at intervals, in a thread, while a block runs",
         "batchgen": "the package's own name: its version",
     },
 }
@@ -116,11 +118,11 @@ def page() -> str:
 
 FOOT = """
 The words have one meaning each; [CONTRIBUTING.md](../CONTRIBUTING.md) lists them. The reasons for
-the large decisions are in [docs/decisions](decisions/README.md). `tests/test_rules.py` asserts
+the large decisions are in [docs/decisions](decisions/README.md). `tests/unit/test_rules.py` asserts
 the rules:
 
 ```bash
-python -m pytest --collect-only -q tests/test_rules.py
+python -m pytest --collect-only -q tests/unit/test_rules.py
 ```
 """
 

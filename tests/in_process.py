@@ -1,7 +1,7 @@
 """The real stream in this process: reader, frames, actors, writer and ledger, without Ray.
 
 In processes of their own the actors would each import the model libraries again. (That Ray carries
-their frames is the matter of `test_run.py` and of `python -m tests.chaos.families`.)
+their frames is the matter of `tests/ray/test_run.py` and of `python -m tests.chaos.families`.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LAYOUTS: dict[str, tuple[type[StageActor], ...]] = {
 
 
 def stream(spec: Spec) -> list[Marker]:
-    """What `engine.generate` does, with every actor in this process."""
+    """Does what `engine.stream.generate` does, with all actors in this process."""
     plan = runner.plan_job(spec)
     ledger = Ledger(open_store(spec.output.url))
     ledger.freeze(plan, spec)

@@ -1,4 +1,4 @@
-"""The weights of a Stable Diffusion folder in one file, named as the original code names them."""
+"""Writes a Stable Diffusion folder's weights to one file, with the original code's names."""
 
 from __future__ import annotations
 

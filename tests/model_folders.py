@@ -1,4 +1,4 @@
-"""Models on disk to inspect and to damage, and fresh processes that look at them."""
+"""Models on disk for tests to inspect and damage, and fresh processes that inspect them."""
 
 from __future__ import annotations
 

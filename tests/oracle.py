@@ -1,4 +1,4 @@
-"""Reads an output of any format with plain libraries and nothing of batchgen, as a check on it."""
+"""Reads an output of any format with plain libraries, without batchgen, to check batchgen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(output: Path) -> dict[str, tuple[str, Row]]:
 
 
 def own_columns(found: dict[str, tuple[str, Row]]) -> dict[str, tuple[str, Row]]:
-    """What every format tells in the same words."""
+    """The columns that all formats store in the same form."""
     return {
         key: (digest, {name: row[name] for name in OWN}) for key, (digest, row) in found.items()
     }

@@ -1,4 +1,4 @@
-"""Reads an output back with pyarrow alone, as a stranger would."""
+"""Reads an output with only pyarrow, as a user without batchgen would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts Ray as a local run does, tells on stdout what it is, and ends as its argument says.
+"""Starts Ray as a local run does, prints facts about it, and ends in the way of its argument.
 
     python -m tests.private_job ENDING     # return, raise, wait or signal
 

@@ -1,4 +1,4 @@
-"""What a model makes, wherever its weights lie."""
+"""Computes a model's pixels, so that tests can compare different locations of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion in the forms that tests need: factors, precisions, variants."""
+"""A tiny Stable Diffusion in the forms that tests need: scale factors, precisions, variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model's stages composed, samples for them, and the plain pipelines they must equal."""
+"""Composes a tiny model's stages, and runs the plain pipelines whose pixels they must equal."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     Exits 0 when the job is complete, 2 when shards or samples failed, 3 while shards are pending,
     4 when a committed file is missing or has another size.
     """
-    from batchgen.output.outcome import reason_lines, reasons_of, tally_of, verdict_of
+    from batchgen.output.outcome import reason_lines, reasons_of, survey
 
     facts: dict[str, object] = {}
     output = job
@@ -47,8 +47,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     frozen = ledger.in_force(ledger.require_plan())
     working = at_work(ledger)
     states = ledger.states(frozen)
-    tally = tally_of(frozen, ledger, states)
-    exit_code, message = verdict_of(frozen, ledger, states, tally)
+    tally, exit_code, message = survey(frozen, ledger, states)
     pending = frozen.shards - tally.committed - tally.failed_shards
     last = last_run(ledger)
     if working and exit_code == Interrupted.exit_code:

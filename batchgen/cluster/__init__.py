@@ -1,1 +1,1 @@
-"""Ray as batchgen starts or joins it, and the jobs that are handed to a cluster."""
+"""Starts or joins Ray, watches it during a run, and submits jobs to a cluster."""

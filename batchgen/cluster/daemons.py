@@ -1,9 +1,11 @@
-"""Ends a run with words when a process of Ray is lost that Ray ends its driver for, wordless."""
+"""Interrupts the run with a message when the local raylet or the head dies.
+
+Ray by itself would end the driver without a message.
+"""
 
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,41 +13,37 @@ from contextlib import contextmanager
 import ray
 
 from batchgen.cluster.join import this_node
+from batchgen.watchdog import watchdog
 
 LOOK_EVERY_S = 1.0
 ANSWERS_WITHIN_S = 5.0
-HEAD_GONE_FOR_S = 40.0  # Ray ends this process after 60 s, and to end in order takes 10 or more
+HEAD_GONE_FOR_S = 40.0  # Ray kills this process after 60 s; an orderly end takes 10 s or more
 
 Address = tuple[str, int]
 
 
 @contextmanager
 def guarded(interrupt: Callable[[str], None]) -> Iterator[None]:
-    """Inside, ``interrupt`` is called once if the raylet here or the cluster's head is lost."""
-    over = threading.Event()
+    """Inside, ``interrupt`` is called once if this machine's raylet or the cluster's head dies."""
     raylet, head = _raylet(), _head()
-    seen = {one for one in (raylet, head) if _answers(one)}  # some networks hide them from here
+    seen = {one for one in (raylet, head) if _answers(one)}  # watch only what is reachable at all
+    answered = time.monotonic()
 
-    def look() -> None:
-        answered = time.monotonic()
-        while not over.wait(LOOK_EVERY_S):
-            if raylet in seen and _answers(raylet) is False:
-                interrupt("Ray's process of this machine, the raylet, has ended")
-                return
-            if head not in seen or _answers(head):
-                answered = time.monotonic()
-            elif time.monotonic() - answered > HEAD_GONE_FOR_S:
-                at = f"{head[0]}:{head[1]}"
-                interrupt(f"Ray's head at {at} has not answered for {HEAD_GONE_FOR_S:g} s")
-                return
+    def look() -> bool:
+        nonlocal answered
+        if raylet in seen and _answers(raylet) is False:
+            interrupt("Ray's process on this machine, the raylet, has ended")
+            return True
+        if head not in seen or _answers(head):
+            answered = time.monotonic()
+        elif time.monotonic() - answered > HEAD_GONE_FOR_S:
+            at = f"{head[0]}:{head[1]}"
+            interrupt(f"Ray's head at {at} has not answered for {HEAD_GONE_FOR_S:g} s")
+            return True
+        return False
 
-    thread = threading.Thread(target=look, name="daemons", daemon=True)
-    thread.start()
-    try:
+    with watchdog("daemons", look, LOOK_EVERY_S):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _raylet() -> Address:
@@ -59,7 +57,7 @@ def _head() -> Address:
 
 
 def _answers(address: Address) -> bool | None:
-    """False where nobody listens; None where nothing comes back, as of a machine that is busy."""
+    """Whether a process listens there; None without any answer, for example of a busy machine."""
     try:
         socket.create_connection(address, ANSWERS_WITHIN_S).close()
     except ConnectionRefusedError:

@@ -1,4 +1,4 @@
-"""The GPUs that a replica was given, and why torch or Ray cannot use one that is there."""
+"""Finds the GPUs of a replica, and explains why torch or Ray cannot use an existing GPU."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WHEELS = "https://pytorch.org/get-started/locally"
 
 
 def devices() -> list[str]:
-    """The GPUs that this actor was given, or its share of one; the CPU if there is none.
+    """The devices that Ray reserved for this actor: ``cuda:0``, ...; ``cpu`` if it has no GPU.
 
     Raises:
-        ModelError: torch cannot use them; on the CPU the job would take a hundred times as long.
+        ModelError: torch cannot use them. (On the CPU the job would take a hundred times as long.)
     """
     given = len(ray.get_gpu_ids()) if ray.is_initialized() else 0
     if not given:
@@ -32,15 +32,15 @@ def devices() -> list[str]:
     seen = len(seen_by_torch())
     if seen < given:
         raise ModelError(
-            f"this replica has {given} GPU of {os.uname().nodename} reserved, and torch can use "
-            f"{seen} of them: {why_none()}; or run on CPUs with num_gpus: 0 under each pool of "
+            f"this replica has {given} GPU of {os.uname().nodename} reserved, but torch can use "
+            f"{seen} of them: {why_none()}; or run on CPUs with num_gpus: 0 in each pool of "
             "resources"
         )
     return [f"cuda:{number}" for number in range(given)]
 
 
 def seen_by_torch() -> list[str]:
-    """The names of the GPUs that torch can use in this process, with their memory."""
+    """Names and memory of the GPUs that torch can use in this process."""
     import torch
 
     if not torch.cuda.is_available():
@@ -50,7 +50,7 @@ def seen_by_torch() -> list[str]:
 
 
 def why_none() -> str:
-    """Why torch sees no GPU here."""
+    """Why torch finds no GPU in this process."""
     import torch
 
     return why_unusable(torch.__version__, torch.version.cuda, driver())
@@ -58,7 +58,7 @@ def why_none() -> str:
 
 @dataclass(frozen=True)
 class Driver:
-    """What ``nvidia-smi`` says; without it ``trouble`` says why not."""
+    """The answer of ``nvidia-smi``; if there is none, ``trouble`` says why."""
 
     gpus: tuple[str, ...] = ()
     version: str = ""
@@ -72,7 +72,7 @@ class Driver:
 
 
 def driver() -> Driver:
-    """The NVIDIA driver of this machine and the GPUs that it knows."""
+    """The NVIDIA driver of this machine and the GPUs that it lists."""
     if shutil.which("nvidia-smi") is None:
         return Driver(trouble="there is no NVIDIA driver (no nvidia-smi)")
     ask = ["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"]
@@ -84,7 +84,7 @@ def driver() -> Driver:
         return Driver(trouble=f"the NVIDIA driver does not answer ({' '.join(words.split())})")
     rows = [line.partition(", ") for line in lines if ", " in line]
     if not rows:
-        return Driver(trouble="the NVIDIA driver knows no GPU")
+        return Driver(trouble="the NVIDIA driver lists no GPU")
     names = tuple(name for _, _, name in rows)
     return Driver(names, rows[0][0], found[1] if found else "")
 
@@ -95,16 +95,21 @@ def _said(words: list[str]) -> str:
 
 
 def why_unusable(torch_version: str, built_for: str | None, found: Driver) -> str:
-    """Wheel, CUDA and driver in one sentence, with what is to be changed."""
+    """Versions of torch, CUDA and driver in one sentence, with what to change."""
     if built_for is None:
         return (
-            f"torch {torch_version} is built without CUDA, here is {found}: install a wheel of "
-            f"torch for CUDA ({WHEELS})"
+            f"torch {torch_version} is built without CUDA (this machine: {found}); install a torch "
+            f"wheel for CUDA ({WHEELS})"
         )
-    wheel = f"torch {torch_version} is built for CUDA {built_for}, here is {found}"
+    wheel = f"torch {torch_version} is built for CUDA {built_for} (this machine: {found})"
     if found.cuda and _numbers(found.cuda) < _numbers(built_for)[:1]:
-        return f"{wheel}: the driver is too old for it; update it, or install a wheel for its CUDA"
-    return f"{wheel}: see that `nvidia-smi` and `python -m torch.utils.collect_env` name the GPU"
+        return (
+            f"{wheel}: the driver is too old; update it, or install a torch wheel for its CUDA "
+            f"version ({WHEELS})"
+        )
+    return (
+        f"{wheel}: check whether `nvidia-smi` and `python -m torch.utils.collect_env` list the GPU"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -112,9 +117,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def hidden_gpu() -> str:
-    """A GPU of this machine that Ray does not find: what is known of it; empty if there is none.
+    """Describes this machine's GPUs; empty if there is none, or CUDA_VISIBLE_DEVICES hides all.
 
-    Whoever sets CUDA_VISIBLE_DEVICES to none wants none.
+    It is called where Ray found no GPU. Hiding them is taken as a choice of the user.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1", "NoDevFiles"):
         return ""
@@ -126,10 +131,12 @@ def hidden_gpu() -> str:
 
 
 def refuse_hidden_gpu(spec: Spec) -> None:
-    """Of a run that starts Ray here: a GPU that Ray does not find is not passed over in silence.
+    """Refuse to run silently on the CPU if this machine has a GPU that Ray does not find.
+
+    It applies only to a run that starts Ray here.
 
     Raises:
-        UsageError: there is one, and the spec does not say that none is wanted.
+        UsageError: there is such a GPU, and the spec does not set ``num_gpus: 0``.
     """
     resources = spec.resources
     staged = (resources.encode, resources.denoise, resources.decode)
@@ -141,6 +148,6 @@ def refuse_hidden_gpu(spec: Spec) -> None:
     if what := hidden_gpu():
         names = "generate" if resources.layout == "fused" else "encode, denoise and decode"
         raise UsageError(
-            f"this machine has a GPU that Ray does not find ({what}), and the job would run on the "
-            f"CPU; mend the driver, or say that you want that: num_gpus: 0 under resources.{names}"
+            f"this machine has a GPU that Ray does not find ({what}), so the job would run on the "
+            f"CPU; fix the driver, or set num_gpus: 0 in resources.{names} to run on the CPU"
         )

@@ -1,4 +1,4 @@
-"""Joins a Ray cluster, or starts Ray on this machine and ends it again."""
+"""Joins a Ray cluster, or starts Ray on this machine and stops it at the end."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from batchgen.cluster.session import private_session
 from batchgen.errors import UsageError
 
 LOCAL = {"include_dashboard": False, "object_store_memory": 2 << 30}
-LOOK_WITHIN_S = 60.0  # a node that joins in this moment may take long to start its first worker
+LOOK_WITHIN_S = 60.0  # a node that has just joined may take long to start its first worker
 
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[bool]:
-    """Join the cluster at ``address`` or start Ray on this machine; what was started is ended.
+    """Join the cluster at ``address``, or start Ray on this machine and stop it at the end.
 
-    Yields whether it was joined, so that it may grow.
+    Yields whether a cluster was joined: only then may nodes be added to it.
     """
     _quiet_ray()
     close_token()
@@ -53,18 +53,18 @@ def _connected(address: str, options: dict[str, Any]) -> Iterator[None]:
 
     try:
         _init(address, options)
-        put_back()  # ray.init puts its own in their place
+        put_back()  # ray.init replaces the handlers
         yield
     finally:
         ray.shutdown()
-        put_back()  # and after it SIGTERM would kill this process without a word
+        put_back()  # after a shutdown SIGTERM would kill this process without a message
 
 
 def refuse_unshared(paths: Sequence[str]) -> None:
-    """On a cluster of several nodes, see that every one of them sees these local paths.
+    """On a cluster of several nodes, check that these local paths exist on every node.
 
     Raises:
-        UsageError: names the nodes that do not, and the first path.
+        UsageError: names the nodes where they do not exist, and the first path.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2 or not paths:
@@ -82,8 +82,8 @@ def refuse_unshared(paths: Sequence[str]) -> None:
     blind = {asked[answer]: lost for answer in answered if (lost := ray.get(answer))}
     if blind:
         raise UsageError(
-            f"{next(iter(blind.values()))[0]} is a folder that {len(blind)} of {len(nodes)} nodes "
-            f"do not see ({', '.join(sorted(blind)[:5])}): use a store (s3://, gs://, az://) or a "
+            f"{next(iter(blind.values()))[0]} does not exist on {len(blind)} of {len(nodes)} nodes "
+            f"({', '.join(sorted(blind)[:5])}); use an object store (s3://, gs://, az://) or a "
             "folder that all nodes share"
         )
 
@@ -94,24 +94,24 @@ def this_node() -> str:
 
 
 def this_actor() -> str:
-    """The id of the actor that this process is, the same when Ray starts it again; else empty."""
+    """The id of this process's actor, which a restart keeps; empty if it is not an actor."""
     return str(ray.get_runtime_context().get_actor_id() or "") if ray.is_initialized() else ""
 
 
 def living_nodes() -> frozenset[str]:
-    """Ids of the nodes that are there and are to stay."""
+    """Ids of the nodes that are alive and not about to be removed."""
     if not ray.is_initialized():
         return frozenset([this_node()])
     return frozenset(node["NodeID"] for node in _staying())
 
 
 def nodes_that_stay() -> list[dict[str, float]]:
-    """Resource -> amount in all, of each of these nodes."""
+    """Resource -> total amount, for each node that is alive and not about to be removed."""
     return [dict(node["Resources"]) for node in _staying()]
 
 
 def _staying() -> list[dict[str, Any]]:
-    """The nodes that live and are not draining: those are about to be taken away."""
+    """The nodes that are alive and not draining. (A draining node is about to be removed.)"""
     draining = ray._private.state.state.get_draining_nodes()
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
@@ -120,7 +120,7 @@ def _init(address: str, options: dict[str, Any]) -> None:
     try:
         with _silenced_native_stderr():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except Exception as error:  # of no kind of its own where a machine is too busy to start Ray
+    except Exception as error:  # Ray raises a plain Exception if the machine is too busy
         if address == "local":
             raise UsageError(f"Ray cannot be started on this machine: {error}") from error
         raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from error
@@ -128,7 +128,7 @@ def _init(address: str, options: dict[str, Any]) -> None:
 
 @contextmanager
 def _silenced_native_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr meanwhile; failures come as exceptions."""
+    """Discard what native code writes to stderr; failures also arrive as exceptions."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -140,14 +140,17 @@ def _silenced_native_stderr() -> Iterator[None]:
 
 
 def _quiet_ray() -> None:
-    """Keep Ray's own bars and log lines from burying ours; they stay in its session folder."""
+    """Turn off Ray's progress bars and log lines on the terminal, which would bury ours.
+
+    The log lines are still written to Ray's session folder.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_operator_progress_bars = False
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Ray Data's statistics of use ask the head when a stream fails: without one they wait for ever.
+    # When a stream fails, Ray Data's usage statistics ask the head, and without one wait forever.
     os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)

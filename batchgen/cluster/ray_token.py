@@ -1,4 +1,4 @@
-"""Ray's token: who has it runs code as the owner of the cluster, so its file is for one user."""
+"""Protects Ray's token file: whoever can read it can run code as the owner of the cluster."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ FOR_OTHERS = 0o077
 
 
 def token_file() -> Path:
-    """Where Ray looks for the token of a cluster that it joins."""
+    """The file in which Ray looks for the token of a cluster that it joins."""
     return Path(os.environ.get(PATH_VARIABLE) or Path.home() / ".ray" / "auth_token")
 
 
 def is_open(path: Path) -> bool:
-    """The file is there, and others than its owner may read it."""
+    """Whether the file exists and users other than its owner may read or write it."""
     try:
         return bool(path.stat().st_mode & FOR_OTHERS)
     except OSError:
@@ -23,7 +23,7 @@ def is_open(path: Path) -> bool:
 
 
 def close_token() -> None:
-    """Take the token's file from other users: Ray writes it with the mode 0644."""
+    """Make the token file private to its owner: Ray writes it with mode 0644."""
     path = token_file()
     if is_open(path) and path.stat().st_uid == os.getuid():
         path.chmod(0o600)

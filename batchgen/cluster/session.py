@@ -1,4 +1,4 @@
-"""The surroundings of a Ray that a run starts for itself: closed to others, gone with the run."""
+"""Prepares a private Ray session for a run: closed to other users, and removed after the run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from batchgen.cluster.ray_token import PATH_VARIABLE
 from batchgen.storage.cache import cache_folder
 
 PREFIX = "bg-"
-LONGEST_PLACE = 26  # of a folder's name, in bytes: what Ray's sockets add must stay below 108
+LONGEST_PLACE = 26  # bytes of the folder's path: with Ray's socket names it must stay below 108
 OURS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", PATH_VARIABLE)
 
 
 @contextmanager
 def private_session() -> Iterator[str]:
-    """Yields the folder that Ray is to be started in (``_temp_dir``).
+    """Yields the folder to start Ray in (``_temp_dir``).
 
-    Inside, Ray listens on the loopback address only, and asks for a token that this run alone has.
-    Its folder lies in one that only this user may enter, since Ray opens its own to everybody. When
-    the run ends, however it ends, what is left of both is ended and removed.
+    Inside, Ray listens only on the loopback address and requires a token that only this run has.
+    Its folder is in one that only this user may enter, because Ray makes its own accessible to
+    everybody. However the run ends, Ray's remaining processes are ended and the folder is removed.
     """
     folder = tempfile.mkdtemp(prefix=PREFIX, dir=_place())
     with _swept(folder), _loopback(), _own_token(Path(folder) / "token"):
@@ -37,17 +37,17 @@ def private_session() -> Iterator[str]:
 
 
 def is_private() -> bool:
-    """Ray was started by this run, for itself."""
+    """Whether this run started Ray for itself."""
     return not ray_constants.ENABLE_RAY_CLUSTER
 
 
 def kept_logs() -> Path:
-    """Where the last of Ray's logs are, of runs that did not end in order."""
+    """The folder with the ends of Ray's logs of runs that did not end normally."""
     return cache_folder() / "ray-logs"
 
 
 def _place() -> str:
-    """RAY_TMPDIR if the user has set it, else the system's if Ray's sockets fit there."""
+    """RAY_TMPDIR if it is set, else the system's temporary folder if Ray's socket paths fit."""
     if given := os.environ.get("RAY_TMPDIR"):
         os.makedirs(given, exist_ok=True)
         return os.path.abspath(given)
@@ -63,7 +63,7 @@ def _swept(folder: str) -> Iterator[None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C ends a terminal's whole foreground group
+        start_new_session=True,  # otherwise Ctrl-C in the terminal would end it too
     ) as process:
         assert process.stdin is not None
         ending = sweeper.FAILED
@@ -76,7 +76,11 @@ def _swept(folder: str) -> Iterator[None]:
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """Ray has this for systems whose firewall asks the user; ``_node_ip_address`` cannot say it."""
+    """Make Ray listen on the loopback address only.
+
+    Ray has this switch for systems whose firewall asks the user; ``_node_ip_address`` is not
+    enough.
+    """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -103,5 +107,5 @@ def _set(variables: Mapping[str, str | None]) -> None:
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
-    Config.initialize("")  # Ray has read the variables already, and the token
+    Config.initialize("")  # make Ray read the variables and the token again
     AuthenticationTokenLoader.instance().reset_cache()

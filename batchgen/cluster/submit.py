@@ -1,4 +1,4 @@
-"""Hands a job to a Ray cluster's job server, and asks after it, by its id or by its output."""
+"""Submits jobs to a Ray cluster's job server, and finds, follows and stops them."""
 
 from __future__ import annotations
 
@@ -38,23 +38,26 @@ ENTRY_POINT = PACKAGE.parent / "jobs" / "ray_job.py"
 SPEC_FILE = "job.yaml"
 OUTPUT = "batchgen_output"  # of the job's metadata on the cluster
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
-STOP_WAIT_S = 60  # for the driver to give back its lease
+STOP_WAIT_S = 60  # time for the driver to release its lease
 READY_WITHIN_S = 60.0
 POLL_S = 1.0
 RECONNECTS = 10
 SUBMISSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-ID_ALLOWED = "allowed are letters, digits, '.', '_' and '-', up to 200 of them"
-CLUSTERS = ("ray",)  # comes with the cluster, at the cluster's version
+ID_ALLOWED = "allowed are letters, digits, '.', '_' and '-', up to 200, a letter or digit first"
+CLUSTERS = ("ray",)  # packages that the cluster has, in its own version
 QUIET = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TOKEN_REMEDY = (
-    "the cluster asks for its token: put it into RAY_AUTH_TOKEN, or name its file in "
+    "the cluster requires its token: put it into RAY_AUTH_TOKEN, or name its file in "
     "RAY_AUTH_TOKEN_PATH (on the head it is ~/.ray/auth_token), and set RAY_AUTH_MODE=token"
 )
 
 
 def requirements() -> list[str]:
-    """batchgen's own requirements, pinned to what is installed here; Ray is the cluster's."""
+    """batchgen's requirements, pinned to the versions installed here, except Ray.
+
+    Ray is that of the cluster.
+    """
     pins = []
     for line in importlib.metadata.requires("batchgen") or []:
         wanted = Requirement(line)
@@ -66,21 +69,21 @@ def requirements() -> list[str]:
 
 
 class Cluster:
-    """The job server of a Ray cluster, as a client sees it.
+    """A client of a Ray cluster's job server.
 
     Raises:
-        UsageError: nothing answers at the address, or it refuses; says what to do.
+        UsageError: nothing answers at the address, or the server refuses; says what to do.
     """
 
     def __init__(self, address: str | None = None) -> None:
         given = address or DEFAULT_ADDRESS
         self.address = given if "://" in given else f"http://{given}"
-        # Ray's client prefers it to what we say.
+        # Ray's client prefers this variable to its argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
-        for name in ("ray", *QUIET):  # they tell of connections, uploads and tokens
+        for name in ("ray", *QUIET):  # they log connections, uploads and tokens
             logging.getLogger(name).setLevel(logging.ERROR)
         close_token()
-        # As `ray start` does.
+        # Turns on token authentication if there is a token, as `ray start` does.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         check_job_server(self.address)
         with self._answering():
@@ -93,10 +96,10 @@ class Cluster:
         submission_id: str | None = None,
         packages: bool = True,
     ) -> str:
-        """Hand over a spec, with ``options`` of ``batchgen run``; returns the submission id.
+        """Submit a spec with ``options`` of ``batchgen run``; returns the submission id.
 
-        The package, the spec and, with ``packages``, the pinned requirements travel with it.
-        Secrets do not: the spec only names them.
+        The package, the spec and, with ``packages``, the pinned requirements are sent along.
+        Secrets are not: the spec only names them.
         """
         facts = {"batchgen_task": spec.task, "batchgen_model": redact(spec.model.path)}
         files = {SPEC_FILE: spec.to_yaml()}
@@ -105,7 +108,7 @@ class Cluster:
         )
 
     def resume(self, output: str, options: Sequence[str] = (), packages: bool = True) -> str:
-        """Have an output's job gone on with; ``options`` are those of ``batchgen resume``."""
+        """Submit a job that resumes an output; ``options`` are those of ``batchgen resume``."""
         return self._start(["resume", output, *options], output, {}, {}, None, packages)
 
     def _start(
@@ -129,7 +132,7 @@ class Cluster:
         with tempfile.TemporaryDirectory() as folder:
             for file, text in files.items():
                 (Path(folder) / file).write_text(text)
-            start = ["python", "-m", "batchgen"]  # of an installation without the checkout
+            start = ["python", "-m", "batchgen"]  # an installed package has no jobs/ folder
             if ENTRY_POINT.exists():
                 start = ["python", shutil.copy(ENTRY_POINT, folder).rpartition("/")[2]]
             environment["working_dir"] = folder
@@ -140,13 +143,13 @@ class Cluster:
                     runtime_env=environment,
                     metadata={OUTPUT: output, "batchgen_version": batchgen.__version__, **facts},
                 )
-        if not SUBMISSION_ID.fullmatch(accepted):  # it names a file here
+        if not SUBMISSION_ID.fullmatch(accepted):  # it becomes a file name on this machine
             raise UsageError(f"{self.address} gave the job the id {accepted!r}; {ID_ALLOWED}")
         _remember(accepted, output)
         return accepted
 
     def _accepted(self, **job: Any) -> str:
-        """Submit it; a head that has just been started is given time to take jobs."""
+        """Submit it; a head that has just started gets READY_WITHIN_S to accept jobs."""
         deadline = time.monotonic() + READY_WITHIN_S
         while True:
             try:
@@ -157,7 +160,7 @@ class Cluster:
             time.sleep(POLL_S)
 
     def find(self, job: str) -> JobDetails | None:
-        """The job of this submission id, or the last that was to write this output."""
+        """The job with this submission id, or the last one that was submitted for this output."""
         with self._answering():
             jobs = [one for one in self._client.list_jobs() if one.submission_id]
         same = [
@@ -169,7 +172,7 @@ class Cluster:
         return max(same, key=lambda one: one.start_time or 0, default=None)
 
     def follow(self, submission_id: str) -> Iterator[str]:
-        """What the job prints, as it comes, until it has ended; a lost connection is made again."""
+        """Yields what the job prints until it has ended; reconnects if the connection is lost."""
         said = failures = 0
         while True:
             skip = said
@@ -185,7 +188,7 @@ class Cluster:
                 if failures > RECONNECTS:
                     raise Interrupted(
                         f"the connection to {self.address} is lost ({error}); the job "
-                        f"goes on: `batchgen logs --follow {submission_id}` looks again"
+                        f"continues: follow it with `batchgen logs --follow {submission_id}`"
                     ) from error
             found = self.find(submission_id)
             if found is None or found.status in ENDED:
@@ -197,7 +200,7 @@ class Cluster:
             return str(self._client.get_job_logs(submission_id))
 
     def stop(self, submission_id: str) -> bool:
-        """Ask it to end; False if it has ended already."""
+        """Ask the job to stop; False if it has already ended."""
         with self._answering():
             return bool(self._client.stop_job(submission_id))
 
@@ -218,10 +221,10 @@ class Cluster:
 
 
 def output_of(job: str) -> str:
-    """The output of a job that was submitted from this machine, or ``job`` if that is an output.
+    """The output of a job that was submitted from this machine, or ``job`` itself if it is one.
 
     Raises:
-        UsageError: a submission id that is not known here.
+        UsageError: it is a submission id that is not known on this machine.
     """
     if not SUBMISSION_ID.fullmatch(job):
         return job
@@ -231,7 +234,7 @@ def output_of(job: str) -> str:
         if os.path.isdir(job):
             return job
         raise UsageError(
-            f"{job} was not submitted from this machine, so its output is not known here: "
+            f"job {job} was not submitted from this machine, so its output is not known here: "
             "give the output instead"
         ) from None
 
@@ -246,7 +249,7 @@ def _record(name: str) -> Path:
 
 
 def exit_code(job: JobDetails) -> int:
-    """batchgen's own exit code of a job that has ended; 3 if it was stopped or lost."""
+    """The exit code of batchgen in a job that has ended; 3 if the job was stopped or lost."""
     if job.status == JobStatus.SUCCEEDED:
         return 0
     code = job.driver_exit_code

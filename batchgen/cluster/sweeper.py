@@ -1,11 +1,11 @@
-"""A process of its own that outlives the driver: it ends what is left of its Ray, and its folder.
+"""A separate process that cleans up after the driver: it ends leftover Ray processes.
 
     python -I -S sweeper.py FOLDER DRIVER KEEP
 
-It waits until the driver closes its standard input, which the kernel does for one that is killed,
-and is told before how the run ended. Two of Ray's processes, the agents, outlive their raylet by
-half a minute when that was killed too. Of a run that did not end in order, the last of Ray's logs
-are kept below KEEP.
+It waits until its standard input is closed, by the driver or, if that was killed, by the kernel.
+A byte written before says how the run ended. Then it ends the processes that still use FOLDER and
+removes FOLDER: two of Ray's processes, the agents, outlive a killed raylet by half a minute. If the
+run did not end normally, the ends of Ray's logs are kept in KEEP.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pathlib import Path
 ORDERLY, FAILED = b".", b"!"
 LOOK_EVERY_S = 0.02
 LOOK_FOR_S = 5.0
-LOOK_AFTER_DEATH_S = 3.0  # a process that was just being started has nothing open yet
+LOOK_AFTER_DEATH_S = 3.0  # a process that has just been started has not opened its files yet
 LOG_BYTES = 256 << 10
 SESSIONS_KEPT = 5
 
 
 def sweep(folder: str, driver: int, keep: Path) -> None:
-    """Returns once the driver has gone or has said that it ends, and nothing is left."""
+    """Wait for the driver's end, then end leftover processes and remove the folder."""
     ending = sys.stdin.buffer.read()
     until = time.monotonic() + (LOOK_FOR_S if ending else LOOK_AFTER_DEATH_S)
     while time.monotonic() < until:
@@ -45,7 +45,7 @@ def sweep(folder: str, driver: int, keep: Path) -> None:
 
 
 def _users_of(folder: str, driver: int) -> list[int]:
-    """Processes with something open below the folder, all but the driver and its children."""
+    """Processes with open files in the folder, except the driver and its children."""
     found = []
     if not os.path.isdir("/proc/self/fd"):
         return []  # not Linux: the agents end by themselves, later

@@ -1,1 +1,1 @@
-"""The Ray Data graph that shards stream through, and what keeps its actors at work."""
+"""The Ray Data graph that shards stream through, its actors, and their retries and watchdogs."""

@@ -1,4 +1,4 @@
-"""The actors of the pools: one replica each, that answers every frame with a frame."""
+"""The actors of the pools: each holds one replica and returns one frame for every frame it gets."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from batchgen.errors import RetryShard, StopJob, StorageFailed
 from batchgen.output.ledger import FailedMarker, Ledger
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
-from batchgen.shard import compose, frames
-from batchgen.shard.compose import Trial
+from batchgen.shard import frames, stages
 from batchgen.shard.frames import Frame
+from batchgen.shard.work import Trial
 from batchgen.spec.sections import Pool
 from batchgen.storage import configure, open_store
 
@@ -37,7 +37,7 @@ TELL_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """What an actor needs to know; small, since it is kept for the actor's restarts."""
+    """An actor's arguments. Small, because Ray keeps them to restart the actor."""
 
     plan: Plan
     url: str
@@ -49,10 +49,10 @@ def pause(tries: int) -> None:
 
 
 class Turns:
-    """Who may work in an actor: many at a time, or one alone.
+    """A lock for an actor's threads: several shards at a time, or one exclusively.
 
-    A shard that was begun before may be what kills its actor. It works alone from then on, so that
-    its deaths are charged to no other shard.
+    A shard that was attempted before may be the one that crashes its actor. From then on it runs
+    exclusively, so that its crashes are not counted as attempts of other shards.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Turns:
     def alone(self) -> Iterator[None]:
         with self._turn:
             self._turn.wait_for(lambda: not self._alone)
-            self._alone = True  # nobody new begins
+            self._alone = True  # from here on no other thread starts
             self._turn.wait_for(lambda: self._working == 0)
         try:
             yield
@@ -87,12 +87,12 @@ class Turns:
 
 
 class StageActor(ABC):
-    """One replica: a frame in, a frame out, whatever happens.
+    """One replica: one frame in, one frame out, whatever happens.
 
-    Row faults were turned into rejects further in. Here a fault that may pass is tried again, any
-    other fails the shard, and one that no shard can escape is sent on to stop the job. SystemExit
-    and KeyboardInterrupt are deliberately not caught: they end the actor, and Ray starts the shard
-    again in another.
+    Errors of single rows have become rejects further inside. Here a transient error is retried,
+    any other error fails the shard, and an error that would hit every shard is sent on to stop the
+    job. SystemExit and KeyboardInterrupt are deliberately not caught: they end the actor, and Ray
+    runs the shard in another one.
     """
 
     def __init__(self, job: Job, attempts: Attempts | SharedAttempts) -> None:
@@ -103,7 +103,6 @@ class StageActor(ABC):
         self.node = this_node()
         self.turns = Turns()
         self.watch = Watch(self.pool.stuck_after_s)
-        self.lock = threading.Lock()  # a stage works on one shard at a time
         self._told_at = 0.0
         self.url = job.url
         self.broken = load_model(self._load, attempts, self.name, this_actor())
@@ -112,13 +111,14 @@ class StageActor(ABC):
         configure(self.plan.spec.storage_options, self.plan.spec.storage.limits())
         self.ledger = Ledger(open_store(self.url).in_place())
         self.devices = devices()
+        self.device = stages.Device(self.devices[0])
         with self.watch:
             self.load()
 
     @property
     @abstractmethod
     def pool(self) -> Pool:
-        """What the spec says of this stage's replicas."""
+        """The spec's section about this stage's replicas."""
 
     @abstractmethod
     def load(self) -> None:
@@ -126,7 +126,7 @@ class StageActor(ABC):
 
     @abstractmethod
     def work(self, frame: Frame, trial: Trial) -> Frame:
-        """Bring one shard a stage further."""
+        """Run this stage on one shard."""
 
     def __call__(self, block: pa.Table) -> pa.Table:
         frame = frames.from_block(block)
@@ -136,11 +136,11 @@ class StageActor(ABC):
             return frames.stopped(frame.shard, self.broken).to_block()
         try:
             return self._persist(frame).to_block()
-        except Exception as error:  # the wrapper's promise: one frame out per frame in
+        except Exception as error:  # raised here it would end the stream: one frame out per frame
             return frames.stopped(frame.shard, error).to_block()
 
     def _persist(self, frame: Frame) -> Frame:
-        """Try the shard until it is done, or until its past attempts leave no hope."""
+        """Retry the shard until it ends, or until its attempts show that retrying is useless."""
         with self.turns.shared():
             if self.attempts.begin_first(self.name, frame.shard, self.node):
                 done = self._try(frame, Judgement(), tell=False)
@@ -162,10 +162,10 @@ class StageActor(ABC):
             pause(judged.tries + 1)
 
     def _try(self, frame: Frame, judged: Judgement, tell: bool) -> Frame | None:
-        """One attempt; None if there may be another.
+        """One attempt; returns None if there may be another.
 
-        With ``tell`` each step is told before it is taken: what kills this process cannot be
-        asked afterwards.
+        With ``tell`` the keys of each micro-batch are recorded before it starts: after a crash
+        this process cannot report which samples it was working on.
         """
         on: tuple[str, ...] = ()
 
@@ -193,15 +193,15 @@ class StageActor(ABC):
         except Exception as error:
             kind = type(error).__name__
             if kind == "AcceleratorError":
-                os._exit(1)  # the device is of no more use to this process
+                os._exit(1)  # after such an error CUDA works only in a new process
             if isinstance(error, RetryShard) or kind == "OutOfMemoryError":
-                on = ()  # no sample's fault
+                on = ()  # not caused by a sample, so none becomes a suspect
             self.attempts.tell(self.name, frame.shard, on, redact(f"{kind}: {error}"))
             judged = self._judged(frame.shard)
             return self._fail(frame, error, judged.tries) if judged.hopeless is not None else None
 
     def _tell_made(self, number: int, samples: int) -> None:
-        """For the display: not each micro-batch, where they are quick."""
+        """Report progress to the display, at most every TELL_EVERY_S seconds."""
         now = time.monotonic()
         if now - self._told_at >= TELL_EVERY_S:
             self._told_at = now
@@ -212,7 +212,7 @@ class StageActor(ABC):
         return judge(self.attempts.past(self.name, number), limit, living_nodes())
 
     def _settled(self, number: int) -> Frame | None:
-        """How the shard ended in this run, if its answer was lost with the actor that gave it."""
+        """The shard's result, if it ended in this run but its actor died before returning it."""
         marker = self.ledger.committed(self.plan, number)
         if marker is not None:
             return Frame(number, frames.COMMITTED, marker.attempt, marker.to_json())
@@ -248,7 +248,7 @@ class Generate(StageActor):
         return self.plan.spec.resources.generate
 
     def load(self) -> None:
-        self.stages = compose.FusedStages(
+        self.stages = stages.FusedStages(
             models.load_encoder(self.plan.model, self.plan.spec, self.devices),
             models.load_denoiser(self.plan.model, self.plan.spec, self.devices),
             models.load_decoder(self.plan.model, self.plan.spec, self.devices),
@@ -272,14 +272,11 @@ class Encode(StageActor):
         self.stage = models.load_encoder(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
-        from batchgen.shard import (
-            tensor_bytes,
-        )  # torch comes with it, which readers and the driver do without
+        # Imported here because it imports torch, which the driver and the readers do not need.
+        from batchgen.shard import tensor_bytes
 
-        with self.lock:
-            work, batches = compose.encode_shard(
-                self.stage, frames.to_rows(frame), self.plan, trial
-            )
+        rows = frames.to_rows(frame)
+        work, batches = stages.encode_shard(self.stage, self.device, rows, self.plan, trial)
         tensors = tensor_bytes.encoded_to_bytes(batches)
         return frames.from_work(work, frames.ENCODED, frame.attempt, tensors)
 
@@ -298,8 +295,8 @@ class Denoise(StageActor):
         from batchgen.shard import tensor_bytes
 
         encoded = tensor_bytes.encoded_from_bytes(frame.tensors)
-        with self.lock:
-            work, latents = compose.denoise_shard(self.stage, frames.to_work(frame), encoded, trial)
+        before = frames.to_work(frame)
+        work, latents = stages.denoise_shard(self.stage, self.device, before, encoded, trial)
         tensors = tensor_bytes.latents_to_bytes(latents)
         return frames.from_work(work, frames.DENOISED, frame.attempt, tensors)
 
@@ -318,15 +315,14 @@ class Decode(StageActor):
         from batchgen.shard import tensor_bytes
 
         latents = tensor_bytes.latents_from_bytes(frame.tensors)
-        marker = compose.decode_shard(
+        marker = stages.decode_shard(
             self.stage,
-            self.lock,
+            self.device,
             frames.to_work(frame),
             latents,
             self.plan,
             self.ledger,
             frame.attempt,
-            self.devices[0],
             trial,
         )
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())

@@ -1,9 +1,11 @@
-"""Sees that what the pools ask for is there, or is coming, and says so when it never will be."""
+"""Waits until the cluster can fit the smallest pools; fails with a clear message if it never will.
+
+A watchdog checks the same during the run.
+"""
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,24 +20,25 @@ from ray.experimental.internal_kv import _internal_kv_get
 from batchgen.cluster.join import nodes_that_stay
 from batchgen.engine.pools import Pools, Resources, Share, lacking
 from batchgen.errors import UsageError
+from batchgen.watchdog import watchdog
 
-MET_WITHIN_S = 45.0  # by nodes that join, or that an autoscaler begins to start
-STARTED_WITHIN_S = 900.0  # what an autoscaler has begun to start: machines take minutes
+MET_WITHIN_S = 45.0  # time for nodes to join, or for an autoscaler to begin starting some
+STARTED_WITHIN_S = 900.0  # time limit once an autoscaler starts nodes: machines take minutes
 GONE_FOR_S = 60.0
 LOOK_EVERY_S = 2.0
 COUNTED = ("CPU", "GPU")
 
 
 def await_room(pools: Pools, joined: bool, say: Callable[[str], None]) -> None:
-    """Wait until the smallest pools fit; nodes that an autoscaler can start are asked for.
+    """Wait until the smallest pools fit; requests the nodes from an autoscaler if there is one.
 
     Args:
-        pools: what is to fit.
-        joined: the cluster is not this process's own, so that nodes may still come.
-        say: is told once what is waited for.
+        pools: the pools that must fit.
+        joined: this process joined a cluster, so that nodes may still be added.
+        say: called once with what the run waits for.
 
     Raises:
-        UsageError: it never will; says what was asked and what the cluster has.
+        UsageError: the pools will never fit; says what they need and what the cluster has.
     """
     if (lack := lacking(pools, nodes_that_stay())) is None:
         return
@@ -49,37 +52,32 @@ def await_room(pools: Pools, joined: bool, say: Callable[[str], None]) -> None:
         if time.monotonic() - began > (STARTED_WITHIN_S if coming else MET_WITHIN_S):
             raise UsageError(_never(*lack))
         time.sleep(LOOK_EVERY_S)
-    request_resources(bundles=[])  # the replicas ask for themselves from here on
+    request_resources(bundles=[])  # from here on the replicas themselves request resources
 
 
 @contextmanager
 def watched(pools: Pools, interrupt: Callable[[str], None]) -> Iterator[None]:
-    """Inside, ``interrupt`` is called once if nodes are lost that a pool cannot do without."""
-    over = threading.Event()
+    """Inside, ``interrupt`` is called once if nodes are lost without which a pool cannot run."""
+    since: float | None = None
 
-    def look() -> None:
-        since = None
-        while not over.wait(LOOK_EVERY_S):
-            lack = _lacking_for_good(pools)
-            if lack is None:
-                since = None
-            elif since is None:
-                since = time.monotonic()
-            elif time.monotonic() - since > GONE_FOR_S:
-                interrupt(f"nodes were lost and none came in their place: {_never(*lack)}")
-                return
+    def look() -> bool:
+        nonlocal since
+        lack = _lacking_for_good(pools)
+        if lack is None:
+            since = None
+        elif since is None:
+            since = time.monotonic()
+        elif time.monotonic() - since > GONE_FOR_S:
+            interrupt(f"nodes were lost and not replaced: {_never(*lack)}")
+            return True
+        return False
 
-    thread = threading.Thread(target=look, name="demand", daemon=True)
-    thread.start()
-    try:
+    with watchdog("demand", look, LOOK_EVERY_S, wait_s=LOOK_EVERY_S):
         yield
-    finally:
-        over.set()
-        thread.join(LOOK_EVERY_S)  # without a head it waits inside Ray
 
 
 def _lacking_for_good(pools: Pools) -> tuple[str, Share] | None:
-    """What no node holds and none is coming for; None also while the head does not answer."""
+    """A pool that does not fit while no node is being started; None if the head is silent."""
     try:
         lack = lacking(pools, nodes_that_stay())
         return None if lack is None or _coming() else lack
@@ -88,7 +86,7 @@ def _lacking_for_good(pools: Pools) -> tuple[str, Share] | None:
 
 
 def _coming() -> bool:
-    """An autoscaler, of either version, is starting nodes."""
+    """Whether an autoscaler, of either version, is starting nodes."""
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     if status.pending_launches or status.pending_nodes:
         return True
@@ -98,14 +96,14 @@ def _coming() -> bool:
 
 
 def _whole(share: Share) -> dict[str, int]:
-    """A replica's demand as ``request_resources`` takes it."""
+    """A replica's demand in whole numbers, as ``request_resources`` needs it."""
     return {name: max(1, round(amount)) for name, amount in share.demand.items()}
 
 
 def _never(pool: str, share: Share) -> str:
     fields = "num_cpus, num_gpus, accelerator_type, resources or min_replicas"
     return (
-        f"{_asked(pool, share)}; the cluster has {_has()}; change {fields} under "
+        f"{_asked(pool, share)}; the cluster has {_has()}; change {fields} in "
         f"resources.{pool}, or add such nodes"
     )
 
@@ -123,7 +121,7 @@ def _has() -> str:
 
 
 def _listed(resources: Resources) -> str:
-    """``4 CPU, 1 GPU, L40S``: amounts, custom resources and accelerators, but no addresses."""
+    """Resources for a message, without node addresses: ``4 CPU, 1 GPU, L40S``."""
     said = [f"{resources.get(name, 0.0):g} {name}" for name in COUNTED]
     for name, amount in sorted(resources.items()):
         if name.startswith("accelerator_type:"):

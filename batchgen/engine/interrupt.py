@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a run's own watchdogs end it as one exception, ``Interrupted``."""
+"""Turns Ctrl-C, SIGTERM and the calls of a run's watchdogs into one exception, ``Interrupted``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from batchgen.errors import Interrupted
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[str], None]]:
-    """Inside, Ctrl-C, SIGTERM and the yielded function end the run as ``Interrupted``.
+    """Inside, Ctrl-C, SIGTERM and the yielded function raise ``Interrupted`` in the main thread.
 
-    The function does so once: several watchdogs may call it, and the second signal would find a run
-    that is ending, or a process without a handler, which it would kill without a word.
+    The function acts on its first call only. Several watchdogs may call it, and a second signal
+    would hit a run that is already ending, or a process without a handler, which it would kill
+    without a message.
     """
     why: list[str] = []
     over = threading.Event()
@@ -25,7 +26,7 @@ def interruptible() -> Iterator[Callable[[str], None]]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if not over.is_set():
-            raise KeyboardInterrupt  # an Exception would be caught, and logged, inside Ray
+            raise KeyboardInterrupt  # Ray catches and logs an Exception
 
     def interrupt(reason: str) -> None:
         with turn:
@@ -33,17 +34,17 @@ def interruptible() -> Iterator[Callable[[str], None]]:
                 return
             why.append(reason)
             if not previous:
-                return  # the caller owns the signals, and the stream looks at the lease
+                return  # the caller handles signals; the stream ends when it checks the lease
             main = threading.main_thread().ident
             assert main is not None
-            signal.pthread_kill(main, signal.SIGINT)  # while Ray ends, SIGTERM has no handler
+            signal.pthread_kill(main, signal.SIGINT)  # SIGTERM has no handler while Ray shuts down
 
     previous: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, on_signal)
     except ValueError:
-        pass  # not in the main thread: the caller owns the signals
+        pass  # only the main thread may set handlers: here the caller handles signals
     try:
         yield interrupt
     except KeyboardInterrupt as error:

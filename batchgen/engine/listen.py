@@ -1,8 +1,7 @@
-"""Hears from the workers, meanwhile, what the driver shows of work that is not committed yet."""
+"""Fetches news from the workers during the run: messages, and progress of uncommitted shards."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,40 +9,33 @@ import ray
 
 from batchgen.attempts import News
 from batchgen.engine.shared import SharedAttempts
+from batchgen.watchdog import watchdog
 
 HEAR_EVERY_S = 0.5
-LAST_WORD_S = 2.0  # without a head the thread waits inside Ray, and the driver not for it
+LAST_WORD_S = 2.0  # without a head the thread waits inside Ray; the driver does not wait for it
 
 
 @contextmanager
 def listening(
     attempts: SharedAttempts, hear: Callable[[News], None] | None
 ) -> Iterator[Callable[[int], None]]:
-    """Inside, ``hear`` is told at intervals, in a thread, and once more at the end.
+    """Inside, a thread calls ``hear`` with news at intervals, and once more at the end.
 
-    Yields a function that is to be called with the number of each shard that ends.
+    Yields a function; call it with the number of each shard that ends.
     """
     if hear is None:
         yield lambda shard: None
         return
-    over, ended = threading.Event(), list[int]()
+    ended = list[int]()
 
     def listen() -> None:
-        last = False
-        while not last:
-            last = over.wait(HEAR_EVERY_S)
-            told = len(ended)
-            try:
-                news = attempts.news(ended[:told])
-            except (ray.exceptions.RayError, RuntimeError, OSError):
-                continue  # the stream itself tells of a Ray that is gone
-            del ended[:told]
-            hear(news)
+        told = len(ended)
+        try:
+            news = attempts.news(ended[:told])
+        except (ray.exceptions.RayError, RuntimeError, OSError):
+            return  # if Ray is lost, the stream itself reports it
+        del ended[:told]
+        hear(news)
 
-    thread = threading.Thread(target=listen, name="listen", daemon=True)
-    thread.start()
-    try:
+    with watchdog("listen", listen, HEAR_EVERY_S, wait_s=LAST_WORD_S, at_end=True):
         yield ended.append
-    finally:
-        over.set()
-        thread.join(LAST_WORD_S)

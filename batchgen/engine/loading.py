@@ -1,4 +1,4 @@
-"""A replica's model is loaded: again and again, where its node alone is at fault."""
+"""Loads a replica's model; retries with back-off if the failure looks local to this node."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LONGEST_PAUSE_S = 120.0
 def load_model(
     load: Callable[[], None], attempts: Attempts | SharedAttempts, stage: str, replica: str
 ) -> StopJob | None:
-    """None once it is loaded; else why it never will be.
+    """Returns None once the model is loaded, or the error if it cannot be loaded.
 
-    What another replica of the stage has loaded is refused by this node alone: a folder that is
-    not there, a full disk, a GPU that others use. It is tried again, with growing pauses, while
-    others of the stage work; as long as it waits, Ray Data hands a new replica no shard.
+    If another replica of the stage has loaded the same model, the fault is local to this node: a
+    missing folder, a full disk, a GPU in use by others. Then loading is retried with back-off
+    while other replicas of the stage work. Ray Data sends a replica no shard before it is loaded.
     """
     for tries in itertools.count():
         attempts.load_begins(stage, replica)
@@ -39,24 +39,24 @@ def load_model(
             return error
         if tries == 0:
             where = f"a replica of the {stage.lower()} pool on {os.uname().nodename}"
-            attempts.say(f"{where} cannot start, and tries again while others work: {error}")
+            attempts.say(f"{where} could not start; it retries while other replicas work: {error}")
         time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**tries))
         if is_device_lost:
-            os._exit(1)  # only a new process can use it again; Ray starts one
+            os._exit(1)  # only a new process can use the device again; Ray starts one
     raise AssertionError
 
 
 def _once(load: Callable[[], None]) -> tuple[StopJob | None, bool]:
-    """Why it failed, and whether the device is of no more use to this process.
+    """One attempt: the error or None, and whether this process can no longer use its device.
 
-    Nothing of what was loaded is kept: tracebacks would hold it, and the memory it takes.
+    The error's traceback is removed, because it would keep what was loaded in memory.
     """
     try:
         load()
         return None, False
     except StopJob as error:
         found, kind = error, ""
-    except Exception as error:  # an actor that cannot start would be started for ever
+    except Exception as error:  # Ray restarts an actor without end if its constructor raises
         kind = type(error).__name__
         found = ModelError(f"the model cannot be loaded: {kind}: {error}")
     found.__traceback__ = found.__cause__ = found.__context__ = None

@@ -1,4 +1,4 @@
-"""What a job has made, as metrics of Ray: each node exports them, the dashboard can plot them."""
+"""Counts a job's images and shards as Ray metrics, which every node exports for dashboards."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from batchgen.output.ledger import FailedMarker, Marker
 
 
 class Metrics:
-    """Counts images and shards by how they ended; ``output`` tells jobs on one cluster apart.
+    """Counts images and shards by outcome; the tag ``output`` separates the jobs of a cluster.
 
-    Their names are ``ray_batchgen_images_total`` and ``ray_batchgen_shards_total``.
+    Ray exports them as ``ray_batchgen_images_total`` and ``ray_batchgen_shards_total``.
     """
 
     def __init__(self, output: str) -> None:

@@ -1,4 +1,4 @@
-"""What each pool of the layout reserves, chosen from the spec and from what the cluster has."""
+"""Decides how many replicas each pool has and what each of them reserves of the cluster."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from batchgen.engine.actors import Decode, Denoise, Encode, Generate, StageActor
 from batchgen.plan.plan import Plan
 from batchgen.spec.sections import Pool
 
-SLIVER = 0.001  # of ``accelerator_type:X`` that Ray asks for, of the 1 that every such node has
-GPU_CPUS = 0.5  # that a replica on a GPU takes: it waits for the device most of the time
+SLIVER = 0.001  # what Ray requests of ``accelerator_type:X``; every such node offers 1 of it
+GPU_CPUS = 0.5  # CPUs of a replica on a GPU: it waits for the device most of the time
 
 Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one replica of a pool reserves, and how many there may be.
+    """The resources that one replica of a pool reserves, and the pool's size.
 
-    ``start_replicas`` are asked for at once; more come as the pool is busy and nodes join, up to
-    ``max_replicas``.
+    The pool starts with ``start_replicas``. It grows up to ``max_replicas`` while it is busy and
+    nodes have room.
     """
 
     min_replicas: int
@@ -36,7 +36,7 @@ class Share:
 
     @property
     def demand(self) -> dict[str, float]:
-        """Resource -> amount of one replica, as Ray counts them."""
+        """Resource -> amount that one replica reserves, in Ray's names."""
         asked = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
         if self.accelerator_type:
             asked[f"accelerator_type:{self.accelerator_type}"] = SLIVER
@@ -47,15 +47,15 @@ Pools = Sequence[tuple[type[StageActor], Share]]
 
 
 def pools_of(plan: Plan, shards: int) -> Pools:
-    """The actors of the layout with what each reserves, no more of them than there are shards."""
+    """The layout's pools: actor class and reservation, never more replicas than shards."""
     resources = plan.spec.resources
     gpus = ray.cluster_resources().get("GPU", 0.0)
-    wanted: list[tuple[type[StageActor], Pool, float, float]]
+    wanted: list[tuple[type[StageActor], Pool, float, float]]  # with default CPUs and GPUs
     if resources.layout == "fused":
         wanted = [(Generate, resources.generate, 0.9, 1.0)]
     else:
         wanted = [
-            (Encode, resources.encode, 0.1, 0.1),  # on the device that ``fused`` encodes on
+            (Encode, resources.encode, 0.1, 0.1),  # on a GPU, as in ``fused``
             (Denoise, resources.denoise, 0.6, 0.8),
             (Decode, resources.decode, 0.2, 0.1),
         ]
@@ -67,7 +67,9 @@ def pools_of(plan: Plan, shards: int) -> Pools:
     for _, share in pools:
         for _ in range(share.min_replicas):
             room.take(share.demand)
-    if resources.layout == "staged":  # the pools find their shares: one that had all would starve
+    # Staged pools start at their minimum: a first pool that took all the room would leave the
+    # others without replicas. Ray Data then gives more to the busy ones.
+    if resources.layout == "staged":
         return [(actor, replace(one, start_replicas=one.min_replicas)) for actor, one in pools]
     return [(actor, _started(share, room)) for actor, share in pools]
 
@@ -87,7 +89,7 @@ def _share(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Share
 
 
 def _started(share: Share, room: Room) -> Share:
-    """With as many replicas at the start as there is room for."""
+    """The same pool, starting with as many replicas as fit into the room."""
     start = share.min_replicas
     while start < share.max_replicas and room.take(share.demand):
         start += 1
@@ -95,7 +97,8 @@ def _started(share: Share, room: Room) -> Share:
 
 
 def described(pools: Pools) -> str:
-    """``2 replicas (CPU)``, ``1 encode, 3 denoise, 1 decode replicas (H100)``: as they start."""
+    """The pools' start sizes: ``2 replicas (CPU)``, ``1 encode, 3 denoise, 1 decode replicas
+    (H100)``."""
     counts = [(actor.__name__.lower(), share.start_replicas) for actor, share in pools]
     if len(counts) == 1:
         many = counts[0][1]
@@ -109,13 +112,13 @@ def described(pools: Pools) -> str:
 
 
 class Room:
-    """What the nodes of a cluster have, by node, less what was taken of it."""
+    """The free resources of a cluster, node by node."""
 
     def __init__(self, nodes: Sequence[Resources]) -> None:
         self._free = [dict(node) for node in nodes]
 
     def take(self, demand: Resources) -> bool:
-        """Take it from the first node that has it all; False, and nothing taken, if none has."""
+        """Take the demand from the first node that can meet it; False if no node can."""
         for node in self._free:
             if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in demand.items()):
                 for name, amount in demand.items():
@@ -125,7 +128,11 @@ class Room:
 
 
 def lacking(pools: Pools, nodes: Sequence[Resources]) -> tuple[str, Share] | None:
-    """The first pool whose smallest size does not fit on the nodes beside the others', or None."""
+    """The first pool whose ``min_replicas`` do not fit on the nodes with the other pools; or None.
+
+    Pools with large demands are placed first: small replicas fit into what is left, large ones
+    might not.
+    """
     room = Room(nodes)
     hungry_first = sorted(pools, key=lambda pool: sum(pool[1].demand.values()), reverse=True)
     for actor, share in hungry_first:

@@ -1,4 +1,4 @@
-"""The first stage: light actors that read spans of the input, each shard a block of its own."""
+"""The first stage: actors without GPUs read spans of the input and yield one block per shard."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from batchgen.storage import configure
 class Read:
     """One reader: a span in, the frames of its pending shards out.
 
-    An actor, since Ray tells of an actor's death with its node. A task on a node that nothing
-    reaches any more, as a machine that a cloud takes away, is waited for until its connection times
-    out, which took more than 6 minutes here, and the stream with it.
+    It is an actor because Ray reports the death of an actor when its node is lost. Ray waits for a
+    task on an unreachable node (such as a spot machine taken away) until the connection times out,
+    which took more than 6 minutes when measured, and the stream waits with it.
     """
 
     def __init__(self, spec: Spec, columns: list[str]) -> None:
@@ -28,7 +28,7 @@ class Read:
         self.broken: StopJob | None = None
         try:
             configure(spec.storage_options, spec.storage.limits())
-        except StopJob as error:  # the stream would end without our words
+        except StopJob as error:  # raised here, it would end the stream without its message
             self.broken = error
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -49,6 +49,6 @@ class Read:
                     yield frames.stopped(span.slices[0].shard, error).to_block()
                     return
                 pause(tries)
-            except Exception as error:  # else Ray would end the stream without our words
+            except Exception as error:  # raised here, it would end the stream without its message
                 yield frames.stopped(span.slices[0].shard, error).to_block()
                 return

@@ -1,4 +1,4 @@
-"""The record of attempts that all actors of a run share, held by an actor of its own."""
+"""Shares one record of attempts among all actors of a run; the record has its own actor."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ HEAR_WITHIN_S = 10.0
 
 
 class SharedAttempts:
-    """``Attempts``, as the actors of a run and its driver call them from their processes."""
+    """A client of the actor that holds a run's ``Attempts``, for its replicas and its driver."""
 
     def __init__(self, asked: Mapping[str, int]) -> None:
-        """Its holder is on this node: another one's loss would make it forget."""
+        """Starts the holder on this node, the driver's: it would lose the record with its node."""
         here = NodeAffinitySchedulingStrategy(this_node(), soft=False)
+        # No CPU, so that it can start and restart even if replicas have reserved all CPUs.
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         kind = ray.remote(Attempts).options(**lasting, scheduling_strategy=here)
         self._holder = kind.remote(asked)
@@ -52,15 +53,15 @@ class SharedAttempts:
         self._ask("say", words)
 
     def made(self, number: int, samples: int) -> None:
-        """Told without waiting for an answer: it may be lost, and nothing hangs on it."""
+        """Sent without waiting for an answer: only the display uses it, so it may be lost."""
         with suppress(ray.exceptions.RayError):
             self._holder.made.remote(number, samples)
 
     def news(self, ended: Sequence[int] = ()) -> News:
-        """What replicas have to say since it was last asked.
+        """News of the replicas since the last call.
 
         Raises:
-            RayError: there is no answer within HEAR_WITHIN_S.
+            RayError: no answer within HEAR_WITHIN_S seconds.
         """
         asked = self._holder.news.remote(self._heard, ended)
         news: News = ray.get(asked, timeout=HEAR_WITHIN_S)

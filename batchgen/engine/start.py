@@ -1,4 +1,4 @@
-"""From a plan to pools that have room: Ray is started or joined, and watched."""
+"""Starts or joins Ray, waits until the pools fit, and watches the cluster during the run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def ready(
     progress: Progress,
     interrupt: Callable[[str], None],
 ) -> Iterator[Pools]:
-    """Ray on this machine, or the cluster at ``address``; yields the pools for so many shards.
+    """Starts Ray here, or joins the cluster at ``address``; yields the pools for ``shards`` shards.
 
-    Inside, ``interrupt`` is called if Ray or the room that the pools need is lost.
+    Inside, ``interrupt`` is called if Ray or nodes that the pools need are lost.
 
     Raises:
-        UsageError: a GPU cannot be used, there will never be room, or a node does not see a folder.
+        UsageError: a GPU cannot be used, the pools will never fit, or a node cannot see a folder.
     """
     progress.enter_phase(f"joining Ray at {address}" if address else "starting Ray")
     with cluster(address) as joined:
         refuse_hidden_gpu(plan.spec)
         await_room(pools_of(plan, shards), joined, progress.say)
-        pools = pools_of(plan, shards)  # with what has come meanwhile
+        pools = pools_of(plan, shards)  # again: nodes may have joined during the wait
         refuse_unshared(_local_paths(plan, ledger))
         progress.enter_phase(f"loading {plan.model.model_id} on {described(pools)}")
         with guarded(interrupt), watched(pools, interrupt):
@@ -44,6 +44,6 @@ def ready(
 
 
 def _local_paths(plan: Plan, ledger: Ledger) -> list[str]:
-    """Of the input and the output, those that are files of a machine."""
+    """The paths of the output's plan and the first input file, where they are local files."""
     output = [ledger.store.path(PLAN)] if ledger.store.local else []
     return output + [file.path for file in plan.files[:1] if os.path.isabs(file.path)]

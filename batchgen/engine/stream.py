@@ -1,4 +1,4 @@
-"""The Ray Data graph: spans are read, shards flow through pools of actors, markers come back."""
+"""Builds and runs the Ray Data graph: readers, pools of actors, and the markers they return."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
-# Ray reads this when it is imported. Our own lines tell of shards begun again and of a lost raylet;
-# that a node has many replicas is as it was asked for.
+# Ray reads this on import. It hides messages that batchgen reports itself (retried shards, a lost
+# raylet), and a warning about many processes on one node, which the spec may have asked for.
 os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX",
     "infinite retries remaining|Raylet is terminated|worker processes have been started on node",
@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from batchgen.attempts import News
 from batchgen.engine.actors import Job
 from batchgen.engine.listen import listening
+from batchgen.engine.metrics import Metrics
 from batchgen.engine.pools import Pools
 from batchgen.engine.read import Read
 from batchgen.engine.shared import SharedAttempts
@@ -31,8 +32,8 @@ from batchgen.plan.plan import Plan
 from batchgen.shard import frames
 from batchgen.shard.frames import Frame
 
-READ_AHEAD = 8  # shards a reader may be ahead; Ray's 2 give no more than 10 shards a second
-READ_AHEAD_BYTES = 64 << 20  # of them; Ray Data's memory budget does not count what is ahead
+READ_AHEAD = 8  # shards that a reader may be ahead; with Ray's 2 it yields 10 shards/s at most
+READ_AHEAD_BYTES = 64 << 20  # limit of their size; Ray Data's memory budget does not count them
 
 
 def generate(
@@ -42,18 +43,19 @@ def generate(
     pools: Pools,
     hear: Callable[[News], None] | None = None,
 ) -> Generator[Marker | FailedMarker, None, None]:
-    """Make the pending shards; yields each one's marker, or failed marker, as it ends.
+    """Generate the pending shards; yields the marker or failed marker of each one as it ends.
 
     Args:
-        plan: the job's.
-        ledger: of its output.
-        pending: numbers of the shards to make.
-        pools: the actors to stream through and what each reserves (``pools_of``).
-        hear: is told, in a thread of its own, what a user ought to know meanwhile.
+        plan: the plan of the job.
+        ledger: the ledger of its output.
+        pending: numbers of the shards to generate.
+        pools: the actor classes of the layout and what each replica reserves (``pools_of``).
+        hear: called in a separate thread with news for the display.
 
     Raises:
-        StopJob: what a stage found that no other shard can escape.
+        StopJob: an error that every other shard would have too.
     """
+    metrics = Metrics(ledger.store.url)
     job = Job(plan.without_files(), ledger.store.url, time.time())
     attempts = SharedAttempts({actor.__name__: share.start_replicas for actor, share in pools})
     spans = make_spans(plan, pending)
@@ -82,13 +84,14 @@ def generate(
             for row in stream.iter_rows():
                 event = _event(Frame(**row))
                 end(event.shard)
+                metrics.count(event)
                 yield event
     except ray.exceptions.RayError as error:
         raise Interrupted(f"Ray ended the stream: {type(error).__name__}: {error}") from error
 
 
 def _event(frame: Frame) -> Marker | FailedMarker:
-    if frame.state == frames.COMMITTED:  # the marker may be an earlier attempt's that came back
+    if frame.state == frames.COMMITTED:  # the marker may be that of an earlier attempt
         return replace(parse_marker(frame.facts), attempt=frame.attempt)
     if frame.state == frames.FAILED:
         return parse_failed(frame.facts)
@@ -97,12 +100,14 @@ def _event(frame: Frame) -> Marker | FailedMarker:
 
 
 def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
-    """The first stage; each of the ``readers`` is a process, which takes seconds to start.
+    """The first stage, with ``readers`` actors; each is a process, which takes seconds to start.
 
-    They reserve no CPU: they wait for the store most of the time, and replicas that together have
-    reserved all CPUs would leave the job without a reader, for ever and without a word.
+    Readers reserve no CPU. They wait for the store most of the time, and if replicas had reserved
+    all CPUs, a reader that needs one would never start, and the job would hang without a message.
     """
     context = DataContext.get_current()
+    # Each shard becomes a block of its own. With Ray's default of 128 MB all prompts of a dataset
+    # would be one block, and one actor would do all the work.
     context.target_max_block_size = 1
     context._max_num_blocks_in_streaming_gen_buffer = _read_ahead(plan)
     columns = read_columns(plan.spec, [name for name, _ in plan.columns])
@@ -118,7 +123,7 @@ def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
 
 
 def _read_ahead(plan: Plan) -> int:
-    """Shards a reader may be ahead: fewer where their rows are large, as images are."""
+    """Number of shards that a reader may be ahead: fewer if rows are large, such as images."""
     first, stop = plan.row_range(0)
     per_shard = sum(file.size for file in plan.files) * (stop - first) // plan.rows
     return max(1, min(READ_AHEAD, READ_AHEAD_BYTES // max(1, per_shard)))

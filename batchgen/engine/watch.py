@@ -1,4 +1,4 @@
-"""Ends a replica that makes no progress, so that Ray starts it anew."""
+"""Watchdog of a replica: ends its process if it makes no progress, so that Ray restarts it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ REARM_S = 1.0
 
 
 class Watch:
-    """Ends this process if, while the watch is entered, no progress is told for ``limit_s``.
+    """Ends this process if, inside the watch, no progress is reported for ``limit_s`` seconds.
 
-    The deadline is kept by a thread in C (``faulthandler``), which needs no interpreter lock: it
-    also ends a process that hangs in native code, and leaves its stacks in the worker's stderr.
+    A C thread (``faulthandler``) keeps the deadline. It needs no interpreter lock, so it also ends
+    a process that hangs in native code. It writes the stacks to the worker's stderr.
     """
 
     def __init__(self, limit_s: float | None) -> None:
@@ -36,7 +36,7 @@ class Watch:
                 faulthandler.cancel_dump_traceback_later()
 
     def progress(self) -> None:
-        """Something was done: the time starts anew, for all that is entered."""
+        """Restart the countdown, for all threads inside the watch."""
         with self._lock:
             if self._inside and time.monotonic() - self._armed_at >= REARM_S:
                 self._arm()

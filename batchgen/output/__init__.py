@@ -1,1 +1,1 @@
-"""What lies in an output, who may write it, and what is done with a finished one."""
+"""Reads, writes and checks outputs: their records, leases and formats, and finished ones."""

@@ -1,4 +1,4 @@
-"""How a run takes its output: a free place, the plan that is there, or one that made nothing."""
+"""Decides whether a run may use an output: it is free, has the same plan, or an unused plan."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare
 from batchgen.spec.spec import Spec
 
-_ANEW = "start this one anew with `batchgen run --overwrite`"
+_ANEW = "start over in this one with `batchgen run --overwrite`"
 
 
 def plan_to_keep(ledger: Ledger) -> Plan | None:
-    """The plan that binds a run; None where there is none, or one of which nothing was made.
+    """The output's plan, which a run must keep; None if it has none or nothing was generated yet.
 
     Raises:
-        DamagedRecord, NewerFormat: it cannot be read, and something was made.
+        DamagedRecord, NewerFormat: the plan cannot be read, and something was generated.
     """
     try:
         saved = ledger.plan()
@@ -30,15 +30,16 @@ def plan_to_keep(ledger: Ledger) -> Plan | None:
 
 
 def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], whole: bool) -> Plan:
-    """Freeze the plan, or go on with the one that is there if it is the same.
+    """Freeze the plan, or continue the output's plan if it is the same.
 
-    Where nothing was made yet and the run holds the ``whole`` output, another plan is replaced.
+    A different plan is replaced if nothing was generated with it and this run holds the ``whole``
+    output.
 
     Returns:
-        The plan to work by.
+        The plan that the run uses.
 
     Raises:
-        PlanChanged, DamagedRecord: the plan there is another, or damaged, and has been worked by.
+        PlanChanged, DamagedRecord: the output's plan is different or damaged, and was used.
     """
     if ledger.freeze(plan, asked):
         return plan
@@ -47,10 +48,23 @@ def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], w
     except (PlanChanged, DamagedRecord) as error:
         if not whole or anything_made(ledger):
             raise type(error)(f"{error}, or {_ANEW}") from error
-        say(f"the plan is replaced, since nothing was made by it ({str(error).partition(';')[0]})")
+        why = str(error).partition(";")[0]
+        say(f"the plan is replaced, since nothing was generated with it ({why})")
         forget_failures(ledger)
         ledger.store.put(JOB, asked.to_yaml().encode())
         ledger.store.put(PLAN, plan.to_json().encode())
         return plan
     ledger.keep_job(asked)
     return plan
+
+
+def job_of(ledger: Ledger) -> Spec:
+    """The spec as the user gave it to the last run, with the output's present location.
+
+    Raises:
+        InputError: the output has no plan, or its spec is damaged.
+    """
+    ledger.require_plan()
+    spec = ledger.job()
+    here = spec.output.model_copy(update={"url": ledger.store.url})
+    return spec.model_copy(update={"output": here})

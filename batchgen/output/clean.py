@@ -1,4 +1,4 @@
-"""Removes what dead runs have left in an output: unfinished uploads and temporary files."""
+"""Removes unfinished uploads and temporary files that crashed runs left in an output."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from batchgen.storage import TEMPORARY, abort, unfinished_uploads
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was, or with ``dry_run`` would be, removed."""
+    """Names of what was removed, or would be removed with ``dry_run``."""
 
     uploads: tuple[str, ...]
     temporary_files: tuple[str, ...]
 
 
 def clean(ledger: Ledger, dry_run: bool = False) -> Cleaned:
-    """Abort unfinished uploads below the output's own folders and remove its temporary files.
+    """Abort unfinished uploads under the output's own folders and remove its temporary files.
 
-    It holds the output's lease meanwhile, so that no living run loses what it is writing.
+    It holds the output's lease meanwhile, so that no active run loses files that it is writing.
 
     Raises:
-        InputError: nothing was run into it.
-        OutputBusy: a run is at work on it.
+        InputError: the output has no plan.
+        OutputBusy: a run is working on it.
     """
     ledger.require_plan()
     if dry_run:
@@ -34,7 +34,7 @@ def clean(ledger: Ledger, dry_run: bool = False) -> Cleaned:
         for upload in unfinished_uploads(ledger.store):
             abort(ledger.store, upload)
         ledger.store.clear_temporary(older_than_s=0)
-        lease.ending = "what dead runs had left was removed"
+        lease.ending = "removed unfinished uploads and temporary files of crashed runs"
     return left
 
 

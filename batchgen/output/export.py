@@ -1,4 +1,4 @@
-"""A finished output in another format: the same samples and image bytes, nothing made again."""
+"""Writes a finished output in another format, with the same samples and image bytes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from batchgen.errors import InputError, Interrupted, SpecError
-from batchgen.output.formats import FORMATS, DataFile, put_data, put_file
+from batchgen.output.commit import commit_shard
+from batchgen.output.formats import FORMATS
 from batchgen.output.lease import LEASES, hold_lease
-from batchgen.output.ledger import JOB, Ledger, Marker, rejects_name
+from batchgen.output.ledger import JOB, Ledger, Marker
 from batchgen.output.proof import Prover
 from batchgen.output.verify import prover_of
 from batchgen.plan.plan import Plan
@@ -22,18 +23,18 @@ _NAMED = 5
 
 
 def export(source: Ledger, target: Store, format: str) -> int:
-    """Write the output at ``source`` once more, to ``target``, in another format.
+    """Write the output at ``source`` to ``target`` in another format.
 
-    The target gets a plan, markers and rejects of its own, so that ``verify`` proves it. An
-    export that was interrupted goes on where it stopped.
+    The target gets its own plan, markers and rejects, so that ``verify`` can prove it. An
+    interrupted export continues where it stopped.
 
     Returns:
-        How many shards were written now.
+        The number of shards that were written now.
 
     Raises:
-        SpecError: no such format.
-        InputError: the source is not finished, is damaged or not what its plan makes; the target
-            holds something else or lies in the source.
+        SpecError: there is no such format.
+        InputError: the source is not finished, is damaged or does not match its plan; the target
+            has other files, or one of the two is inside the other.
         PlanChanged: the target is an output of another plan.
         OutputBusy, Interrupted: another process writes to the target.
     """
@@ -42,7 +43,10 @@ def export(source: Ledger, target: Store, format: str) -> int:
     plan = source.require_plan()
     _refuse_unfinished(source, plan)
     if is_within(target.url, source.store.url) or is_within(source.store.url, target.url):
-        raise InputError(f"target {target.url} and source {source.store.url} lie in each other")
+        raise InputError(
+            f"target {target.url} must not be inside the source output {source.store.url}, or the "
+            "other way round"
+        )
     exported = replace(plan, spec=_moved(plan.spec, target, format), frozen=None)
     ledger = Ledger(target)
     with hold_lease(target, lambda reason: None) as lease:
@@ -61,7 +65,7 @@ def _refuse_unfinished(source: Ledger, plan: Plan) -> None:
         numbers = ", ".join(map(str, pending[:_NAMED])) + more
         raise InputError(
             f"source {source.store.url}: {len(pending)} of {plan.shards} shards are pending or "
-            f"failed ({numbers}); `batchgen resume` makes them"
+            f"failed ({numbers}); generate them with `batchgen resume`, then export"
         )
 
 
@@ -71,7 +75,7 @@ def _moved(spec: Spec, target: Store, format: str) -> Spec:
 
 
 def _prepare(source: Ledger, ledger: Ledger, exported: Plan) -> Plan:
-    """Freeze the plan in an empty target, or see that it is the one that is there."""
+    """Freeze the plan in an empty target, or check that the target's plan is the same."""
     job = _moved(source.job(), ledger.store, exported.spec.output.format)
     saved = ledger.plan()
     if saved is None:
@@ -79,7 +83,7 @@ def _prepare(source: Ledger, ledger: Ledger, exported: Plan) -> Plan:
         ledger.freeze(exported, job)
         return exported
     exported = compare(saved, exported)
-    ledger.store.put(JOB, job.to_yaml().encode())  # the last export may have ended before it
+    ledger.store.put(JOB, job.to_yaml().encode())  # the last export may have ended before this
     return exported
 
 
@@ -87,13 +91,13 @@ def _refuse_unless_empty(target: Store) -> None:
     ours = (f"{LEASES}/", f"{TEMPORARY}/")
     others = sorted(name for name in target.find("") if not name.startswith(ours))
     if others:
-        raise InputError(f"target {target.url} is not empty ({others[0]}); name an empty folder")
+        raise InputError(f"target {target.url} is not empty ({others[0]}); choose an empty folder")
 
 
 def _each(
     source: Ledger, plan: Plan, ledger: Ledger, exported: Plan, shards: list[int]
 ) -> Iterator[Marker]:
-    """Export the shards some at a time; the first error ends it."""
+    """Export the shards, several at a time; the first error ends the export."""
     prover = prover_of(source, plan)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="export")
     try:
@@ -103,26 +107,22 @@ def _each(
 
 
 def _shard(prover: Prover, ledger: Ledger, exported: Plan, shard: int) -> Marker:
-    """One shard: its data files in the new format, its rejects as they are, its marker last."""
+    """Export one shard: data files in the new format, unchanged rejects, then the marker."""
     source = prover.ledger
     marker = source.marker(shard)
     if marker is None:
-        raise InputError(f"source {source.store.url}: the marker of shard {shard} vanished")
+        raise InputError(
+            f"source {source.store.url}: the marker of shard {shard} was removed during the export"
+        )
     proof = prover.read(marker)
     if proof.table is None or proof.problems:
         raise InputError(
             f"source {source.store.url}: {proof.problems[0]}; see `batchgen verify "
             f"{source.store.url}`"
         )
-    files = put_data(ledger.store, exported, shard, proof.table)
-    if proof.rejects is not None:
-        rows = marker.counts.rejected + marker.counts.failed
-        files.append(put_file(ledger.store, DataFile(rejects_name(shard), proof.rejects, rows)))
-    return ledger.commit(
-        replace(
-            marker,
-            files=tuple(files),
-            spec_fingerprint=exported.fingerprints.spec,
-            plan_fingerprint=exported.fingerprint,
-        )
+    moved = replace(
+        marker,
+        spec_fingerprint=exported.fingerprints.spec,
+        plan_fingerprint=exported.fingerprint,
     )
+    return commit_shard(ledger, exported, moved, proof.table, proof.rejects)

@@ -1,4 +1,7 @@
-"""What lies at an output's place: nothing, an output of batchgen, or other things, which stay."""
+"""Finds out what is at the output's location: nothing, a batchgen output, or files of others.
+
+Files of others are never removed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from batchgen.storage import TEMPORARY, Store, delete_all, is_within, subfolders
 
 CARD = "README.md"
 CARD_MARK = "<!-- Each batchgen run replaces this file; without this line it stays as it is. -->\n"
-_FIRST_CARDS = b"\n# Synthetic images made with batchgen "  # of version 0.1, which had no mark
+_FIRST_CARDS = b"\n# Synthetic images made with batchgen "  # cards of version 0.1 have no mark
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".keep", "lost+found/", ".nfs"}
 _DATA_FILE = re.compile(
     rf"{DATA}/(train-\d{{5,}}-of-\d{{5,}}\.parquet|\d{{5,}}\.tar|[^/]+/\d{{5,}}/[^/]+)"
@@ -24,7 +27,12 @@ _NAMED = 4
 
 @dataclass(frozen=True)
 class Holdings:
-    """Files of an output: name -> size in bytes of batchgen's own, and names of others' in data."""
+    """Files of an output.
+
+    Attributes:
+        own: name -> size in bytes of the files that batchgen wrote.
+        others: names of the other files in ``data/``.
+    """
 
     own: dict[str, int]
     others: tuple[str, ...]
@@ -35,7 +43,7 @@ def is_our_card(text: bytes) -> bool:
 
 
 def card_is_ours(store: Store) -> bool:
-    """There is no README.md at the output, or one that batchgen wrote."""
+    """Whether the output has no README.md, or one that batchgen wrote."""
     try:
         return is_our_card(store.read(CARD))
     except FileNotFoundError:
@@ -43,25 +51,25 @@ def card_is_ours(store: Store) -> bool:
 
 
 def is_output(ledger: Ledger) -> bool:
-    """A run has been there: it has left its plan, its order or a marker."""
+    """Whether a run was there: it left its plan, its spec (``job.yaml``) or a marker."""
     names = ledger.store.list(RECORDS)
     wanted = {PLAN.rpartition("/")[2], JOB.rpartition("/")[2]}
     return bool(wanted & names.keys()) or bool(ledger.store.list(SHARDS))
 
 
 def anything_made(ledger: Ledger) -> bool:
-    """There is a marker, a data file or a file of rejects."""
+    """Whether there is a marker, a data file or a file of rejects."""
     store = ledger.store
     return bool(store.list(SHARDS) or store.list(REJECTS) or _names(store, DATA))
 
 
 def refuse_unless_free(ledger: Ledger) -> None:
-    """A new output may begin in an empty folder, or where one has its plan.
+    """Refuse an output folder that is neither empty nor an output with a plan.
 
-    What operating systems leave in folders (``.DS_Store`` and such) does not count.
+    Files that operating systems leave in folders (such as ``.DS_Store``) do not count.
 
     Raises:
-        InputError: other things lie there, or results without their plan; names them.
+        InputError: there are other files, or results without their plan; names them.
     """
     store = ledger.store
     if PLAN.rpartition("/")[2] in store.list(RECORDS):
@@ -69,24 +77,24 @@ def refuse_unless_free(ledger: Ledger) -> None:
     markers = [name for name in store.list(SHARDS) if name.endswith(".json")]
     if markers or store.list(REJECTS):
         raise InputError(
-            f"output {store.url} holds {len(markers)} committed shards, but no {PLAN} that says "
-            "what they were made from; put that file back, name another output, or start anew "
-            "with `batchgen run --overwrite`"
+            f"output {store.url} holds {len(markers)} committed shards, but no {PLAN}, which "
+            "records what they were generated from; restore that file, choose another output, or "
+            "start over with `batchgen run --overwrite`"
         )
     others = sorted(_foreign(store))
     if others:
         more = f" and {len(others) - _NAMED} more" if others[_NAMED:] else ""
         raise InputError(
-            f"output {store.url} is not empty and holds no output of batchgen: it has "
-            f"{', '.join(others[:_NAMED])}{more}; name a new folder or an empty one"
+            f"output {store.url} is not empty and is not a batchgen output: it contains "
+            f"{', '.join(others[:_NAMED])}{more}; choose a new or empty folder"
         )
 
 
 def holdings_of(ledger: Ledger) -> Holdings:
-    """All that `--overwrite` removes, in the order in which it does, and what lies between it.
+    """The files that `--overwrite` removes, in that order, and the files of others in ``data/``.
 
-    A shard loses its marker before its data, and the plan goes last: if it is interrupted, what is
-    left is no output that looks whole.
+    Markers are removed before data, and the plan last, so that an interrupted removal never leaves
+    an output that looks complete.
     """
     store = ledger.store
     if not is_output(ledger):
@@ -108,10 +116,10 @@ def holdings_of(ledger: Ledger) -> Holdings:
 
 
 def refuse_to_remove(ledger: Ledger, spec: Spec) -> None:
-    """See before any work that ``remove_output`` will do, and takes nothing that is needed.
+    """Check before any work that ``remove_output`` can run and removes no file that is needed.
 
     Raises:
-        InputError: it would not, or the input or the model lies in the output.
+        InputError: there are files of others, or the input or the model is in the output.
     """
     if not is_output(ledger):
         refuse_unless_free(ledger)
@@ -119,16 +127,16 @@ def refuse_to_remove(ledger: Ledger, spec: Spec) -> None:
     for field, place in (("input", spec.input.path), *spec.model.places()):
         if place and is_within(place, ledger.store.url):
             raise InputError(
-                f"{field} {place} lies in output {ledger.store.url}, which `--overwrite` removes; "
-                "name another output"
+                f"{field} {place} is in output {ledger.store.url}, which `--overwrite` removes; "
+                "choose another output"
             )
 
 
 def remove_output(ledger: Ledger) -> None:
-    """Remove what batchgen has made there; the caller holds the lease.
+    """Remove the files that batchgen wrote there; the caller holds the lease.
 
     Raises:
-        InputError: other things lie in ``data``, where a run's files are to be.
+        InputError: ``data/``, where a run writes, contains files of others.
     """
     holdings = holdings_of(ledger)
     _refuse_others(ledger, holdings)
@@ -138,18 +146,19 @@ def remove_output(ledger: Ledger) -> None:
 def _refuse_others(ledger: Ledger, holdings: Holdings) -> None:
     if holdings.others:
         raise InputError(
-            f"output {ledger.store.url}: {', '.join(holdings.others[:_NAMED])} in {DATA} is not "
-            "batchgen's; move it away, or name another output"
+            f"output {ledger.store.url}: batchgen did not write "
+            f"{', '.join(holdings.others[:_NAMED])}; move it out of {DATA}/, or choose another "
+            "output"
         )
 
 
 def forget_failures(ledger: Ledger) -> None:
-    """Remove the failed markers of a plan that is replaced."""
+    """Remove the failed markers of a replaced plan."""
     delete_all(ledger.store, [f"{FAILED}/{name}" for name in ledger.store.list(FAILED)])
 
 
 def _foreign(store: Store) -> Iterator[str]:
-    """What lies at the top or in ``data`` and is not batchgen's."""
+    """Names of files and folders at the top and in ``data/`` that batchgen did not write."""
     for name in _names(store, ""):
         if name == CARD and card_is_ours(store):
             continue

@@ -1,4 +1,4 @@
-"""The right of a run to write an output or a part of it: numbered leases, kept by a heartbeat."""
+"""Gives one run at a time the right to write an output or some of its shards: numbered leases."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ from batchgen.storage.documents import Count, Time, Version, read_document
 LEASES = "_batchgen/lease"
 LEASE_SECONDS = 60.0
 HEARTBEAT_SECONDS = 10.0
-SETTLE_SECONDS = 5.0  # where a store cannot create a name only once
+SETTLE_SECONDS = 5.0  # waited on stores that cannot refuse to create a name twice
 _THREADS = 8
 _TRIES = 20
 LEASE_VERSION = 1
-WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS
+WATCH_SECONDS = 2.5 * HEARTBEAT_SECONDS  # long enough to see at least one renewal of a live run
 TAKEN = "another run has taken over this output's lease"
-_GONE = "output {} was deleted or moved while the run was at work; where it is now, `resume` it"
+_GONE = (
+    "output {} was deleted or moved during the run; if it was moved, `resume` it where it is now"
+)
 
 
 @dataclass(frozen=True)
 class _Saved:
-    """A lease as it lies in storage."""
+    """A lease as it is stored."""
 
     owner: str
     renewed_at: Time
@@ -48,14 +50,14 @@ class _Saved:
 
 @dataclass(frozen=True)
 class Holder:
-    """A run by its lease.
+    """The run that holds or held a lease, as its lease describes it.
 
     Attributes:
         part: the shards that it holds; None for all of them.
         renewed_at: seconds since the epoch, by its machine's clock.
-        released: it has given the lease back.
+        released: the run has released the lease.
         started_at: None in leases of older versions.
-        ending: how it ended, in words; empty while it is at work, or if nobody could write it.
+        ending: a sentence about how the run ended; empty while it works, or if it was killed.
     """
 
     lease: int
@@ -68,22 +70,22 @@ class Holder:
 
     @property
     def may_live(self) -> bool:
-        """It has not given the lease back, nor is it known to be dead."""
+        """Whether the lease is not released and its process is not known to be dead."""
         return not self.released and not _is_dead_neighbour(self.owner)
 
     @property
     def at_work(self) -> bool:
-        """It may live, and by this machine's clock it has renewed the lease of late."""
+        """Whether it may live and, by this machine's clock, renewed the lease recently."""
         return self.may_live and abs(time.time() - self.renewed_at) < LEASE_SECONDS
 
     def meets(self, part: ShardRange | None) -> bool:
-        """The two have shards in common."""
+        """Whether it has shards in common with ``part``."""
         if self.part is None or part is None:
             return True
         return self.part[0] < part[1] and part[0] < self.part[1]
 
     def covers(self, part: ShardRange | None) -> bool:
-        """It holds all of these shards."""
+        """Whether it holds all shards of ``part``."""
         if self.part is None or part is None:
             return self.part is None
         return self.part[0] <= part[0] and part[1] <= self.part[1]
@@ -96,14 +98,14 @@ class Holder:
 
 
 def clock(at: float) -> str:
-    """A time of today as ``05:31``, of another day with its date."""
+    """A time of today as ``05:31``; of another day with the date."""
     there, now = time.localtime(at), time.localtime()
     form = "%H:%M" if there[:3] == now[:3] else "%Y-%m-%d %H:%M"
     return time.strftime(form, there)
 
 
 def holders_of(store: Store) -> list[Holder]:
-    """Every run into this output, by its lease, in the order in which they began."""
+    """The holder of every lease of this output, in the order of the leases' numbers."""
     return _holders(store, _leases(store))
 
 
@@ -114,10 +116,10 @@ def _holders(store: Store, numbers: list[int]) -> list[Holder]:
 
 
 def _holder(store: Store, number: int) -> Holder | None:
-    """None for a lease that cannot be read, as a cut one; its holder will write it anew.
+    """The holder of a lease; None if the lease is missing or damaged, until its run renews it.
 
     Raises:
-        NewerFormat: it was written by a later version.
+        NewerFormat: a later version wrote it.
     """
     name = _lease_name(number)
     try:
@@ -131,11 +133,11 @@ def _holder(store: Store, number: int) -> Holder | None:
 
 @dataclass
 class Lease:
-    """The right of one run to write an output, or a part of it, kept alive by a heartbeat.
+    """The right of one run to write an output, or some of its shards; a heartbeat renews it.
 
-    Leases are numbered and each is created only if its number is free, so that of any number of
-    runs that reach for the next one exactly one gets it. A run that takes one has seen all of lower
-    number, so of two that have shards in common the higher holds. The old ones stay as a history of
+    Leases are numbered, and a lease is created only if its number is free: if several runs request
+    the next number, exactly one gets it. A run has checked all lower leases before it takes one, so
+    of two leases with common shards the higher one is valid. Old leases are kept as a history of
     runs.
     """
 
@@ -164,17 +166,17 @@ class Lease:
         return json.dumps(asdict(saved)).encode()
 
     def beat(self, released: bool = False) -> None:
-        """Renew it once: the heartbeat is its own next try."""
+        """Renew it once, without retries: the next heartbeat is the retry."""
         self.store.impatient().put(_lease_name(self.number), self.text(released))
 
     def is_gone(self) -> bool:
-        """The output was deleted or moved: its lease, or its witness, is there no more."""
+        """Whether the output was deleted or moved: its lease or its witness no longer exists."""
         store = self.store.impatient()
         wanted = [_lease_name(self.number), *filter(None, [self.witness])]
         return not all(_is_there(store, name) for name in wanted)
 
     def still_held(self) -> bool:
-        """No run has taken a later lease with shards of this one."""
+        """Whether no other run has taken a later lease with shards of this one."""
         store = self.store.impatient()
         for number in _leases(store):
             if number <= self.number or number in self._strangers:
@@ -186,7 +188,7 @@ class Lease:
         return True
 
     def keep(self, on_lost: Callable[[str], None]) -> None:
-        """Renew until released; call ``on_lost`` once if the run has no right to go on."""
+        """Renew until released; call ``on_lost`` once if the run must stop."""
         renewed = time.monotonic()
         while not self._end.wait(HEARTBEAT_SECONDS):
             why = ""
@@ -199,7 +201,7 @@ class Lease:
                 else:
                     self.beat()
                     renewed = time.monotonic()
-            except Exception as error:  # whatever it is, the lease is not renewed
+            except Exception as error:  # whatever the error is, the lease was not renewed
                 if time.monotonic() - renewed > LEASE_SECONDS:
                     why = f"the lease could not be renewed for {LEASE_SECONDS:.0f} s: {error}"
             if why:
@@ -209,7 +211,7 @@ class Lease:
                 return
 
     def release(self, heartbeat: threading.Thread | None = None) -> None:
-        """Give the lease back; the heartbeat ends first, so that it cannot take it again."""
+        """Release the lease; the heartbeat is stopped first, since it would renew it again."""
         self._end.set()
         if heartbeat is not None:
             heartbeat.join(timeout=LEASE_SECONDS)
@@ -225,10 +227,10 @@ def hold_lease(
     part: ShardRange | None = None,
     say: Callable[[str], None] = lambda words: None,
 ) -> Iterator[Lease]:
-    """Hold the output's lease, or that of a part of its shards, while the block runs.
+    """Hold a lease on the output, or on the shards ``part``, while the block runs.
 
     Raises:
-        OutputBusy: another run holds it; names the holder.
+        OutputBusy: another run holds these shards; names the holder.
     """
     lease = acquire_lease(store, part, say)
     thread = threading.Thread(target=lease.keep, args=(on_lost,), name="lease", daemon=True)
@@ -248,7 +250,7 @@ def hold_lease(
 def acquire_lease(
     store: Store, part: ShardRange | None = None, say: Callable[[str], None] = lambda words: None
 ) -> Lease:
-    """Take the next lease, if no run at work has shards in common with it."""
+    """Take the next lease, unless an active run has shards in common with it."""
     owner = f"{_process_identity()} {uuid.uuid4().hex[:8]}"
     dead: set[int] = set()
     for _ in range(_TRIES):
@@ -258,14 +260,17 @@ def acquire_lease(
         lease = Lease(store, max(numbers, default=0) + 1, owner, part)
         alone = store.creates_alone()
         created = store.put_new(_lease_name(lease.number), lease.text())
-        if not alone:  # the name may have been taken twice: the last to write it has it
+        if not alone:  # two runs may have created the name: the one that wrote last gets it
             time.sleep(SETTLE_SECONDS)
             taker = _holder(store, lease.number)
             created = created and taker is not None and taker.owner == owner
         if created:
             lease.store = store.in_place()
             return lease
-    raise OutputBusy(f"output {store.url}: other runs take its leases at the same moment")
+    raise OutputBusy(
+        f"output {store.url}: no lease after {_TRIES} tries, because other runs start on it at the "
+        "same moment; try again"
+    )
 
 
 def _wait_for_doubtful(
@@ -275,13 +280,16 @@ def _wait_for_doubtful(
     dead: set[int],
     say: Callable[[str], None],
 ) -> bool:
-    """Watch leases that by this clock were not renewed of late: clocks differ, a living run renews.
+    """Wait to see whether leases that look outdated are renewed.
+
+    By this machine's clock they were not renewed recently, but clocks differ; an active run renews
+    its lease while this waits.
 
     Returns:
-        Whether there were any; those that stayed as they were are ``dead`` from then on.
+        Whether there were such leases; those that were not renewed are ``dead`` from then on.
 
     Raises:
-        OutputBusy: a run is at work.
+        OutputBusy: a run is active.
     """
     known = [
         one
@@ -289,7 +297,7 @@ def _wait_for_doubtful(
         if one.meets(part)
         and one.may_live
         and one.lease not in dead
-        # who took a later lease of the same shards has seen that this one was over
+        # a run that took a later lease on these shards has already seen that this one was over
         and not any(later.covers(one.part) for later in holders[place + 1 :])
     ]
     for one in known:
@@ -298,8 +306,8 @@ def _wait_for_doubtful(
     if not known:
         return False
     say(
-        f"a run ({known[-1]}) has not given back its lease, last renewed at "
-        f"{clock(known[-1].renewed_at)}: waiting {WATCH_SECONDS:.0f} s to see whether it lives"
+        f"an earlier run ({known[-1]}) did not release its lease, last renewed at "
+        f"{clock(known[-1].renewed_at)}; waiting {WATCH_SECONDS:.0f} s to see whether it still runs"
     )
     time.sleep(WATCH_SECONDS)
     for one in known:
@@ -312,13 +320,16 @@ def _wait_for_doubtful(
 
 def _busy(store: Store, holder: Holder) -> str:
     return (
-        f"output {store.url} is held by another run ({holder}); wait for it to end, or stop it. If "
+        f"output {store.url} is held by another run ({holder}); wait until it ends, or stop it. If "
         f"its machine is gone, try again in {LEASE_SECONDS:.0f} s"
     )
 
 
 def _is_there(store: Store, name: str) -> bool:
-    """By a listing: a plan may be of many megabytes, and the heartbeat asks every few seconds."""
+    """Whether a file exists. It lists the folder instead of reading the file.
+
+    The heartbeat asks every few seconds, and a plan may have many megabytes.
+    """
     folder, _, base = name.rpartition("/")
     return base in store.list(folder)
 
@@ -340,7 +351,7 @@ def _process_identity() -> str:
 
 
 def _is_dead_neighbour(owner: str) -> bool:
-    """The owner ran where this process runs, so that its pid can be looked up, and is no more."""
+    """Whether the owner ran on this boot of this machine, where its pid is known, and has ended."""
     host, pid, place, start, *_ = [*owner.split(" "), "", "", ""]
     if (host, place) != (socket.gethostname(), _process_place()) or place == "unknown":
         return False
@@ -348,7 +359,7 @@ def _is_dead_neighbour(owner: str) -> bool:
 
 
 def _process_place() -> str:
-    """This boot of this machine and the pid namespace: within them a pid means one process."""
+    """This boot of this machine and its pid namespace, within which a pid names one process."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as boot:
             return f"{boot.read().strip()[:8]}-{os.readlink('/proc/self/ns/pid')[5:-1]}"
@@ -357,7 +368,7 @@ def _process_place() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Start of a process in clock ticks since boot; ``gone`` when it has ended, reaped or not."""
+    """Start of a process in clock ticks since boot; ``gone`` if it has ended, reaped or not."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             fields = stat.read().rpartition(")")[2].split()

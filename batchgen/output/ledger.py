@@ -1,4 +1,4 @@
-"""What has been done, from storage alone: the plan, markers, failures, and who holds the lease."""
+"""Reads and writes an output's records: the plan, the spec, markers, failed markers and logs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LOGS = "_batchgen/logs"
 DATA = "data"
 
 MARKER_VERSION = 1
-_THREADS = 8
+_THREADS = 8  # reading many small markers: nearly all of the time is latency of the store
 
 
 @dataclass(frozen=True)
 class Written:
-    """One committed file: name below the output, size in bytes, SHA-256 of its bytes, rows."""
+    """One committed file: its name in the output, size in bytes, SHA-256 and number of rows."""
 
     name: str
     bytes: Count
@@ -55,7 +55,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample (or shard) of those that were dropped for a reason, and what was said of it."""
+    """One of the samples (or shards) that were dropped for a reason, with its message."""
 
     key: str
     message: str = ""
@@ -63,11 +63,11 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """The object whose existence makes a shard committed; written after everything it names.
+    """The object whose existence makes a shard committed; written after all files that it names.
 
-    ``plan_fingerprint`` is that of the plan it was made for; None in markers from before there was
-    one. ``examples`` has the first sample of each reason, ``labels`` counts the accepted samples of
-    the most frequent labels; markers from before have neither.
+    ``plan_fingerprint`` is that of the shard's plan. ``examples`` has the first sample of each
+    reason, ``labels`` counts the accepted samples of the most frequent labels. Markers of older
+    versions lack these three.
     """
 
     shard: Count
@@ -93,13 +93,13 @@ class Marker:
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
     def is_of(self, plan: Plan) -> bool:
-        """It was made for this plan; an old marker tells of the spec alone."""
+        """Whether it belongs to this plan; an old marker has only the spec's fingerprint."""
         if self.spec_fingerprint != plan.fingerprints.spec:
             return False
         return self.plan_fingerprint in (None, plan.fingerprint)
 
     def shares_plan(self, other: Marker) -> bool:
-        """As far as both tell, they were made for one plan."""
+        """Whether both belong to the same plan, as far as their fingerprints say."""
         if self.spec_fingerprint != other.spec_fingerprint:
             return False
         known = {self.plan_fingerprint, other.plan_fingerprint} - {None}
@@ -108,7 +108,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class FailedMarker:
-    """Why a shard could not be made. A later commit of the shard removes it."""
+    """The record of a failed shard: its error. A later commit of the shard removes it."""
 
     shard: Count
     planned: Count = 0
@@ -126,7 +126,7 @@ class FailedMarker:
 
 @dataclass(frozen=True)
 class States:
-    """Shard numbers by state, from one listing; ``numbers`` are those that are asked about."""
+    """Shard numbers by state, from one listing; ``numbers`` is the range they are taken from."""
 
     numbers: range
     committed: frozenset[int]
@@ -134,11 +134,11 @@ class States:
 
     @property
     def pending(self) -> list[int]:
-        """Shards to make, failed ones again included."""
+        """Shards to generate, including failed ones."""
         return [shard for shard in self.numbers if shard not in self.committed]
 
     def within(self, numbers: range) -> States:
-        """The states of these shards alone."""
+        """The states of only these shards."""
         return States(
             numbers,
             frozenset(shard for shard in self.committed if shard in numbers),
@@ -163,11 +163,11 @@ def _failed_name(shard: int) -> str:
 
 
 def parse_marker(data: bytes, place: str = "the marker", remedy: str = "") -> Marker:
-    """A marker from its JSON, which lies at ``place``.
+    """A marker from its JSON; ``place`` is its location, for messages.
 
     Raises:
-        NewerFormat: it was written by a later version.
-        DamagedRecord: it is none.
+        NewerFormat: a later version wrote it.
+        DamagedRecord: it is not a marker.
     """
     return read_document(Marker, data, place, MARKER_VERSION, remedy)
 
@@ -178,7 +178,7 @@ def parse_failed(data: bytes, place: str = "the failed marker", remedy: str = ""
 
 
 def _shard_of(name: str) -> int | None:
-    """The shard of a marker by its file's name; None if it is named as none of ours."""
+    """The shard number in a marker's file name; None if it is not such a name."""
     stem = name.removesuffix(".json")
     is_ours = stem.isdecimal() and stem.isascii() and name == f"{int(stem):05d}.json"
     return int(stem) if is_ours else None
@@ -191,9 +191,9 @@ class Ledger:
     store: Store
 
     def plan(self) -> Plan | None:
-        """The frozen plan, or None when no run has started here.
+        """The frozen plan, or None if no run has started here.
 
-        Its output is the place where it lies, which may be another than it was made for.
+        Its output URL is replaced by this place, since the output may have been moved.
         """
         try:
             plan = read_plan(self.store.read_record(PLAN), f"{self.store.url}/{PLAN}")
@@ -205,14 +205,14 @@ class Ledger:
     def require_plan(self) -> Plan:
         plan = self.plan()
         if plan is None:
-            raise InputError(f"output {self.store.url}: no {PLAN} there; nothing was run into it")
+            raise InputError(f"output {self.store.url} has no {PLAN}: no run has started there")
         return plan
 
     def freeze(self, plan: Plan, job: Spec) -> bool:
-        """Write the plan, once, and what was asked (``job.yaml``); False if a plan is there."""
+        """Write the plan and the user's spec (``job.yaml``); False if there is a plan already."""
         new = self.store.put_new(PLAN, plan.to_json().encode())
         known = () if new else self.store.list(RECORDS)
-        if JOB.rpartition("/")[2] not in known:  # a run may have died between the two
+        if JOB.rpartition("/")[2] not in known:  # a run may have crashed between the two writes
             self.store.put(JOB, job.to_yaml().encode())
         return new
 
@@ -220,28 +220,28 @@ class Ledger:
         """The spec as the user gave it to the last run.
 
         Raises:
-            InputError: it is not there, or is damaged.
+            InputError: it is missing or damaged.
         """
         try:
             return stored(parse_yaml(self.store.read_record(JOB), JOB))
         except FileNotFoundError as error:
             raise InputError(
-                f"output {self.store.url}: no {JOB} there; nothing was run into it"
+                f"output {self.store.url} has no {JOB}: no run has started there"
             ) from error
         except (InputError, SpecError) as error:
             raise InputError(
-                f"{self.store.url}/{JOB}: no spec can be read from it ({error}); `batchgen run` "
-                "with the spec of the first run goes on without it"
+                f"{self.store.url}/{JOB} is not a valid spec ({error}); continue with "
+                "`batchgen run` and the original spec file instead"
             ) from error
 
     def keep_job(self, asked: Spec) -> None:
-        """What was asked last, which may differ from the first in what is free on resume."""
+        """Save the spec of the last run, which may differ in fields that are free on resume."""
         text = asked.to_yaml().encode()
         if self.store.read_record(JOB) != text:
             self.store.put(JOB, text)
 
     def in_force(self, plan: Plan) -> Plan:
-        """The plan with the policy of the last run, which may have been another."""
+        """The plan with the policy of the last run, which may have changed it."""
         try:
             policy = self.job().policy
         except InputError:
@@ -255,7 +255,7 @@ class Ledger:
         return States(planned, committed, failed - committed)
 
     def strays(self, plan: Plan) -> list[str]:
-        """Names of markers that stand for no shard of the plan."""
+        """Names of files among the markers that belong to no shard of the plan."""
         planned = range(plan.shards)
         names = [name for name in self.store.list(SHARDS) if name.endswith(".json")]
         return sorted(name for name in names if _shard_of(name) not in planned)
@@ -264,11 +264,11 @@ class Ledger:
         """The shard's marker, or None.
 
         Raises:
-            DamagedRecord: it is none, or another shard's.
-            NewerFormat: it was written by a later version.
+            DamagedRecord: it is not a marker, or that of another shard.
+            NewerFormat: a later version wrote it.
         """
         place = f"{self.store.url}/{_marker_name(shard)}"
-        remedy = "`batchgen resume` makes the shard again"
+        remedy = "`batchgen resume` generates the shard again"
         try:
             marker = parse_marker(self.store.read_record(_marker_name(shard)), place, remedy)
         except FileNotFoundError:
@@ -278,11 +278,11 @@ class Ledger:
         return marker
 
     def committed(self, plan: Plan, shard: int) -> Marker | None:
-        """The shard's marker if it can be read; without one, the shard is to be made.
+        """The shard's marker if it can be read; None if the shard must be generated.
 
         Raises:
-            PlanChanged: it was made for another plan.
-            NewerFormat: it was written by a later version.
+            PlanChanged: it belongs to another plan.
+            NewerFormat: a later version wrote it.
         """
         try:
             marker = self.marker(shard)
@@ -293,15 +293,15 @@ class Ledger:
         return marker
 
     def foreign(self, shard: int) -> PlanChanged:
-        """What to raise for a marker that was made for another plan."""
+        """The error to raise for a marker that belongs to another plan."""
         return PlanChanged(
-            f"{self.store.url}/{_marker_name(shard)} was made for another plan, from other inputs, "
-            "settings or weights; put back the marker and the data of this output, or remove it, "
-            "and `batchgen resume` makes the shard again"
+            f"{self.store.url}/{_marker_name(shard)} belongs to another plan, with other inputs, "
+            "settings or weights; restore this output's own marker and data, or delete this "
+            "marker: `batchgen resume` then generates the shard again"
         )
 
     def markers(self, shards: Iterable[int]) -> Iterator[Marker]:
-        """The markers that can be read, in order of number; shards without one are to be made."""
+        """The markers that can be read, by shard number; shards without one are left out."""
         with ThreadPoolExecutor(_THREADS) as pool:
             for marker in pool.map(self._readable, sorted(shards)):
                 if marker is not None:
@@ -314,16 +314,16 @@ class Ledger:
             return None
 
     def commit(self, marker: Marker) -> Marker:
-        """Make the shard committed, if no other attempt has done so: the first marker wins.
+        """Commit the shard, unless another attempt has committed it: the first marker wins.
 
-        It is replaced only where it is damaged, or storage does not hold what it names any more:
-        then this attempt's files have taken their place.
+        The first marker is replaced only if it is damaged or storage no longer has the files that
+        it names; then the files of this attempt have replaced those.
 
         Returns:
-            The marker that stands.
+            The marker that is valid now.
 
         Raises:
-            PlanChanged: a marker of another plan stands there.
+            PlanChanged: there is a marker of another plan.
         """
         if not self.store.put_new(_marker_name(marker.shard), marker.to_json()):
             first = self._readable(marker.shard)
@@ -337,13 +337,13 @@ class Ledger:
         return marker
 
     def _remove_others(self, marker: Marker, first: Marker) -> None:
-        """What this attempt has put beside the files of the first; schemas belong to all shards."""
+        """Delete files of this attempt that the first one did not write, except shared schemas."""
         for name in {one.name for one in marker.files} - {one.name for one in first.files}:
             if name.startswith((f"{DATA}/", f"{REJECTS}/")):
                 self.store.delete(name)
 
     def _holds(self, marker: Marker) -> bool:
-        """Every file that the marker names is there with its bytes."""
+        """Whether every file that the marker names exists with its bytes."""
         try:
             return all(
                 hashlib.sha256(self.store.read(file.name)).hexdigest() == file.sha256
@@ -356,16 +356,16 @@ class Ledger:
         self.store.put(_failed_name(failed.shard), failed.to_json())
 
     def failures(self, shards: Iterable[int]) -> list[FailedMarker]:
-        """The failed markers that are there; a shard may be committed while one reads.
+        """The failed markers of these shards; some may be missing, if a shard was just committed.
 
-        Of one that cannot be read, a marker that says so.
+        For one that cannot be read, a failed marker with the reading error as its message.
         """
         found = (self._failure(shard) for shard in sorted(shards))
         return [failure for failure in found if failure is not None]
 
     def _failure(self, shard: int) -> FailedMarker | None:
         place = f"{self.store.url}/{_failed_name(shard)}"
-        remedy = "`batchgen resume` tries the shard again"
+        remedy = "`batchgen resume` retries the shard"
         try:
             failed = parse_failed(self.store.read_record(_failed_name(shard)), place, remedy)
         except FileNotFoundError:
@@ -375,12 +375,12 @@ class Ledger:
         return replace(failed, shard=shard)
 
     def log(self, lease: int, lines: Sequence[str]) -> None:
-        """Keep what the run of this lease has said so far."""
+        """Save the messages so far of the run that holds this lease."""
         text = "".join(f"{line}\n" for line in lines)
         self.store.impatient().put(f"{LOGS}/{lease:05d}.txt", text.encode())
 
     def logs(self) -> str:
-        """What all runs on this output have said, the first one's first."""
+        """The messages of all runs on this output, the oldest run first."""
         names = sorted(self.store.list(LOGS))
         return "".join(self.store.read(f"{LOGS}/{name}").decode(errors="replace") for name in names)
 

@@ -1,27 +1,27 @@
-"""How a run stands and how it ended: counts from markers, the verdict, and what stops it early."""
+"""Computes a run's outcome: counts from markers, its exit code and message, and early stops."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from batchgen.errors import BatchgenError, Interrupted
 from batchgen.output.ledger import PLAN, RECORDS, Example, FailedMarker, Ledger, Marker, States
 from batchgen.output.tally import Tally
-from batchgen.output.verify import damaged, lost_files
+from batchgen.output.verify import LostFiles, damaged
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
 
-MIN_BAD_SHARDS = 3
-MIN_REJECTS = 100  # fewer say little of the rows to come
+MIN_BAD_SHARDS = 3  # fewer may be an accident
+MIN_REJECTS = 100  # fewer rejects say little about the remaining rows
 SHOWN_REASONS = 5
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why samples are not in ``data/``, how many they are, and one of them."""
+    """A reason for which samples are not in ``data/``, their number, and one example."""
 
     reason: str
     count: int
@@ -32,9 +32,9 @@ class Reason:
 class Outcome:
     """How a run ended, in numbers that ``verify`` can prove.
 
-    ``images_made`` and what follows is of this run alone; the counts before are of all runs.
-    ``images_per_second`` is over all of its ``seconds``, ``start_up_s`` is the share of them before
-    the first shard began to be made.
+    ``images_made`` and the fields after it are about this run only; the counts before it are about
+    all runs. ``images_per_second`` is over all of this run's ``seconds``; ``start_up_s`` are those
+    of them before work on the first shard began.
     """
 
     output: str
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def outcome_of(counted: Tally, run: Tally, url: str, exit_code: int, message: str) -> Outcome:
-    """The outcome of ``run``, after which storage holds what was ``counted``."""
+    """The outcome of ``run``; ``counted`` is the tally of the output's markers after it."""
     start_up_s = run.start_up_s
     return Outcome(
         output=url,
@@ -80,17 +80,16 @@ def outcome_of(counted: Tally, run: Tally, url: str, exit_code: int, message: st
     )
 
 
-def tally_of(plan: Plan, ledger: Ledger, states: States) -> Tally:
-    """The counts so far, from markers; what has none that can be read is pending.
+def take_stock(
+    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+) -> tuple[Tally, States]:
+    """The counts so far, and the states without the shards whose marker cannot be read.
+
+    ``see`` is called with each marker, so that each is read only once for all purposes.
 
     Raises:
-        PlanChanged: a marker was made for another plan.
+        PlanChanged: a marker belongs to another plan.
     """
-    return take_stock(plan, ledger, states)[0]
-
-
-def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, States]:
-    """The counts so far, and the states without those markers that cannot be read."""
     first, stop = states.numbers.start, states.numbers.stop
     samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
     policy = plan.spec.policy
@@ -101,13 +100,29 @@ def take_stock(plan: Plan, ledger: Ledger, states: States) -> tuple[Tally, State
             raise ledger.foreign(marker.shard)
         committed.add(marker.shard)
         count(tally, marker)
+        see(marker)
     for failure in ledger.failures(states.failed):
         count(tally, replace(failure, planned=plan.samples_of(failure.shard)))
     return tally, replace(states, committed=frozenset(committed))
 
 
+def begin(
+    plan: Plan, ledger: Ledger, part: tuple[int, int] | None, say: Callable[[str], None]
+) -> tuple[Tally, States]:
+    """The counts and states with which a run of these shards starts; failed shards are pending.
+
+    ``say`` is called for each shard that is generated again because its marker cannot be read.
+    """
+    states = ledger.states(plan)
+    listed = states if part is None else states.within(range(*part))
+    tally, readable = take_stock(plan, ledger, replace(listed, failed=frozenset()))
+    for shard in sorted(listed.committed - readable.committed):
+        say(f"shard {shard} is generated again: its marker cannot be read")
+    return tally, replace(readable, failed=listed.failed)
+
+
 def count(tally: Tally, event: Marker | FailedMarker, made: bool = False) -> None:
-    """Add a shard that is finished, by this run if ``made``."""
+    """Add a finished shard; ``made`` says that this run finished it."""
     if isinstance(event, FailedMarker):
         planned, accepted, rejected, failed = event.planned, 0, 0, event.planned
         tally.failed_shards += 1
@@ -142,7 +157,7 @@ def reasons_of(tally: Tally) -> tuple[Reason, ...]:
 
 
 def reason_lines(reasons: Sequence[Reason], url: str) -> list[str]:
-    """The reasons that matter most, a line each, and where the others are told."""
+    """The most frequent reasons, one line each, and the command that lists all samples."""
     lines = [_line(one) for one in reasons[:SHOWN_REASONS]]
     more = len(reasons) - SHOWN_REASONS
     others = f"  and {more} more reasons: " if more > 0 else "  all of them: "
@@ -155,18 +170,19 @@ def _line(one: Reason) -> str:
 
 
 def hopeless(plan: Plan, tally: Tally) -> str:
-    """Why a run goes on in vain; empty while it does not.
+    """Why the run should stop early; empty if it should continue.
 
-    More of the finished samples failed than ``policy.failed_limit`` allows, or of those that this
-    run finished more were rejected than half-way from ``policy.rejected_limit`` to all of them.
-    Both take shards enough to be no accident.
+    It stops if the failed fraction of the finished samples is above ``policy.failed_limit``, or if
+    the rejected fraction of the samples that this run finished is above the middle between
+    ``policy.rejected_limit`` and 1. Both need several shards with such samples, so that a single
+    bad shard stops nothing.
     """
     policy, url = plan.spec.policy, plan.spec.output.url
     finished = tally.finished_samples
     if tally.failing_now >= MIN_BAD_SHARDS and tally.failed > policy.failed_limit * finished:
         return (
             f"{tally.failed:,} of the first {finished:,} samples failed, above "
-            f"policy.failed_limit ({policy.failed_limit:g}); mend the cause, then "
+            f"policy.failed_limit ({policy.failed_limit:g}); fix the cause, then run "
             f"`batchgen resume {url}`"
         )
     far = (1 + policy.rejected_limit) / 2
@@ -178,17 +194,32 @@ def hopeless(plan: Plan, tally: Tally) -> str:
     ):
         return (
             f"{tally.rejected_now:,} of the {tally.made:,} samples that this run finished were "
-            f"rejected, far above policy.rejected_limit ({policy.rejected_limit:g}); mend the "
-            "input and write to a new output, or, if the rows to come are better, go on with "
+            f"rejected, far above policy.rejected_limit ({policy.rejected_limit:g}); fix the "
+            "input and write to a new output, or, if the remaining rows are better, continue with "
             f"`batchgen run {url}/_batchgen/job.yaml --set policy.rejected_limit=1`"
         )
     return ""
 
 
-def verdict_of(plan: Plan, ledger: Ledger, states: States, tally: Tally) -> tuple[int, str]:
-    """How it stands, with a look for files that are lost since they were committed."""
-    lost = lost_files(ledger, states.committed)
-    return damaged(ledger.store.url, lost) if lost else verdict(plan, tally)
+def survey(
+    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+) -> tuple[Tally, int, str]:
+    """The counts, the exit code and the message, after a check for committed files that are lost.
+
+    Each marker is read once, and ``see`` is called with it.
+
+    Raises:
+        PlanChanged: a marker belongs to another plan.
+    """
+    lost = LostFiles(ledger)
+
+    def look(marker: Marker) -> None:
+        lost.see(marker)
+        see(marker)
+
+    tally, _ = take_stock(plan, ledger, states, look)
+    ending = damaged(ledger.store.url, lost.names) if lost.names else verdict(plan, tally)
+    return tally, *ending
 
 
 def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
@@ -199,13 +230,13 @@ def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
         return (
             3,
             f"{pending:,} of {tally.shards:,} shards are pending; "
-            f"go on with `batchgen resume {url}`",
+            f"continue with `batchgen resume {url}`",
         )
     if tally.failed:
         remedy = (
             f"see {url}/_batchgen/failed, then `batchgen resume {url}`"
             if tally.failed_shards
-            else "other settings need a new output"
+            else "committed shards are not retried; to use other settings, write to a new output"
         )
         return 2, (
             f"{tally.failed:,} of {tally.samples:,} samples failed (in {tally.failed_shards:,} "
@@ -217,7 +248,7 @@ def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
             f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "
             f"{tally.accepted:,} images in {url}/data"
         )
-    cut = f", {tally.truncated:,} from the beginning of a prompt that was too long"
+    cut = f" ({tally.truncated:,} of them from truncated prompts, which were too long)"
     return (
         0,
         f"{tally.accepted:,} images in {url}/data{cut if tally.truncated else ''}, "
@@ -226,16 +257,16 @@ def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
 
 
 def unchanged(outcome: Outcome) -> Outcome:
-    """Of a run that found nothing to do."""
-    proof = f"`batchgen verify {outcome.output}` reads every file"
+    """The outcome of a run that found no pending shard."""
+    proof = f"`batchgen verify {outcome.output}` checks every file"
     return replace(outcome, message=f"nothing was pending: {outcome.message}; {proof}")
 
 
 def advised(error: Interrupted, ledger: Ledger, planned: bool) -> Interrupted:
-    """The error with the way to go on, where there is something to go on with."""
+    """The error with advice on how to continue, if the output has a plan to continue."""
     with suppress(BatchgenError, OSError):
         planned = PLAN.rpartition("/")[2] in ledger.store.impatient().list(RECORDS)
     if not planned:
         return error
     url = ledger.store.url
-    return type(error)(f"{error}; what is committed stays, go on with `batchgen resume {url}`")
+    return type(error)(f"{error}; committed shards are kept, continue with `batchgen resume {url}`")

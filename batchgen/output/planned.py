@@ -1,4 +1,4 @@
-"""What a plan says of the rows of its output before any is made: names, seeds, settings, types."""
+"""Computes from a plan what its output's rows must contain: keys, seeds, settings, column types."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _ENTRIES = re.compile(r" \('[^']*'\)>")
 
 @dataclass(frozen=True)
 class Names:
-    """A shard's samples in the plan's order: (samples,) each."""
+    """The names of a shard's samples, in the plan's order; each array has shape (samples,)."""
 
     sources: pa.StringArray
     variants: pa.Int32Array
-    keys: pa.StringArray | None  # None where the rows have keys of their own
+    keys: pa.StringArray | None  # None if the keys come from a column of the input
 
 
 def names_of(plan: Plan, shard: int) -> Names:
-    """What the plan's arithmetic alone says of a shard's samples."""
+    """A shard's sample names, computed from the plan without reading the input."""
     first, stop = plan.sample_range(shard)
     per_row = plan.spec.variants
-    lead = first % per_row  # variants of the first row that lie in the shard before
+    lead = first % per_row  # variants of the first row that belong to the previous shard
     rows = list(_rows(plan, shard))
     sources = [f"{file.name}#{row}" for file, span in rows for row in span]
     numbers = np.arange(lead, lead + stop - first, dtype=np.int64)
@@ -62,7 +62,7 @@ def names_of(plan: Plan, shard: int) -> Names:
 
 
 def _rows(plan: Plan, shard: int) -> Iterator[tuple[SourceFile, range]]:
-    """The shard's rows by file, numbered in it."""
+    """The shard's rows by file, with their numbers in the file."""
     row, stop = plan.row_range(shard)
     while row < stop:
         file, inside = plan.locate(row)
@@ -72,20 +72,20 @@ def _rows(plan: Plan, shard: int) -> Iterator[tuple[SourceFile, range]]:
 
 
 def _stems(rows: list[tuple[SourceFile, range]]) -> Iterator[tuple[str, range]]:
-    """The part of the keys that the rows of a file share."""
+    """For each file, the part of the key that its rows share."""
     for file, span in rows:
         yield row_key(file.name, 0).removesuffix("00000000"), span
 
 
 def seeds_of(plan: Plan, keys: list[bytes]) -> pa.Int64Array:
-    """What ``records.derive_seed`` gives of each key, for the run's seed."""
+    """``records.derive_seed`` of every key with the run's seed, vectorized."""
     start, blake2b = f"{plan.spec.seed}\x1f".encode(), hashlib.blake2b
     digests = b"".join([blake2b(start + key, digest_size=8).digest() for key in keys])
     return pa.array((np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64))
 
 
 def constants_of(plan: Plan) -> dict[str, Any]:
-    """Column -> the one value that all its rows have: of what no column of the input decides."""
+    """Column -> its value, for columns that have the same value in every row of the output."""
     spec, model = plan.spec, plan.model
     mapped = spec.input.columns.mapped()
     settings = Settings(spec.sampling, model, spec.model)
@@ -129,9 +129,9 @@ def columns_of(plan: Plan) -> dict[str, str]:
 
 
 def type_text(kind: str) -> str:
-    """A type's name with views as what they view; see ``writer.stored_type``.
+    """A type's name with views replaced by the plain types; see ``formats.tables.stored_type``.
 
-    Without the names of lists' elements and maps' entries, which Parquet files change.
+    The names of list elements and map entries are left out, because Parquet files change them.
     """
     for view, plain in _VIEWS:
         kind = kind.replace(view, plain)

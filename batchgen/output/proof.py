@@ -1,10 +1,10 @@
-"""Proves one committed shard: its marker, its files, and all of its rows that the plan decides."""
+"""Checks one committed shard against the plan: its marker, its files and their rows."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,7 @@ from batchgen.output.formats import (
     image_extension,
     read_parquet,
 )
-from batchgen.output.ledger import SHARDS, Ledger, Marker, rejects_name
+from batchgen.output.ledger import SHARDS, Counts, Ledger, Marker, rejects_name
 from batchgen.output.planned import Names, columns_of, constants_of, names_of, seeds_of, type_text
 from batchgen.plan.plan import Plan
 
@@ -34,17 +34,17 @@ _REJECTS = ("key", "source_id", "variant", "outcome")
 
 @dataclass
 class Proof:
-    """One committed shard as it was read back.
+    """The result of checking one committed shard.
 
     Attributes:
         shard: its number.
-        lost: files that are missing, or have not the bytes that the marker names.
-        broken: the marker is none that a run writes: damaged, or changed.
-        foreign: it was made for another plan.
-        problems: everything that is wrong, in words.
-        digests: 16 bytes for each sample, of its key; empty where the plan proves keys unique.
-        table: the accepted samples, if they could be read and were asked for.
-        rejects: the file of the others.
+        lost: files that are missing or do not match the checksum in the marker.
+        broken: the marker is damaged or was changed: a run would not write it.
+        foreign: the marker belongs to another plan.
+        problems: one message for everything that is wrong.
+        digests: 16 bytes per sample, of its key; empty if the plan proves that keys are unique.
+        table: the accepted samples, if they were requested and could be read.
+        rejects: the bytes of the file of the rejected and failed samples.
     """
 
     shard: int
@@ -58,7 +58,7 @@ class Proof:
 
     @property
     def damaged(self) -> bool:
-        """Storage has lost or changed what was committed, so that making it again mends it."""
+        """Whether storage lost or changed committed files, so that regenerating repairs it."""
         return not self.foreign and (self.broken or bool(self.lost))
 
     def add(self, text: str) -> None:
@@ -67,12 +67,12 @@ class Proof:
 
 @dataclass(frozen=True)
 class Prover:
-    """Proves the shards of one output, from listings and what is read.
+    """Checks the shards of one output.
 
     Attributes:
-        sizes: name -> bytes of every file that markers may name, as listed.
+        sizes: name -> size in bytes of every listed file that a marker may name.
         skip: costly checks to leave out, of SKIPPABLE.
-        whole: keep all columns of the table, for an export; else those that are checked.
+        whole: read all columns of the table, for an export; otherwise only those that are checked.
     """
 
     ledger: Ledger
@@ -95,23 +95,25 @@ class Prover:
 
     @cached_property
     def needed(self) -> set[str] | None:
-        """The columns that are looked at."""
+        """The columns that are checked; None for all."""
         names = ("key", "image", "source_id", "variant", "seed", "sha256", "width", "height")
         return None if self.whole else {*names, *self.constants}
 
     def marker(self, proof: Proof, marker: Marker) -> None:
-        """The marker by itself, and against the listing."""
+        """Check the marker, and the names and sizes of its files against the listing."""
         planned = self.plan.samples_of(marker.shard)
         counts = marker.counts
         proof.foreign = not marker.is_of(self.plan)
         if proof.foreign:
-            proof.add("was made for another plan (its marker has other fingerprints)")
+            proof.add("belongs to another plan (its marker has other fingerprints)")
         faults = []
         if not counts.add_up() or counts.planned != planned:
-            faults.append(f"counts {counts} do not add up to its {planned}")
+            faults.append(
+                f"its marker's counts ({_shown(counts)}) do not add up to its {planned} samples"
+            )
         strange = [file.name for file in marker.files if not self._is_own(file.name, marker.shard)]
         if strange:
-            faults.append(f"its marker names {strange[0]!r}, which no run writes for it")
+            faults.append(f"its marker names {strange[0]!r}, which is not a file of this shard")
         rows = {file.name: file.rows for file in marker.files}
         if len(rows) < len(marker.files):
             faults.append("its marker names a file twice")
@@ -122,8 +124,8 @@ class Prover:
         accepted = sum(rows.values())
         if (accepted, dropped) != (counts.accepted, counts.rejected + counts.failed):
             faults.append(
-                f"its files hold {accepted} accepted and {dropped} other samples, its counts are "
-                f"{counts}"
+                f"its files hold {accepted} accepted and {dropped} other samples, "
+                f"but its counts are {_shown(counts)}"
             )
         for fault in faults:
             proof.add(fault)
@@ -139,14 +141,14 @@ class Prover:
         return name == rejects_name(shard) or self.form.shard_of(name, self.plan.shards) == shard
 
     def listed(self, marker: Marker) -> Proof:
-        """The proof of a shard from its marker and listings alone."""
+        """Check a shard by its marker and the listings only."""
         proof = Proof(marker.shard)
         self.marker(proof, marker)
         self._name_lost(proof)
         return proof
 
     def read(self, marker: Marker) -> Proof:
-        """The proof of a shard from all of its bytes."""
+        """Check a shard by reading all of its files."""
         proof = Proof(marker.shard)
         self.marker(proof, marker)
         contents = {} if proof.broken else self._contents(marker, proof)
@@ -161,14 +163,14 @@ class Prover:
         return proof
 
     def _contents(self, marker: Marker, proof: Proof) -> dict[str, bytes]:
-        """The marker's files that have the bytes it names; those of another size are not read."""
+        """The files that match the marker's checksums; those with another size are not read."""
         contents = {}
         for file in marker.files:
             if file.name in proof.lost:
                 continue
             try:
                 data = self.ledger.store.read(file.name)
-            except (FileNotFoundError, InputError):  # gone meanwhile, or a pipe or device
+            except (FileNotFoundError, InputError):  # removed meanwhile, or a pipe or device
                 proof.lost.append(file.name)
                 continue
             if len(data) == file.bytes and hashlib.sha256(data).hexdigest() == file.sha256:
@@ -182,8 +184,8 @@ class Prover:
         missing = [name for name in proof.lost if name not in self.sizes]
         changed = [name for name in proof.lost if name in self.sizes]
         for names, what in (
-            (missing, f"missing, though {marker} names it"),
-            (changed, f"not the bytes that {marker} names"),
+            (missing, f"missing, but {marker} names it"),
+            (changed, f"content does not match the checksum in {marker}"),
         ):
             if names:
                 more = f" (and {len(names) - 1} more files of shard {proof.shard})"
@@ -202,7 +204,7 @@ class Prover:
         found = (table.num_rows, outcomes.count("rejected"), outcomes.count("failed"))
         if found != told:
             proof.add(
-                f"(accepted, rejected, failed) are {found} in its files, {told} in its marker"
+                f"its files hold (accepted, rejected, failed) = {found}, its marker says {told}"
             )
         self._check_names(proof, table, dropped)
         if table.num_rows and not proof.problems:
@@ -214,14 +216,14 @@ class Prover:
     def _check_columns(self, schema: pa.Schema, proof: Proof) -> None:
         found = {one.name: type_text(str(one.type)) for one in schema}
         if len(found) < len(schema):
-            proof.add("a column stands twice")
+            proof.add("a column occurs twice")
         for name in [*self.columns, *(name for name in found if name not in self.columns)]:
-            wanted, there = self.columns.get(name, "none"), found.get(name, "missing")
+            wanted, there = self.columns.get(name, "no such column"), found.get(name, "missing")
             if wanted != there:
                 proof.add(f"column {name!r} is {there}; planned: {wanted}")
 
     def _check_names(self, proof: Proof, table: pa.Table, dropped: pa.Table) -> None:
-        """The samples are those of the plan, each once, under their keys."""
+        """Check that the samples are exactly those of the plan, each once, with its key."""
         names = names_of(self.plan, proof.shard)
         both = [
             pa.concat_arrays(
@@ -247,13 +249,13 @@ class Prover:
         pairs = zip(keys.to_pylist(), variants.to_pylist(), strict=True)
         wrong = [key for key, one in pairs if key is None or not key.endswith(f"-v{one}")]
         if wrong or bare is False:
-            proof.add(f"key {wrong[0] if wrong else 'of a sample'!r} is none that a run gives")
+            proof.add(f"key {wrong[0] if wrong else 'of a sample'!r} is not a key that a run gives")
             return
         known = keys.cast(pa.binary()).to_pylist()
         proof.digests = b"".join([hashlib.blake2b(key, digest_size=16).digest() for key in known])
 
     def _check_values(self, proof: Proof, table: pa.Table) -> None:
-        """What the plan decides of every row."""
+        """Check the columns whose values follow from the plan."""
         keys = table.column("key").combine_chunks()
         for name, value in self.constants.items():
             column = table.column(name).combine_chunks()
@@ -267,7 +269,7 @@ class Prover:
         _compare(proof, "image.path", keys, images.field("path"), paths)
 
     def _check_images(self, proof: Proof, table: pa.Table) -> None:
-        """The images are those of their rows, and can be decoded at their size."""
+        """Check that images match their rows' checksums and can be decoded at their rows' size."""
         data = [one for chunk in table.column("image").chunks for one in _slices(chunk)]
         digests = pa.array([hashlib.sha256(one).hexdigest() for one in data], pa.string())
         wanted = table.column("sha256").combine_chunks()
@@ -275,7 +277,7 @@ class Prover:
         if not digests.equals(wanted):
             pairs = zip(keys, digests.to_pylist(), wanted.to_pylist(), strict=True)
             wrong = [key for key, one, other in pairs if one != other]
-            proof.add(f"image {_some(wrong)} is not the bytes of its sha256 column")
+            proof.add(f"image {_some(wrong)} does not match its sha256 column")
             return
         if "decode" in self.skip:
             return
@@ -289,12 +291,16 @@ class Prover:
 _NO_REJECTS = pa.table({name: pa.array([], pa.string()) for name in _REJECTS})
 
 
+def _shown(counts: Counts) -> str:
+    return ", ".join(f"{name} {count}" for name, count in asdict(counts).items())
+
+
 def _decoded(found: tuple[int, int] | None) -> str:
     return "cannot be decoded" if found is None else f"has {found[0]} x {found[1]} pixels"
 
 
 def _places(names: Names, sources: pa.Array, variants: pa.Array) -> pa.Array | None:
-    """Of each sample its place in the plan; None unless they are all of them, each once."""
+    """Each sample's position in the plan; None unless all planned samples are there, each once."""
     if len(sources) != len(names.sources):
         return None
     numbers = pa.array(np.arange(len(sources)))
@@ -311,27 +317,27 @@ def _places(names: Names, sources: pa.Array, variants: pa.Array) -> pa.Array | N
 
 
 def _sample_faults(names: Names, sources: pa.Array, variants: pa.Array) -> Iterator[str]:
-    """In words what keeps the samples from being the planned ones."""
+    """A message for each difference between the samples and the planned ones."""
     wanted = list(zip(names.sources.to_pylist(), names.variants.to_pylist(), strict=True))
     found = list(zip(sources.to_pylist(), variants.to_pylist(), strict=True))
     there, known = set(found), set(wanted)
     missing = [one for one in wanted if one not in there]
     if missing:
-        yield f"planned sample {_some(missing)} is nowhere"
+        yield f"planned sample {_some(missing)} is missing"
     extra = [one for one in found if one not in known]
     if extra:
         yield f"sample {_some(extra)} was never planned"
     if len(there) < len(found):
-        yield "a sample stands twice"
+        yield "a sample occurs twice"
 
 
 def _some(found: list[Any]) -> str:
-    """The first, and how many more."""
+    """The first one, and the number of the others."""
     return f"{found[0]} (and {len(found) - 1} more)" if found[1:] else str(found[0])
 
 
 def _compare(proof: Proof, name: str, keys: pa.Array, found: pa.Array, wanted: pa.Array) -> None:
-    """A problem, where a column is not what the plan makes of it."""
+    """Add a problem if a column differs from what the plan decides."""
     if found.equals(wanted):
         return
     pairs = zip(keys.to_pylist(), found.to_pylist(), wanted.to_pylist(), strict=True)
@@ -351,7 +357,7 @@ def _repeated(value: Any, kind: pa.DataType, count: int) -> pa.Array:
 
 
 def _slices(images: pa.StructArray) -> Iterator[memoryview]:
-    """The bytes of each image, without a copy; none of one that is null."""
+    """The bytes of each image, without a copy; empty for a null image."""
     data = images.field("bytes")
     whole = memoryview(data.buffers()[2] or b"")
     ends = np.frombuffer(data.buffers()[1], np.int32)[data.offset : data.offset + len(data) + 1]

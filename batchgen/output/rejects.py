@@ -1,4 +1,4 @@
-"""What is not in ``data/``: rejected and failed samples by reason, read from an output."""
+"""Lists rejected and failed samples of an output by reason; these are not in ``data/``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from batchgen.secrets import redact
 
 @dataclass(frozen=True)
 class Group:
-    """The samples that were dropped for one reason: how many, and the first of them.
+    """The samples that were dropped for one reason: their number, and the first of them.
 
-    Of a shard that failed as a whole one entry stands for its samples, with the shard as its key.
+    A shard that failed has one entry for all of its samples, with the shard as its key.
     """
 
     reason: str
@@ -31,12 +31,12 @@ def by_reason(ledger: Ledger, only: str | None = None, limit: int | None = None)
     """The dropped samples of an output, the most frequent reason first.
 
     Args:
-        ledger: of the output.
-        only: a reason; the others are left out.
-        limit: samples that are read for each reason; None: all.
+        ledger: the ledger of the output.
+        only: one reason; the others are left out.
+        limit: the number of samples to read for each reason; None for all.
 
     Raises:
-        InputError: nothing was run into the output, or its rejects cannot be read.
+        InputError: the output has no plan, or its rejects cannot be read.
     """
     states = ledger.states(ledger.require_plan())
     counts: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Withdraws what storage has lost or changed of an output, so that a run makes it again."""
+"""Withdraws damaged shards of an output, so that the next run regenerates them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ASIDE = "_batchgen/aside"
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was withdrawn.
+    """What a repair did.
 
     Attributes:
-        found: what verification had seen before.
-        withdrawn: shards whose markers are gone; they are pending now.
-        aside: where each file that was no shard's lies now, by its old name.
+        found: the findings of the verification before it.
+        withdrawn: shards whose markers were removed; they are pending now.
+        aside: old name -> new name of each file that belonged to no shard.
     """
 
     found: Findings
@@ -28,12 +28,12 @@ class Repaired:
     aside: dict[str, str]
 
     def lines(self) -> list[str]:
-        """What was done, a line each."""
+        """One line for each shard and file that was changed."""
         told = [f"withdrawn: shard {shard}" for shard in self.withdrawn]
         return told + [f"set aside: {name}, to {place}" for name, place in self.aside.items()]
 
     def sentence(self, url: str) -> str:
-        """The whole in a line, with what to do."""
+        """The result in one line, with what to do next."""
         found = self.found
         if found.ok:
             return found.sentence(url)
@@ -43,44 +43,44 @@ class Repaired:
             "files set aside"
         )
         if pending:
-            told += f"; {pending} shards are pending: `batchgen resume {url}` makes them"
+            told += f"; shards pending: {pending}, `batchgen resume {url}` generates them"
         if found.other:
             told += (
-                f"; {len(found.other)} shards are whole and not what was planned "
-                f"({numbers(found.other)}): they were left as they are, and no file was set aside, "
-                "since plan.json may be another output's; if it is this one's, remove their "
-                f"markers ({SHARDS}/{found.other[0]:05d}.json"
-                f"{', ...' if found.other[1:] else ''}) and `batchgen resume {url}` makes "
-                "them again"
+                f"; {len(found.other)} of {found.shards} shards are undamaged but do not match the "
+                f"plan ({numbers(found.other)}): they were left as they are, and no file was set "
+                "aside, since plan.json may be that of another output; if it belongs to this one, "
+                f"remove their markers ({SHARDS}/{found.other[0]:05d}.json"
+                f"{', ...' if found.other[1:] else ''}), and `batchgen resume {url}` "
+                "regenerates them"
             )
         return told
 
     @property
     def exit_code(self) -> int:
-        """0: all is well; 3: a run makes what is missing; 4: something else is wrong."""
+        """0: nothing is wrong; 3: a run generates what is missing; 4: something else is wrong."""
         if self.found.ok or not (self.found.other or self.found.pending or self.withdrawn):
             return 0
         return VerifyFailed.exit_code if self.found.other else Interrupted.exit_code
 
 
 def repair(ledger: Ledger, quick: bool = False) -> Repaired:
-    """Verify the output, withdraw its damaged shards, and set files aside that are no shard's.
+    """Verify the output, withdraw its damaged shards, and set aside files that belong to no shard.
 
-    A damaged shard has lost a file or its marker, or has one with other bytes than were committed.
-    Its marker goes first and then the damaged files; whole ones stay, and are what the next run
-    writes again. Shards that are whole and made for another plan, or not what was planned, are left
-    alone, and no file is set aside beside them: it may be the plan that is wrong. The output's
-    lease is held meanwhile. ``quick``: look at listings and markers only.
+    A shard is damaged if its marker or a file is missing or does not have the committed bytes. Its
+    marker is removed first and then the damaged files; undamaged files stay, and the next run
+    overwrites them with the same bytes. Undamaged shards that belong to another plan or do not
+    match the plan are left as they are, and then no file is set aside either: the plan may be the
+    wrong one. The output's lease is held meanwhile. ``quick``: check only listings and markers.
 
     Raises:
-        OutputBusy: a run is at work on it.
+        OutputBusy: a run is working on the output.
         Interrupted: another run took the lease.
     """
     ledger.require_plan()
     store = ledger.store
     with hold_lease(store, lambda reason: None) as lease:
         found = verify(ledger, quick, SKIPPABLE)
-        # With another output's plan lying here, everything would look like no shard's.
+        # If the plan is that of another output, no file would seem to belong to a shard.
         strays = () if found.other else found.strays
         aside = {name: f"{ASIDE}/{name}" for name in strays}
         for name in (*(f"{SHARDS}/{shard:05d}.json" for shard in found.damaged), *found.lost):

@@ -1,10 +1,10 @@
-"""A range of an output's shards, which one run may make beside others."""
+"""Parses the range of an output's shards that one run generates while other runs do the rest."""
 
 from __future__ import annotations
 
 from batchgen.errors import SpecError
 
-ShardRange = tuple[int, int]  # shards from, and up to but not with
+ShardRange = tuple[int, int]  # the first shard, and the one after the last
 
 
 def range_text(shards: ShardRange) -> str:
@@ -12,10 +12,10 @@ def range_text(shards: ShardRange) -> str:
 
 
 def parse_range(text: str | None, shards: int) -> ShardRange | None:
-    """The first shard and the one after the last, of "A:B", "A:" or ":B"; None for all.
+    """The range that "A:B", "A:" or ":B" names; None for all shards.
 
     Raises:
-        SpecError: not of this form, or not of a plan of so many shards.
+        SpecError: the text has another form, or the plan does not have these shards.
     """
     if text is None:
         return None

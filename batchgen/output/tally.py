@@ -1,4 +1,4 @@
-"""Counts of samples and shards by outcome, and how fast this run makes them."""
+"""Counts samples and shards by outcome, and how fast this run generates them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Samples and shards by outcome, and how fast this run makes them.
+    """Counts of samples and shards by outcome, and the rates of this run.
 
     Attributes:
-        failed_limit, rejected_limit: shares of the finished samples that the policy allows.
-        truncated: accepted samples whose prompt was longer than the text encoder reads.
-        flawed_shards: committed, with failed samples in them.
-        reasons: reason -> samples rejected or failed for it.
-        examples: reason -> one of them, where its marker names one.
+        failed_limit, rejected_limit: fractions of the finished samples that the policy allows.
+        truncated: accepted samples whose prompt was too long for the text encoder.
+        flawed_shards: committed shards with failed samples in them.
+        reasons: reason -> number of samples rejected or failed for it.
+        examples: reason -> one of these samples, if a marker names one.
         made, accepted_now, rejected_now: samples that this run finished.
-        failing_now, rejecting_now: shards of this run that have such samples.
+        failing_now, rejecting_now: shards of this run with failed or rejected samples.
         since: when the run began, by the monotonic clock.
-        began: when its first shard began to be made; None while it starts.
-        ended: when the last one was finished.
-        under_way: shard -> samples made of it that are not yet committed. They count for the
-            display alone: what is lost with a worker is made again.
+        began: when work on its first shard began; None before that.
+        ended: when its last shard ended.
+        under_way: shard -> number of its samples that are generated but not yet committed. Only
+            the display counts them: if a worker is lost, its samples are generated again.
     """
 
     shards: int
@@ -61,12 +61,12 @@ class Tally:
 
     @property
     def made_so_far(self) -> int:
-        """Samples finished or, for the display, under way."""
+        """Samples that are finished or generated but not yet committed; for the display."""
         return min(self.samples, self.finished_samples + self._drawn)
 
     @property
     def above_limits(self) -> bool:
-        """More of the finished samples were dropped than the policy allows."""
+        """Whether more of the finished samples failed or were rejected than the policy allows."""
         finished = self.finished_samples
         return (
             self.failed > self.failed_limit * finished
@@ -74,37 +74,38 @@ class Tally:
         )
 
     def note(self, reasons: Mapping[str, int], examples: Mapping[str, Example]) -> None:
-        """Count samples that were dropped, by reason; the first example of each is kept."""
+        """Count dropped samples by reason; the first example of each reason is kept."""
         self.reasons.update(reasons)
         self.examples = {**examples, **self.examples}
 
     def hear(self, under_way: Mapping[int, int], began_before_s: float | None) -> None:
-        """What workers tell of uncommitted work, and how long ago the first of them began."""
+        """Take the workers' news: uncommitted samples, and seconds since the first shard began."""
         self.under_way = under_way
         if self.began is None and began_before_s is not None:
             self.began = max(self.since, time.monotonic() - began_before_s)
 
     def end_shard(self, shard: int) -> None:
-        """This run has finished the shard: what was told of it before counts no more."""
+        """This run has finished the shard: its samples no longer count as under way."""
         self._over.add(shard)
 
     def end(self) -> None:
-        """The run makes nothing more; its rates stay as they are."""
+        """The run generates nothing more: stop the clock, so that its rates no longer change."""
         self.ended = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began, until it ended."""
         return max(1e-9, self._now - self.since)
 
     @property
     def start_up_s(self) -> float | None:
-        """Seconds before the first shard began to be made; None while that has not happened."""
+        """Seconds from the run's start until work on its first shard began; None before that."""
         return None if self.began is None else self.began - self.since
 
     @property
     def summary(self) -> str:
-        """``500 images in 53s (9.4/s; 21.3/s after 31s of start-up)``: of this run."""
+        """This run's images and rates: ``500 images in 53s (9.4/s; 21.3/s after 31s of
+        start-up)``."""
         images = f"{self.accepted_now:,} image{'' if self.accepted_now == 1 else 's'}"
         rates = f"{figure(self.overall_rate)}/s"
         if self.start_up_s is not None:
@@ -113,17 +114,17 @@ class Tally:
 
     @property
     def overall_rate(self) -> float:
-        """Accepted images a second since the run began, start-up included."""
+        """Accepted images per second since the run began, including start-up."""
         return self.accepted_now / self.seconds
 
     @property
     def rate(self) -> float:
-        """Images a second since the first shard began to be made."""
+        """Images per second since work on the first shard began."""
         return (self.accepted_now + self._drawn) / self._working_s
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at the pace so far; None until a first micro-batch is made."""
+        """Seconds left at the rate so far; None until the first micro-batch is generated."""
         if self.finished_samples >= self.samples:
             return 0.0
         done = self.made + self._drawn
@@ -153,5 +154,5 @@ def duration(seconds: float | None) -> str:
 
 
 def figure(number: float) -> str:
-    """``9.4``, ``1,234``: a rate as it is shown."""
+    """A rate as it is displayed: ``9.4``, ``1,234``."""
     return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"

@@ -1,4 +1,4 @@
-"""Proves from storage alone that every planned sample is there once, or among the rejects."""
+"""Proves from storage that every planned sample is either in ``data/`` once or in the rejects."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from batchgen.output.proof import SKIPPABLE, Proof, Prover
 from batchgen.plan.plan import Plan, row_key
 
 MAX_PROBLEMS = 100
-_THREADS = 4
+_THREADS = 4  # each holds one shard in memory
 _NAMED = 8
 
 
 @dataclass
 class Findings:
-    """What verification saw. ``problems`` is empty exactly when everything adds up.
+    """The result of verification. ``problems`` is empty exactly if the output matches its plan.
 
     Attributes:
-        damaged: shards that storage has lost or changed since they were committed.
-        lost: of them, the files.
-        other: shards that are whole, and not what was planned.
+        damaged: shards of which storage lost or changed something after the commit.
+        lost: missing and changed files of these shards.
+        other: undamaged shards that do not match the plan.
         strays: files in ``data/`` and among the records that belong to no shard.
-        skipped: checks that were left out.
+        skipped: checks that were skipped.
     """
 
     shards: int
@@ -60,8 +60,8 @@ class Findings:
             self.more_problems += 1
 
     def sentence(self, url: str) -> str:
-        """The whole in a line, with what to do."""
-        skipped = f"; left out: {', '.join(self.skipped)}" if self.skipped else ""
+        """The result in one line, with what to do next."""
+        skipped = f"; not checked: {', '.join(self.skipped)}" if self.skipped else ""
         if self.ok:
             return (
                 f"verified: planned {self.planned} = accepted {self.accepted} + rejected "
@@ -71,51 +71,51 @@ class Findings:
         return f"NOT VERIFIED: {'; '.join(self._wrong(url)) or self.problems[0]}{skipped}"
 
     def _wrong(self, url: str) -> Iterator[str]:
-        remade = f"`batchgen resume {url}` makes them"
+        resume = f"`batchgen resume {url}`"
         if self.damaged:
             yield (
                 f"{len(self.damaged)} of {self.shards} shards are damaged "
                 f"({numbers(self.damaged)}): `batchgen verify {url} --repair` withdraws them, "
-                f"then {remade} again"
+                f"then {resume} regenerates them"
             )
-        if self.strays and not self.other:  # of a plan that is not this output's, all are strays
+        if self.strays and not self.other:  # with a wrong plan, every file would be a stray
             yield (
-                f"{len(self.strays)} files are no shard's: `batchgen verify {url} --repair` sets "
-                "them aside"
+                f"files that belong to no shard: {len(self.strays)}; `batchgen verify {url} "
+                "--repair` sets them aside"
             )
         if self.other:
             yield (
-                f"{len(self.other)} of {self.shards} shards are not what was planned "
+                f"{len(self.other)} of {self.shards} shards do not match the plan "
                 f"({numbers(self.other)}): remove their markers ({SHARDS}/{self.other[0]:05d}.json"
-                f"{', ...' if self.other[1:] else ''}), and {remade}"
+                f"{', ...' if self.other[1:] else ''}), and {resume} regenerates them"
             )
         undone = self.pending + self.failed_shards
         if undone:
-            yield f"{undone} of {self.shards} shards are pending or failed: {remade}"
+            yield f"{undone} of {self.shards} shards are pending or failed: {resume} generates them"
 
 
 def numbers(shards: Sequence[int]) -> str:
-    """The first of them."""
+    """The first shard numbers, for a message."""
     return ", ".join(map(str, shards[:_NAMED])) + (", ..." if shards[_NAMED:] else "")
 
 
 def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> Findings:
     """Check an output against its plan.
 
-    Every shard has a marker, made for this plan; each file it names is there with its size and
-    SHA-256; counts add up to the plan; the shard's samples are exactly the planned ones; keys,
-    seeds, settings and columns are what follows from the plan; every image has the bytes that its
-    ``sha256`` column says, and can be decoded at its size; no key stands twice in the whole output;
-    nothing else lies in ``data/``. ``quick`` compares only listings and markers.
+    It proves that every shard has a marker of this plan; that each file it names exists with its
+    size and SHA-256; that counts add up to the plan; that the shard's samples are exactly the
+    planned ones; that keys, seeds, settings and columns follow from the plan; that every image
+    matches its ``sha256`` column and can be decoded at its size; that no key occurs twice in the
+    output; and that ``data/`` contains nothing else.
 
     Args:
-        ledger: of the output.
-        quick: read markers and listings alone.
+        ledger: the ledger of the output.
+        quick: check only markers and listings.
         skip: checks to leave out: ``decode``.
 
     Raises:
         SpecError: there is no such check.
-        InputError, DamagedRecord, NewerFormat: there is no plan, or it cannot be read.
+        InputError, DamagedRecord, NewerFormat: the output has no plan, or it cannot be read.
     """
     for name in skip:
         if name not in SKIPPABLE:
@@ -150,31 +150,33 @@ def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> F
     return findings
 
 
-def lost_files(ledger: Ledger, shards: Iterable[int]) -> list[str]:
-    """Files that these shards' markers name and that are missing or of another size.
+class LostFiles:
+    """Collects files that markers name and that are missing or have another size.
 
-    From listings alone, so that a run's end and ``status`` can afford it.
+    It reads only listings, so it is quick enough for ``status`` and the end of a run.
     """
-    sizes = _sizes(ledger)
-    return [
-        file.name
-        for marker in ledger.markers(shards)
-        for file in marker.files
-        if sizes.get(file.name) != file.bytes
-    ]
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._sizes = _sizes(ledger)
+        self.names: list[str] = []
+
+    def see(self, marker: Marker) -> None:
+        self.names += [
+            file.name for file in marker.files if self._sizes.get(file.name) != file.bytes
+        ]
 
 
 def damaged(url: str, names: Sequence[str]) -> tuple[int, str]:
-    """The exit code and the message of an output that has lost what its markers name."""
+    """The exit code and message for an output that lost files which its markers name."""
     more = f" and {len(names) - 1} more files" if names[1:] else ""
     return VerifyFailed.exit_code, (
         f"{names[0]}{more} of {url}: missing or damaged, though committed; `batchgen verify {url} "
-        f"--repair` withdraws the damaged shards, then `batchgen resume {url}` makes them again"
+        f"--repair` withdraws the damaged shards, then `batchgen resume {url}` regenerates them"
     )
 
 
 def _sizes(ledger: Ledger) -> dict[str, int]:
-    """Name -> size in bytes, of all files that markers may name."""
+    """Name -> size in bytes of all files that markers may name."""
     return {
         f"{folder}/{name}": size
         for folder in (DATA, REJECTS, SCHEMAS)
@@ -183,7 +185,7 @@ def _sizes(ledger: Ledger) -> dict[str, int]:
 
 
 def prover_of(ledger: Ledger, plan: Plan) -> Prover:
-    """Proves shards that are to be copied: with all of their columns, their images not decoded."""
+    """A prover for shards to be exported: it reads all columns and decodes no images."""
     return Prover(ledger, plan, _sizes(ledger), skip=SKIPPABLE, whole=True)
 
 
@@ -193,19 +195,20 @@ def _check_states(plan: Plan, states: States, findings: Findings) -> None:
     findings.failed += sum(plan.samples_of(shard) for shard in states.failed)
     findings.pending = plan.shards - findings.committed - findings.failed_shards
     for shard in sorted(states.failed):
-        findings.problem(f"shard {shard} failed; `batchgen resume` tries it again")
+        findings.problem(f"shard {shard} failed; `batchgen resume` retries it")
     if findings.pending:
         first = next(s for s in states.pending if s not in states.failed)
         findings.problem(
-            f"{findings.pending} shards are pending (the first is {first}); "
-            "`batchgen resume` makes them"
+            f"{findings.pending} of {plan.shards} shards are pending (the first is {first}); "
+            "`batchgen resume` generates them"
         )
 
 
 def _check_strays(prover: Prover, named: set[str], sound: set[int], findings: Findings) -> None:
-    """Files that no marker can vouch for would be read as data.
+    """Find files that no marker names: readers of ``data/`` would take them for results.
 
-    What may belong to a shard without a sound marker is replaced when the shard is made.
+    Files that may belong to a shard without a valid marker do not count: they are overwritten when
+    the shard is generated.
     """
     plan, form = prover.plan, format_of(prover.plan)
     undone = {rejects_name(shard) for shard in range(plan.shards) if shard not in sound}
@@ -218,7 +221,7 @@ def _check_strays(prover: Prover, named: set[str], sound: set[int], findings: Fi
     for name in prover.ledger.strays(plan):
         findings.strays.append(f"{SHARDS}/{name}")
         findings.problem(
-            f"{SHARDS}/{name} is the marker of none of the plan's {plan.shards} shards"
+            f"{SHARDS}/{name} is not the marker of one of the plan's {plan.shards} shards"
         )
 
 
@@ -234,7 +237,7 @@ def _each_shard(
             proof.broken = isinstance(error, DamagedRecord)
             return None, proof
         if marker is None:
-            proof.add("its marker vanished meanwhile")
+            proof.add("its marker was removed during the verification")
             return None, proof
         return marker, prover.listed(marker) if quick else prover.read(marker)
 
@@ -250,22 +253,22 @@ def _add(findings: Findings, marker: Marker) -> None:
 
 
 def _check_unique(plan: Plan, digests: bytes, findings: Findings) -> None:
-    """No two samples have one key: of rows without keys of their own, the plan's files say it."""
+    """Check that keys are unique. Keys made from file names and row numbers need no reading."""
     if plan.spec.input.columns.key is None:
         if len({row_key(file.name, 0) for file in plan.files}) < len(plan.files):
-            findings.problem("two files of the plan give their rows the same keys")
+            findings.problem("two input files of the plan give their rows the same keys")
         return
     halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (samples, 2)
     twice = len(halves) - len(np.unique(halves.view("<u8,<u8")))
     if twice:
-        findings.problem(f"{twice} keys stand more than once in the output")
+        findings.problem(f"keys that occur more than once in the output: {twice}")
 
 
 def _check_sum(findings: Findings) -> None:
     total = findings.accepted + findings.rejected + findings.failed
     if total != findings.planned and not findings.problems:
         findings.problem(
-            f"planned {findings.planned} samples, accounted for {total} "
+            f"planned {findings.planned} samples, but accounted for {total} "
             f"(accepted {findings.accepted}, rejected {findings.rejected}, "
             f"failed {findings.failed})"
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged, SpecError
@@ -18,10 +19,11 @@ from batchgen.plan.plan import (
 )
 from batchgen.records import ModelInfo
 from batchgen.spec.build import stored
-from batchgen.spec.spec import result_fields
-from batchgen.spec.tree import canonical_json, flatten
+from batchgen.spec.spec import spec_fingerprint
+from batchgen.spec.tree import flatten, without
 from batchgen.storage.documents import Count, Version, parse_json, read_document
 
+_OTHER_SPEC = "its spec does not match its spec_fingerprint"
 _REMEDY = "restore an undamaged copy, or write to a new output"
 
 
@@ -64,10 +66,15 @@ def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
         plan_fingerprint(saved.spec_fingerprint, saved.input_fingerprint, saved.model),
     )
     known = flatten(spec.model_dump(mode="json"))
-    unknown = tuple(sorted(flatten(saved.spec).keys() - known.keys()))
+    unknown = tuple(sorted(filter(partial(_is_new, known), flatten(saved.spec))))
     frozen = Frozen(fingerprints, unknown, unmarked=saved.plan_fingerprint is None)
     plan = Plan(spec, saved.model, saved.files, saved.columns, saved.rows, frozen)
     changed = _changed_part(plan, saved, text)
+    if changed == _OTHER_SPEC and unknown:
+        raise NewerFormat(
+            f"{place} is of a newer batchgen, with {', '.join(unknown)}, which this one does not "
+            "know: use that version"
+        )
     if changed:
         raise DamagedRecord(f"{place} is damaged ({changed}); {_REMEDY}")
     return plan
@@ -77,9 +84,8 @@ def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
     """Name the part of the plan that does not match the plan's own fingerprints; None if all do."""
     rows = sum(file.rows for file in plan.files)
     tree = parse_json(text)
-    written = canonical_json(result_fields(tree["spec"])).encode()
-    if hashlib.sha256(written).hexdigest() != saved.spec_fingerprint:
-        return "its spec does not match its spec_fingerprint"
+    if not any(spec_fingerprint(one) == saved.spec_fingerprint for one in _readings(plan, tree)):
+        return _OTHER_SPEC
     if input_fingerprint(tree["files"], tree["columns"]) != saved.input_fingerprint:
         return "its files and columns do not match its input_fingerprint"
     if saved.plan_fingerprint not in (None, plan.fingerprint):
@@ -88,6 +94,18 @@ def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
     if not rows or saved.rows != wanted:
         return f"its files and limit give {wanted} rows, but it says {saved.rows}"
     return None
+
+
+def _is_new(known: Collection[str], field: str) -> bool:
+    """This version has neither this field nor a section of that name."""
+    return field not in known and not any(one.startswith(f"{field}.") for one in known)
+
+
+def _readings(plan: Plan, tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The spec with all of a newer version's fields counted, and with none: each may be free."""
+    yield tree["spec"]
+    if plan.frozen is not None and plan.frozen.unknown:
+        yield reduce(without, plan.frozen.unknown, tree["spec"])
 
 
 def compare(saved: Plan, now: Plan) -> Plan:

@@ -1,1 +1,1 @@
-"""How a run is shown while it is at work."""
+"""Displays and logs the progress of a run."""

@@ -1,4 +1,4 @@
-"""Bars on a terminal: rich, and what ours need beyond it."""
+"""Progress bars for a terminal, built on rich."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 
-ECHO = 3  # columns left free: a terminal echoes ^C at the end, and what it wraps stands twice
+ECHO = 3  # free columns: a terminal echoes ^C at the end, and a wrapped line would be drawn twice
 
 
 class OutcomeBar(BarColumn):
@@ -24,7 +24,7 @@ class OutcomeBar(BarColumn):
 
 
 class Bars(Progress):
-    """Shards and images, each with a count, a note and the time that has passed."""
+    """One bar for shards and one for images, each with a count, a note and the elapsed time."""
 
     def __init__(self, stream: TextIO, shards: int, images: int) -> None:
         console = Console(file=stream)
@@ -51,7 +51,7 @@ class Bars(Progress):
         self._show(self._images, done, note, bad)
 
     def _show(self, task: TaskID, done: int, note: str, bad: bool) -> None:
-        """The note is what gives way where a line would be longer than the terminal is wide."""
+        """Update a bar; the note is shortened if the line would be wider than the terminal."""
         counts = [f"{done:,}/{self._tasks[one].total or 0:,.0f}" for one in (task, self._images)]
         others = len("shards  " + " " * 3 + "0:00:00") + self._bar_width + max(map(len, counts))
         room = max(8, self.console.width - others - ECHO)

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: bars on a terminal, a log line at intervals elsewhere."""
+"""Displays a run's progress: bars on a terminal, otherwise a log line at intervals."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MOST_LINES = 2000
 
 
 class Progress:
-    """Shows a tally. ``quiet`` shows nothing; warnings and results are not its business.
+    """Displays a tally; with ``quiet`` it displays nothing. Any thread may call it.
 
-    Any thread may call it.
+    Warnings and results are printed elsewhere.
     """
 
     def __init__(self, tally: Tally, quiet: bool = False, stream: TextIO | None = None) -> None:
@@ -32,7 +32,7 @@ class Progress:
         self._quiet = quiet
         self._bars: Bars | None = None
         self._last_line = 0.0
-        self._complete = False  # the last line was shown
+        self._complete = False  # whether the final line was shown
         self._phase = "starting"
         self._turn = threading.RLock()
         self.said: list[str] = []
@@ -51,7 +51,7 @@ class Progress:
             self._bars.stop()
 
     def show(self) -> None:
-        """Bring the display up to the tally."""
+        """Update the display from the tally."""
         with self._turn:
             if self._bars is not None:
                 self._update_bars(self._bars)
@@ -60,7 +60,7 @@ class Progress:
                 print(self.line(), file=self._stream, flush=True)
 
     def say(self, text: str) -> None:
-        """One line that stays, above the bars; ``said`` keeps the first MOST_LINES of them."""
+        """Print one permanent line, above the bars; ``said`` keeps the first MOST_LINES lines."""
         text = plain(text)
         with self._turn:
             self._keep(text)
@@ -72,7 +72,7 @@ class Progress:
                 print(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream, flush=True)
 
     def enter_phase(self, text: str) -> None:
-        """What the run does from now on: a line of its own, or the note beside the bars."""
+        """Display what the run does from now on, as a line or as the note next to the bars."""
         with self._turn:
             self._phase = plain(text)
             if self._bars is None:
@@ -82,7 +82,7 @@ class Progress:
                 self._update_bars(self._bars)
 
     def hear(self, news: News) -> None:
-        """What the workers tell: lines for the user, and how far the shards under way are."""
+        """Display news of the workers: lines for the user, and samples of unfinished shards."""
         for words in news.said:
             self.say(words)
         starting = self.tally.began is None
@@ -104,7 +104,7 @@ class Progress:
         return self.tally.committed + self.tally.failed_shards
 
     def _pace(self, unit: str) -> str:
-        """How fast it goes and how long still; what it does, while nothing is made."""
+        """The rate and the time left; before any image is generated, the run's phase."""
         tally = self.tally
         if tally.ended is not None or self._done >= tally.shards:
             return f"{figure(tally.overall_rate)}{unit} · {duration(tally.seconds)} in all"

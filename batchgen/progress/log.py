@@ -1,8 +1,7 @@
-"""What a run says is kept in its output, for `logs` and for whoever looks later."""
+"""Saves a run's messages in its output, for the command `logs`."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -11,30 +10,25 @@ from batchgen.output.lease import Lease
 from batchgen.output.ledger import Ledger
 from batchgen.progress.display import Progress
 from batchgen.secrets import redact
+from batchgen.watchdog import watchdog
 
 LOG_SECONDS = 30.0
 
 
 @contextmanager
 def kept(ledger: Ledger, lease: Lease, progress: Progress) -> Iterator[None]:
-    """What the run says is kept in its output: every LOG_SECONDS, and in the end how it ended."""
-    over = threading.Event()
+    """Inside, the run's messages are saved every LOG_SECONDS, and at the end with its outcome."""
 
     def write(ending: str = "") -> None:
         if lease.gone:
             return
-        with suppress(BatchgenError, OSError):  # the shards' own faults tell of the store
+        with suppress(BatchgenError, OSError):  # shards report the store's errors already
             ledger.log(lease.number, [*progress.said, progress.line(), *filter(None, [ending])])
 
-    def keep() -> None:
-        while not over.wait(LOG_SECONDS):
-            write()
-
-    thread = threading.Thread(target=keep, name="log", daemon=True)
-    thread.start()
     ending = ""
     try:
-        yield
+        with watchdog("log", write, LOG_SECONDS):
+            yield
     except KeyboardInterrupt:
         ending = "interrupted"
         raise
@@ -42,6 +36,4 @@ def kept(ledger: Ledger, lease: Lease, progress: Progress) -> Iterator[None]:
         ending = f"ended: {type(error).__name__}: {redact(str(error))}"
         raise
     finally:
-        over.set()
-        thread.join()
         write(ending)

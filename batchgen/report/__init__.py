@@ -1,4 +1,4 @@
-"""What a person looks at afterwards: the dataset card, the report page and a contact sheet."""
+"""Writes the dataset card, the HTML report and the contact sheet of an output."""
 
 from __future__ import annotations
 
@@ -11,44 +11,55 @@ from batchgen import __version__
 from batchgen.errors import LimitExceeded, VerifyFailed
 from batchgen.images.files import contact_sheet
 from batchgen.output.holdings import CARD, CARD_MARK, card_is_ours
-from batchgen.output.ledger import Ledger
+from batchgen.output.ledger import Ledger, States
 from batchgen.output.outcome import reasons_of
 from batchgen.output.tally import Tally
 from batchgen.output.verify import damaged
 from batchgen.plan.plan import Plan
 from batchgen.report.card import card_of
-from batchgen.report.digest import digest_of
+from batchgen.report.digest import Digest
 from batchgen.report.gallery import shown_of
 from batchgen.report.settings import differing, model_name
 
 __all__ = ["OTHER_CARD", "PAGE", "SHEET", "write"]
 
-OTHER_CARD = "_batchgen/README.md"  # where the output has a README.md of its own
+OTHER_CARD = "_batchgen/README.md"  # used if README.md is a file of the user
 SHEET = "_batchgen/contact-sheet.png"
 PAGE = "_batchgen/report.html"
 SHOWN_FAILURES = 20
-# Stage of a marker's timings -> what it is.
+# Name of a stage in a marker's timings -> its name in the report.
 STAGES = {
-    "prepare": "rows to samples",
+    "prepare": "preparing rows",
     "wait": "waiting for the device",
-    "encode": "prompts and images encoded",
+    "encode": "encoding prompts and images",
     "denoise": "denoising",
-    "decode": "latents to pixels",
+    "decode": "decoding latents to pixels",
     "image_wait": "waiting for image files to be encoded",
-    "write": "files put in storage",
+    "table": "building the columns of the data files",
+    "write": "writing files to storage",
 }
 
 
 def write(
-    plan: Plan, ledger: Ledger, tally: Tally, exit_code: int, message: str
+    plan: Plan,
+    ledger: Ledger,
+    states: States,
+    tally: Tally,
+    digest: Digest,
+    exit_code: int,
+    message: str,
 ) -> tuple[int, str]:
-    """Put the card, the page and the sheet of an output; they replace what an earlier run put.
+    """Write the card, the page and the contact sheet of an output; replaces those of earlier runs.
+
+    Args:
+        plan, ledger: those of the output.
+        states: the states of its shards.
+        tally, digest: sums over all of its markers.
+        exit_code, message: the verdict on the output.
 
     Returns:
-        The exit code and the message; others than those given if images proved damaged.
+        The exit code and the message; they differ from those given if images are damaged.
     """
-    states = ledger.states(plan)
-    digest = digest_of(ledger, states.committed)
     reasons = reasons_of(tally)
     unreadable: list[str] = []
     shown = list(shown_of(plan, ledger, sorted(states.committed), unreadable))
@@ -82,13 +93,13 @@ def write(
     card = card_of(plan, tally, digest, reasons, to_sheet) + CARD_MARK
     ledger.store.put(place, card.encode())
     if place != CARD:
-        message += f"; {CARD} there is not batchgen's and stays: the card is {OTHER_CARD}"
+        message += f"; {CARD} is not batchgen's and was kept: the dataset card is {OTHER_CARD}"
     ledger.store.put(PAGE, pages.get_template("report.html").render(facts).encode())
     return exit_code, message
 
 
 def _state(tally: Tally, exit_code: int) -> str:
-    """How the page begins; its message follows."""
+    """The first words of the page; the message follows."""
     if exit_code == 0:
         return "Complete."
     if exit_code == VerifyFailed.exit_code:

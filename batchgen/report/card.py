@@ -1,4 +1,4 @@
-"""The dataset card, README.md: what an output holds, as the Hugging Face Hub reads it."""
+"""Writes the dataset card, README.md, in the form that the Hugging Face Hub reads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, model_name
 from batchgen.spec.call_settings import CALL_SETTINGS
+from batchgen.stages.scorers.choose import score_columns
 
 SHOWN_LABELS = 50
 SHOWN_COLUMNS = 100
 
-# Task -> categories of datasets that the Hub knows.
+# Task -> the Hub's categories of datasets.
 CATEGORIES = {
     "unconditional": ("unconditional-image-generation",),
     "class-conditional": ("unconditional-image-generation", "image-classification"),
@@ -39,24 +40,23 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6
 _MEANINGS = {
     "key": "unique name of the image",
     "image": "the encoded image",
-    "prompt": "the prompt that it follows",
-    "negative_prompt": "the prompt that it avoids",
-    "label": "its label, copied from the input",
-    "seed": "the image's own seed",
+    "prompt": "the prompt",
+    "negative_prompt": "the negative prompt",
+    "label": "the label, copied from the input",
+    "seed": "the seed of this image",
     "variant": "number of the image among those of its row",
     "source_id": "file and row of the input",
     "task": "the task of the model",
     "model_id": "the model",
-    "model_revision": "the model's commit, or the first digits of its files' SHA-256",
+    "model_revision": "the model's commit, or the beginning of its weights' SHA-256",
     "scheduler": "the scheduler (sampler)",
     "sha256": "SHA-256 of the image's stored bytes",
-    "prompt_truncated": "whether the prompt was longer than the text encoder reads",
-    "pixel_mean": "mean of the pixel values, 0 to 255",
-    "pixel_std": "standard deviation of the pixel values",
+    "prompt_truncated": "true if the prompt was too long for the text encoder and was truncated",
     "class_label": "number of the class in the model",
-    "lora": "LoRAs and their weights",
+    "lora": "LoRA adapters and their weights",
     "conditioning": "how conditioning images were prepared",
     **{name: one.about for name, one in CALL_SETTINGS.items()},
+    **{column.name: column.about for column in score_columns()},
 }
 
 
@@ -65,7 +65,7 @@ def card_of(
 ) -> str:
     """The text of the card, Markdown with a YAML head.
 
-    ``sheet`` is the path to the contact sheet from where the card lies, or None without images.
+    ``sheet`` is the relative path from the card to the contact sheet; None if there are no images.
     """
     spec, form = plan.spec, format_of(plan)
     front = {
@@ -82,10 +82,10 @@ def card_of(
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         "\n# Synthetic images\n",
-        f"{picture}Made with batchgen {__version__}, by a generative model: these images are not "
-        "photographs or records of anything.\n",
+        f"{picture}Generated with batchgen {__version__} by a diffusion model: these images are "
+        "synthetic, not photographs or records of anything.\n",
         _table(("", "samples"), counts),
-        "## How they were made\n",
+        "## How they were generated\n",
         _table(("", ""), [(name, str(value)) for name, value in _facts(plan)]),
         *_labels(digest.labels, tally.accepted),
         "## Columns\n",
@@ -93,15 +93,15 @@ def card_of(
         f"## How to load them\n\nIn the folder of this dataset:\n\n```python\n"
         f"{form.how_to_load(spec)}\n```\n\nFrom the Hugging Face Hub, `folder` is "
         "`hf://datasets/` and the dataset's name.\n",
-        "## What else is here\n\n`_batchgen/plan.json` says what was planned and from what, "
-        "`_batchgen/shards/` what became of\neach shard, `_batchgen/rejects/` which samples are "
-        "not here and why. `batchgen verify` proves the counts.\n",
+        "## Other files\n\n`_batchgen/plan.json` records the plan and its inputs, "
+        "`_batchgen/shards/` the result of\neach shard, `_batchgen/rejects/` which samples are "
+        "missing and why. `batchgen verify` proves the counts.\n",
     ]
     return "\n".join(parts)
 
 
 def _size(images: int) -> str:
-    """The Hub's name for so many."""
+    """The Hub's size category for this number of images."""
     larger = ((10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
     return next((name for limit, name in (*_SIZES, *larger) if images < limit), "1B<n<10B")
 
@@ -115,7 +115,7 @@ def _facts(plan: Plan) -> list[tuple[str, object]]:
         ("scheduler", plan.model.scheduler),
         *((name.replace("_", " "), value) for name, value in applying(plan).items()),
         ("dtype", spec.model.dtype),
-        ("images of each row", spec.variants),
+        ("images per row", spec.variants),
         ("run seed", spec.seed),
     ]
 
@@ -127,7 +127,7 @@ def _labels(labels: Counter[str], accepted: int) -> list[str]:
     others = accepted - sum(count for _, count in shown)
     rows: list[tuple[str, object]] = [
         *shown,
-        *([("others, or none", others)] if others > 0 else []),
+        *([("other or no label", others)] if others > 0 else []),
     ]
     return ["## Labels\n", _table(("label", "images"), rows)]
 
@@ -138,10 +138,10 @@ def _columns(plan: Plan) -> str:
     own = own_columns(plan.spec, plan.model.settings)
     types = dict(plan.columns)
     rows = [(one.name, _kind(one, plan, types), _MEANINGS.get(one.name, "")) for one in own]
-    rows += [(output, types[name], "of the input") for name, output in kept.items()]
+    rows += [(output, types[name], "copied from the input") for name, output in kept.items()]
     more = len(rows) - SHOWN_COLUMNS
     table = _table(("column", "type", ""), rows[:SHOWN_COLUMNS])
-    return f"{table}\nand {more} more columns of the input.\n" if more > 0 else table
+    return f"{table}\nand {more} more columns, copied from the input.\n" if more > 0 else table
 
 
 def _kind(column: Any, plan: Plan, types: dict[str, str]) -> str:
@@ -160,7 +160,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def cell(value: object) -> str:
-    """A value as the text of a table's cell: nothing in it is Markdown or HTML."""
+    """A value as the text of a table's cell, with Markdown and HTML escaped."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     shown = html.escape(short(plain(str(value)), 120), quote=False)

@@ -1,4 +1,4 @@
-"""Some of an output's images, from shards spread over it."""
+"""Picks images for the report and the contact sheet, from shards spread over the output."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Shown:
 def shown_of(
     plan: Plan, ledger: Ledger, committed: list[int], unreadable: list[str]
 ) -> Iterator[Shown]:
-    """Images from shards spread over the output, read no further than needed.
+    """Yields images from shards spread over the output, reading as little as possible.
 
-    A shard whose images cannot be read or decoded shows none; its data files are added to
-    ``unreadable``.
+    If images of a shard cannot be read or decoded, the rest of that shard is left out and its
+    data file is added to ``unreadable``.
     """
     if not committed:
         return

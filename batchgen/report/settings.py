@@ -1,4 +1,4 @@
-"""The settings that made the images: those that apply, and those that differ from the default."""
+"""Selects the settings to report: those that apply, and those that differ from their default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchgen.spec.tasks import task_named
 
 
 def applying(plan: Plan) -> dict[str, Any]:
-    """Settings of a call that this task and this model take, without those that are not set."""
+    """The settings of a call that this task and model support and that have a value."""
     parts = task_named(plan.spec.task).parts
     values = plan.spec.sampling.model_dump(mode="json")
     if "strength" not in plan.model.settings:
@@ -33,7 +33,7 @@ def _applies(name: str, parts: tuple[str, ...], taken: tuple[str, ...]) -> bool:
 
 
 def differing(spec: Spec) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
-    """(field, value) of what the user or the model's own settings changed, and of all others."""
+    """(field, value) pairs: those that the user or the model changed, and all others."""
     least = build({"input": {"path": "x"}, "output": {"url": "x"}}).result_fields()
     fields = sorted(spec.result_fields().items())
     changed = [(name, value) for name, value in fields if least.get(name, value) != value]
@@ -42,7 +42,7 @@ def differing(spec: Spec) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]
 
 
 def model_name(model_id: str) -> str:
-    """A model as it can be named to others: of a folder on this machine its last part alone."""
+    """A model's name for others to read: of a folder on this machine only the last part."""
     if os.path.isabs(model_id) or model_id.startswith((".", "~", "file:")):
         return os.path.basename(os.path.normpath(model_id.removeprefix("file:")))
     return model_id

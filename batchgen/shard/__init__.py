@@ -1,1 +1,1 @@
-"""One shard, from its rows to its committed files."""
+"""Processes one shard, from its rows to its committed files."""

@@ -1,7 +1,7 @@
-"""What one row of the Ray Data stream holds: a shard between two stages, as bytes with a type.
+"""One row of the Ray Data stream: a shard between two stages, serialized to bytes.
 
-Rows travel as Arrow IPC, their description as JSON beside them, tensors as safetensors (``wire``).
-Nothing is pickled.
+Source rows are an Arrow IPC stream, facts about them are JSON, and tensors are safetensors
+(``tensor_bytes``). Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchgen.errors import to_facts
 from batchgen.records import Dropped, Sample, ShardRows, call_from_json
-from batchgen.shard.compose import Notes, ShardWork
+from batchgen.shard.work import Notes, ShardWork
 
 ROWS, ENCODED, DENOISED = "rows", "encoded", "denoised"
 COMMITTED, FAILED, STOPPED = "committed", "failed", "stopped"
@@ -33,12 +33,12 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Frame:
-    """One shard on its way.
+    """One shard between two stages.
 
     Attributes:
         state: ``rows``, ``encoded``, ``denoised``, or a final one: ``committed`` (facts is the
             marker), ``failed`` (facts is the failed marker), ``stopped`` (facts is the error).
-        attempt: which attempt at the shard this is, from 1; 0 before the first stage.
+        attempt: the number of the attempt at the shard, from 1; 0 before the first stage.
         facts: JSON.
         table: Arrow IPC stream of the source rows.
         tensors: safetensors of all micro-batches.
@@ -63,7 +63,7 @@ def from_block(block: pa.Table) -> Frame:
 
 
 def stopped(shard: int, error: BaseException) -> Frame:
-    """No shard can succeed: the driver is told what to raise."""
+    """A frame that makes the driver raise ``error`` and stop the job: no shard could succeed."""
     return Frame(shard, STOPPED, 0, json.dumps(to_facts(error)).encode())
 
 

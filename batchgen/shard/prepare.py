@@ -1,4 +1,4 @@
-"""A shard's rows become samples to make; a row that cannot is rejected with its reason."""
+"""Turns a shard's rows into samples; rejects rows with missing or invalid values, with a reason."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ from batchgen.spec.tasks import is_image, task_named
 
 Array = np.ndarray[Any, Any]
 _LONGEST_SHOWN = 200
-LEFT_OUT = "fails-its-shard"
-SHRINKING = "downscale"  # of all makers the one that changes the size, so it comes first
+LEFT_OUT = "fails-its-shard"  # of reasons.FAILURES
+CALL_FIELDS = frozenset(field.name for field in fields(Call))
+SHRINKING = "downscale"  # the only maker that changes the size, so it runs before fitting
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
 _TEXT = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Every planned sample of a shard, as one to make or one dropped.
+    """Every planned sample of a shard, either to be generated or dropped.
 
     ``images``: for tasks with images, part -> row -> uint8 array at its planned size: RGB (height,
     width, 3), or for the part ``mask`` (height, width).
@@ -63,10 +64,10 @@ def prepare(
     """Turn the shard's rows into samples; ``len(samples) + len(dropped)`` is what was planned.
 
     Args:
-        rows: the shard's.
-        plan: of the job.
-        without: key -> why, for samples that are not looked at but noted as failed.
-        working_on: is told the keys of every row before it is looked at.
+        rows: the rows of the shard.
+        plan: the plan of the job.
+        without: key -> error, for samples that are recorded as failed without being prepared.
+        working_on: called with the keys of each row's samples before the row is prepared.
     """
     spec = plan.spec
     samples: list[Sample] = []
@@ -77,6 +78,8 @@ def prepare(
     named = (values[part] for values in listed for part in parts)
     wanted = (one for one in named if isinstance(one, str) and one)
     fetched = uris_of(spec).fetch(wanted, meanwhile=lambda: working_on(()))
+    call: Call | None = None
+    one_call = _is_one_call(spec)
     for row, values in enumerate(listed):
         variants = _variants(rows, spec.variants, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
@@ -90,7 +93,8 @@ def prepare(
             _require_text(values, spec)
             with Turn() as turn:
                 opened = _opened(values, parts, spec, fetched, turn)
-                call = _call(values, plan, opened)
+                if call is None or not one_call:
+                    call = _call(values, plan, opened)
                 arrays = _fitted(opened, plan, call)
                 del opened
             shared = _Row(key, source_id, row, call, values)
@@ -112,9 +116,15 @@ def prepare(
     return Prepared(tuple(samples), tuple(dropped), images)
 
 
+def _is_one_call(spec: Spec) -> bool:
+    """Whether no row has its own settings or size, so that all rows share one call."""
+    columns = spec.input.columns.mapped().keys()
+    return columns.isdisjoint(CALL_FIELDS) and spec.conditioning.resize != "multiple-of"
+
+
 def left_out(key: str, source_id: str, variant: int, why: str) -> Dropped:
-    """A sample that would fail its shard for ever."""
-    message = f"every attempt at its shard ended while it was worked on, at last alone: {why}"
+    """A sample that crashes its shard on every attempt, recorded as failed."""
+    message = f"this sample crashed its shard on every attempt, the last time on its own: {why}"
     return Dropped(key, source_id, variant, "failed", LEFT_OUT, message)
 
 
@@ -125,7 +135,7 @@ def sample_key(key: str, variant: int) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """What the samples of one row share."""
+    """The values that all samples of one row share."""
 
     key: str
     source_id: str
@@ -135,7 +145,7 @@ class _Row:
 
 
 def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
-    """For each row, the value of every mapped part but the label, which is carried as it is."""
+    """For each row, part -> value of its column, except the label, which is copied unread."""
     lists = {}
     for part, name in spec.input.columns.mapped().items():
         if part == "label":
@@ -150,7 +160,7 @@ def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
 
 
 def _image_values(column: pa.ChunkedArray) -> list[Any]:
-    """Of Hugging Face image structs the bytes, or where there are none the path (a URI)."""
+    """For each Hugging Face image struct its bytes, or its path (a URI) if it has no bytes."""
     names = [field.name for field in column.type]
     given = [pc.struct_field(column, name) for name in ("bytes", "path") if name in names]
     found = python_values(given[0])
@@ -161,7 +171,7 @@ def _image_values(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _variants(rows: ShardRows, per_row: int, row: int) -> list[int]:
-    """The variants of the shard's row that lie in the shard: all but at its two ends."""
+    """The row's variants that belong to this shard: all, except in its first and last row."""
     global_row = rows.first_sample // per_row + row
     first = max(rows.first_sample, global_row * per_row)
     stop = min(rows.stop_sample, (global_row + 1) * per_row)
@@ -180,22 +190,23 @@ def _key(values: Mapping[str, Any], spec: Spec, fallback: str) -> str:
 def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
     mapped = spec.input.columns.mapped()
     if "key" in values and values["key"] is None:
-        raise RejectRow("null-key", f"column {mapped['key']!r} is null; a key is needed")
+        raise RejectRow("null-key", f"column {mapped['key']!r} is null; every row needs a key")
     for part in _TEXT:
         value = values.get(part)
         if isinstance(value, bytes):
             raise RejectRow(
-                "not-utf8", f"column {mapped[part]!r} holds {_shown(value)}; allowed: UTF-8"
+                "not-utf8",
+                f"column {mapped[part]!r} holds {_shown(value)}, which is not valid UTF-8",
             )
         if isinstance(value, str) and len(value) > MAX_TEXT and part != "key":
             raise RejectRow(
                 f"long-{part}",
-                f"column {mapped[part]!r} holds {len(value)} characters; allowed: {MAX_TEXT}",
+                f"column {mapped[part]!r} holds {len(value)} characters; allowed: up to {MAX_TEXT}",
             )
 
 
 def _shown(value: object) -> str:
-    """A value for a message, shortened: a row may hold megabytes."""
+    """A value as shown in a message, shortened because a row may hold megabytes."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
@@ -207,10 +218,10 @@ def _opened(
     fetched: Mapping[str, bytes | RejectRow],
     turn: Turn,
 ) -> dict[str, Any]:
-    """The row's images, upright, and shrunk where that is what is made of them."""
+    """The row's images, upright, and shrunk if ``conditioning.make`` asks for ``downscale``."""
     opened = {}
     for part in parts:
-        data = values[part] or None  # an empty text or struct names nothing
+        data = values[part] or None  # an empty string or struct counts as null
         if isinstance(data, str):
             data = fetched[data]
             if isinstance(data, RejectRow):
@@ -253,24 +264,25 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
         if max(width, height) > MAX_SIZE:
             raise RejectRow(
                 "image-too-large",
-                f"an image of {width} x {height} pixels would be made; allowed: {MAX_SIZE} a side",
+                f"the generated image would have {width} x {height} pixels; allowed: up to "
+                f"{MAX_SIZE} on each side",
             )
     others = (one.name for one in fields(Call) if one.name not in ("width", "height"))
     given = {name: setting(name) for name in others}
     if "image" not in opened:
-        given["strength"] = None  # of a model that takes a source image but need not
+        given["strength"] = None  # strength needs a source image, which is optional for this model
     call = Call(width=width, height=height, **given)
     if call.strength is not None and int(call.num_inference_steps * call.strength) < 1:
         raise RejectRow(
             "strength-too-low",
-            f"strength {call.strength} of {call.num_inference_steps} steps leaves no step; "
-            "allowed: strength * num_inference_steps of at least 1",
+            f"strength {call.strength} leaves none of {call.num_inference_steps} steps to run; "
+            "strength x num_inference_steps must be at least 1",
         )
     return call
 
 
 def _fitted(opened: Mapping[str, Any], plan: Plan, call: Call) -> dict[str, Array]:
-    """The row's images at the size that the call takes them in, with what is made of them."""
+    """The row's images at the size that the call needs, processed by ``conditioning.make``."""
     conditioning: Conditioning = plan.spec.conditioning
     width, height = call.width // plan.model.upscale, call.height // plan.model.upscale
     arrays = {}
@@ -308,7 +320,7 @@ def _sample(shared: _Row, plan: Plan, variant: int) -> Sample:
 
 
 def _prompt(values: Mapping[str, Any], spec: Spec) -> str:
-    """The row's prompt; empty where none is mapped, or where the task needs none and it is null."""
+    """The row's prompt; empty if no column is mapped or if it is null and the task needs none."""
     prompt: Any = values.get("prompt")
     needed = "prompt" in values and task_named(spec.task).prompt_column is not None
     column = spec.input.columns.prompt
@@ -322,7 +334,7 @@ def _prompt(values: Mapping[str, Any], spec: Spec) -> str:
 
 
 def _readable(part: str, text: str, spec: Spec) -> str:
-    """The text back, if the library that weights its words can read it."""
+    """The unchanged text, if compel can parse its weights (where prompt weighting is on)."""
     if spec.model.prompt_weighting is None:
         return text
     try:
@@ -333,7 +345,7 @@ def _readable(part: str, text: str, spec: Spec) -> str:
 
 
 def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:
-    """The class as its number in the model, given by number or by name."""
+    """The class's number in the model; the row may give its number or its name."""
     if "class_label" not in values:
         return None
     value, names = values["class_label"], plan.model.class_names
@@ -345,16 +357,14 @@ def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:
     if isinstance(value, str) and value in _class_numbers(names):
         return _class_numbers(names)[value]
     known = ", ".join([name for name in names if name][:5])
-    named = f" or one of its names ({known}, ...)" if known else ""
-    raise RejectRow(
-        "unknown-class",
-        f"column {column!r} holds {_shown(value)}; allowed: 0 to {len(names) - 1}{named}",
-    )
+    named = f" or a class name ({known}, ...)" if known else ""
+    allowed = f"a class number from 0 to {len(names) - 1}{named}"
+    raise RejectRow("unknown-class", f"column {column!r} holds {_shown(value)}; allowed: {allowed}")
 
 
 @cache
 def _class_numbers(names: tuple[str, ...]) -> dict[str, int]:
-    """Number by name; ``white shark, great white shark`` are two names of one class."""
+    """Class name -> number; ``white shark, great white shark`` gives one class two names."""
     numbers: dict[str, int] = {}
     for number, name in enumerate(names):
         for one in (name, *(part.strip() for part in name.split(","))):
@@ -364,7 +374,11 @@ def _class_numbers(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def _seed(values: Mapping[str, Any], spec: Spec, key: str, variant: int) -> int:
-    """The row's own seed for its first variant; every other seed is derived from the key."""
+    """The sample's seed.
+
+    Without a seed in the row it is derived from the run's seed and the sample's key. The row's own
+    seed is used as it is for variant 0, and derived with the key for the other variants.
+    """
     value = values.get("seed")
     if value is None:
         return derive_seed(spec.seed, key)

@@ -1,4 +1,4 @@
-"""What travels between the pools of a staged layout: safetensors bytes, never pickles."""
+"""Converts stage results to safetensors bytes and back, for the pools of the staged layout."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from batchgen.records import EncodedBatch, LatentBatch, call_from_json
 def encoded_to_bytes(batches: list[EncodedBatch]) -> bytes:
     """A shard's encoded batches as one safetensors file.
 
-    Values are exact to the bit for every dtype, and the order of dimensions in memory is kept too:
-    convolutions round otherwise for another order.
+    Values are exact to the bit for every dtype. The memory order of the dimensions is kept too,
+    because convolutions round differently for another order.
     """
     tensors: dict[str, torch.Tensor] = {}
     facts = []
@@ -68,7 +68,7 @@ def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 
 def latents_to_bytes(batches: list[LatentBatch]) -> bytes:
-    """A shard's latents as one safetensors file; exact as ``encoded_to_bytes`` is."""
+    """A shard's latents as one safetensors file, as exact as ``encoded_to_bytes``."""
     tensors = {f"{number}.latents": batch.latents for number, batch in enumerate(batches)}
     facts = [{"call": asdict(batch.call), "truncated": batch.truncated} for batch in batches]
     return _to_bytes("latents", facts, tensors)
@@ -93,7 +93,7 @@ def _to_bytes(kind: str, facts: list[dict[str, Any]], tensors: dict[str, torch.T
     orders = {name: _memory_order(tensor) for name, tensor in tensors.items()}
     header = json.dumps({"kind": kind, "facts": facts, "orders": orders})
     plain = {
-        # a clone each: safetensors refuses tensors that share memory
+        # cloned because safetensors refuses tensors that share memory
         name: tensor.detach()
         .cpu()
         .permute(orders[name])
@@ -104,14 +104,14 @@ def _to_bytes(kind: str, facts: list[dict[str, Any]], tensors: dict[str, torch.T
 
 
 def _from_bytes(kind: str, data: bytes) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """The facts and tensors of a payload. (``load`` hides the header, so it is read here.)"""
+    """The facts and tensors of a payload. The header is read here, since ``load`` hides it."""
     try:
         end = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8:end])["__metadata__"]["batchgen"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError("not a payload of batchgen") from error
+        raise ValueError("the bytes are not a batchgen payload: no such header") from error
     if header["kind"] != kind:
-        raise ValueError(f"expected a payload of {kind}, got one of {header['kind']}")
+        raise ValueError(f"expected a payload of kind {kind}, got kind {header['kind']}")
     tensors = {
         name: tensor.permute(_inverse(header["orders"][name]))
         for name, tensor in load(data).items()
@@ -120,7 +120,7 @@ def _from_bytes(kind: str, data: bytes) -> tuple[list[dict[str, Any]], dict[str,
 
 
 def _memory_order(tensor: torch.Tensor) -> list[int]:
-    """Dimensions from the slowest to the fastest in memory; (0, 2, 3, 1) is channels last."""
+    """Dimensions ordered from largest to smallest stride; (0, 2, 3, 1) is channels-last."""
     strides = tensor.stride()
     return sorted(range(tensor.ndim), key=lambda dimension: -strides[dimension])
 

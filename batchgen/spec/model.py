@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,16 @@ Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_i
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Option = bool | int | float | str | tuple[float, ...] | None
 QuantizationOption = bool | int | float | str | tuple[str, ...] | None
+
+
+class FreeOnResume:
+    """Marks a field that changes no image: a resume may give it another value.
+
+    Every field without this mark is part of the spec's fingerprint.
+    """
+
+
+FREE = FreeOnResume()
 
 
 class Section(BaseModel):
@@ -27,6 +37,23 @@ class Section(BaseModel):
     def _empty_section(cls, value: object) -> object:
         """A section that is empty in the file has its defaults."""
         return {} if value is None else value
+
+
+def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a section as it is written, perhaps by another version, the fields that change images.
+
+    What this version does not know is counted.
+    """
+    kept = {}
+    for name, value in tree.items():
+        field = section.model_fields.get(name)
+        if field is not None and any(isinstance(one, FreeOnResume) for one in field.metadata):
+            continue
+        kind = None if field is None else field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, Mapping):
+            value = counted(kind, value)
+        kept[name] = value
+    return kept
 
 
 class Added(Section):

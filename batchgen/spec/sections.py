@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
 from batchgen.spec.faults import NEEDED, Faults, missing
-from batchgen.spec.model import Section
+from batchgen.spec.model import FREE, Section
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
@@ -89,7 +89,7 @@ class Input(Section):
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="use only the first rows of the dataset"
     )
-    check_keys: bool = Field(
+    check_keys: Annotated[bool, FREE] = Field(
         default=True, description="read the key column while planning and refuse duplicates"
     )
     uri_roots: tuple[str, ...] | None = Field(
@@ -98,10 +98,10 @@ class Input(Section):
         "(s3://bucket) or schemes (https://); null: the input's own folder or bucket",
     )
     uri_limit_bytes: Annotated[int, Field(ge=1, le=1 << 30)] = 64 << 20
-    image_limit_pixels: Annotated[int, Field(ge=1, le=128 << 20)] = Field(
+    image_limit_pixels: Annotated[int, Field(ge=1, le=128 << 20), FREE] = Field(
         default=64 << 20, description="images with more pixels are rejected; 64 Mi is 8192 x 8192"
     )
-    uri_timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 60.0
+    uri_timeout_s: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False), FREE] = 60.0
 
     @model_validator(mode="after")
     def _one_source(self) -> Input:
@@ -186,7 +186,7 @@ class Conditioning(Section):
 class Output(Section):
     """Where images are written, and in which format."""
 
-    url: str
+    url: Annotated[str, FREE]
     format: Literal["parquet", "webdataset", "image-folder"] = "parquet"
     samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
     image_format: Literal["png", "jpeg", "webp"] = "png"
@@ -194,7 +194,7 @@ class Output(Section):
     jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = Field(
         default="4:4:4", description="chroma subsampling of JPEG output"
     )
-    license: str = "unknown"
+    license: Annotated[str, FREE] = "unknown"
 
 
 class Pool(Section):
@@ -242,27 +242,27 @@ class Resources(Section):
     reproducible only with a fixed batch shape and thread count.
     """
 
-    layout: Literal["fused", "staged"] = "fused"
+    layout: Annotated[Literal["fused", "staged"], FREE] = "fused"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     torch_threads: Annotated[int, Field(ge=1, le=256)] = 1
-    shards_in_flight: Annotated[int, Field(ge=1, le=8)] = Field(
+    shards_in_flight: Annotated[int, Field(ge=1, le=8), FREE] = Field(
         default=2,
         description="shards that an actor works on at a time, to overlap device work and upload",
     )
-    generate: Pool = Pool()
-    encode: Pool = Pool()
-    denoise: Pool = Pool()
-    decode: Pool = Pool()
+    generate: Annotated[Pool, FREE] = Pool()
+    encode: Annotated[Pool, FREE] = Pool()
+    denoise: Annotated[Pool, FREE] = Pool()
+    decode: Annotated[Pool, FREE] = Pool()
 
 
 class Policy(Section):
     """When to retry, reject or stop."""
 
-    failed_limit: Share = Field(
+    failed_limit: Annotated[Share, FREE] = Field(
         default=0.01, description="fraction of the finished samples that may fail"
     )
-    rejected_limit: Share = Field(
+    rejected_limit: Annotated[Share, FREE] = Field(
         default=0.1, description="fraction of the planned samples that may be rejected"
     )
-    shard_retries: Annotated[int, Field(ge=0, le=100)] = 2
+    shard_retries: Annotated[int, Field(ge=0, le=100), FREE] = 2
     reject_flat: bool = Field(default=True, description="reject images that have only one colour")

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from batchgen.errors import nearest
 from batchgen.spec.checks import refusals
 from batchgen.spec.faults import Faults
-from batchgen.spec.model import Model, Section
+from batchgen.spec.model import FREE, Model, Section, counted
 from batchgen.spec.sections import (
     Conditioning,
     Input,
@@ -42,8 +42,8 @@ class Spec(Section):
     output: Output
     resources: Resources = Resources()
     policy: Policy = Policy()
-    storage: Storage = Storage()
-    storage_options: dict[str, dict[str, Any]] = Field(
+    storage: Annotated[Storage, FREE] = Storage()
+    storage_options: Annotated[dict[str, dict[str, Any]], FREE] = Field(
         default={}, description="protocol -> options of its fsspec package"
     )
 
@@ -95,7 +95,7 @@ class Spec(Section):
     @property
     def fingerprint(self) -> str:
         """SHA-256 over ``result_fields``."""
-        return hashlib.sha256(canonical_json(self.result_fields()).encode()).hexdigest()
+        return spec_fingerprint(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
         text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
@@ -105,26 +105,11 @@ class Spec(Section):
 def result_fields(whole: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that change the images, of a spec that another version may have written.
 
-    Do not remove a name from this list: the fingerprints of existing outputs are computed over it.
+    The fingerprints of outputs are computed over them: a field that is counted stays so.
     """
-    named = {
-        "input": (
-            *("path", "count", "columns", "keep_columns", "limit"),
-            *("uri_roots", "uri_limit_bytes"),
-        ),
-        "output": (
-            *("format", "samples_per_shard"),
-            *("image_format", "image_quality", "jpeg_subsampling"),
-        ),
-        "resources": ("batch_size", "torch_threads"),
-        "policy": ("reject_flat",),
-    }
-    kept: dict[str, Any] = {}
-    for section, names in named.items():
-        fields = whole.get(section)
-        fields = fields if isinstance(fields, Mapping) else {}  # damaged: its fingerprint differs
-        kept[section] = {name: value for name, value in fields.items() if name in names}
-    for section in ("task", "model", "sampling", "conditioning", "variants", "seed"):
-        if section in whole:
-            kept[section] = whole[section]
-    return flatten(kept)
+    return flatten(counted(Spec, whole))
+
+
+def spec_fingerprint(whole: Mapping[str, Any]) -> str:
+    """SHA-256 over the ``result_fields`` of a spec as it is written."""
+    return hashlib.sha256(canonical_json(result_fields(whole)).encode()).hexdigest()

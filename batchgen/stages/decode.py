@@ -1,4 +1,4 @@
-"""The decode stage: latents become pixels."""
+"""The decode stage: turns latents into pixels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from batchgen.stages.denoise import filled
 
 
 class Decoder:
-    """The decoding half of the VAE, always run at one fixed batch size.
+    """The decoding half of the VAE, always called with one fixed batch size.
 
-    Float to 8 bit is done on the device, by the arithmetic of diffusers' ``numpy_to_pil``: only
-    bytes cross to the host, and they equal the plain pipeline's. Whether a float16 VAE is raised
-    to float32 (``force_upcast``) is the adapter's matter; overflow shows in ``finite``.
+    The device converts floats to 8 bit, with the arithmetic of diffusers' ``numpy_to_pil``: only
+    bytes are copied to the host, and they equal those of the plain pipeline. The adapter decides
+    whether a float16 VAE is upcast to float32 (``force_upcast``); overflow shows in ``finite``.
 
     Args:
-        pipeline: a diffusers pipeline that holds the autoencoder only, in ``eval()``.
+        pipeline: a diffusers pipeline that holds only the autoencoder, in ``eval()``.
         adapter: how such a pipeline decodes.
-        batch_size: samples a call of the VAE.
+        batch_size: number of samples in each call of the VAE.
     """
 
     def __init__(self, pipeline: Any, adapter: Adapter, batch_size: int) -> None:
@@ -52,6 +52,6 @@ class Decoder:
 
 
 def to_bytes(unit: torch.Tensor) -> torch.Tensor:
-    """(n, 3, H, W) in [0, 1] of any float type to (n, H, W, 3) uint8, halves to even."""
+    """(n, 3, H, W) in [0, 1] of any float type to (n, H, W, 3) uint8, rounding half to even."""
     levels = (unit.float() * 255).round().nan_to_num(nan=0.0)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,4 +1,4 @@
-"""The denoise stage: noise becomes latents, by the model's own diffusers pipeline."""
+"""The denoise stage: turns noise into latents with the model's own diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from batchgen.records import Call, EncodedBatch, LatentBatch
 
 
 class Denoiser:
-    """U-Net or transformer, and scheduler, always run at one fixed batch size.
+    """U-Net or transformer with its scheduler, always called with one fixed batch size.
 
-    A short batch is filled with dummy samples that copy the first sample's conditions and draw from
-    generators of their own, so a sample's latents depend neither on its neighbours, nor on its
-    place, nor on how full the batch is.
+    A short batch is filled with dummy samples, which copy the first sample's conditions and have
+    their own generators. So a sample's latents do not depend on its neighbours, its position or
+    the number of real samples in the batch.
 
-    Not safe for two threads at a time (a scheduler counts its steps).
+    Not thread-safe, since a scheduler counts its steps.
 
     Args:
-        pipeline: a diffusers pipeline that holds the denoising parts only, in ``eval()``.
+        pipeline: a diffusers pipeline that holds only the denoising parts, in ``eval()``.
         adapter: how such a pipeline is called.
-        batch_size: samples a library call.
-        switch: brings the pipeline to what a call asks for (its LoRAs, its scheduler), before every
-            call.
+        batch_size: number of samples in each library call.
+        switch: called before each call, to activate its LoRAs and scheduler in the pipeline.
     """
 
     def __init__(
@@ -45,7 +44,7 @@ class Denoiser:
         """Denoise one micro-batch; the latents stay on the stage's device.
 
         Raises:
-            ValueError: more samples than the batch size, or a strength that leaves no step.
+            ValueError: more samples than the batch size, or a strength too low for any step.
             torch.OutOfMemoryError: the batch size is too large for the device.
         """
         if self._switch is not None:
@@ -69,7 +68,7 @@ class Denoiser:
     def _chosen(
         self, batch: EncodedBatch, index: tuple[int, ...], rows: list[int]
     ) -> dict[str, torch.Tensor]:
-        """name -> (B, ...): each sample's own prompt of the unique ones."""
+        """name -> (B, ...): for each sample, its prompt among the unique prompts."""
         if not index:
             return {}
         chosen = [index[row] for row in rows]
@@ -78,24 +77,24 @@ class Denoiser:
 
 
 def filled(count: int, batch_size: int) -> list[int]:
-    """Row numbers of a full batch: the ``count`` real rows, then the first again and again.
+    """Row numbers of a full batch: the ``count`` real rows, then the first row as padding.
 
     Raises:
         ValueError: no row, or more rows than ``batch_size``.
     """
     if not 1 <= count <= batch_size:
-        raise ValueError(f"{count} samples for a batch size of {batch_size}")
+        raise ValueError(f"got {count} samples for a batch size of {batch_size}")
     return [*range(count), *[0] * (batch_size - count)]
 
 
 def restored_generators(states: torch.Tensor, batch_size: int) -> list[torch.Generator]:
-    """One CPU generator a row: the real rows go on from their states, dummies start at zero.
+    """One CPU generator per row: real rows continue from their states, dummies have seed zero.
 
     Args:
         states: (n, 5056) uint8 on the CPU, n <= ``batch_size``.
     """
     generators = [torch.Generator("cpu").manual_seed(0) for _ in range(batch_size)]
     for generator, state in zip(generators, states, strict=False):
-        # A row of a larger tensor crashes set_state (torch 2.13): give it storage of its own.
+        # set_state crashes on a view into a larger tensor (torch 2.13), so the state is cloned.
         generator.set_state(state.clone())
     return generators

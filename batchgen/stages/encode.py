@@ -1,4 +1,4 @@
-"""The encode stage: prompts and source images become what the denoiser is conditioned on."""
+"""The encode stage: turns prompts and conditioning images into the denoiser's conditions."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from batchgen.families.adapter import Adapter, ImageInputs
 from batchgen.records import Call, ConditionBatch, EncodedBatch, Sample
 
 _LOW_BITS = 0xFFFFFFFF
-_STATE_WORDS = 24  # where the words stand in the bytes of torch's generator state
+_STATE_WORDS = 24  # offset of the 624 words in the bytes of torch's generator state
 
 Tensors = Mapping[str, torch.Tensor]
 # prompt (or class), whether a negative one, LoRA in effect
 _PromptKey = tuple[str | int | None, bool, object]
-_TRIMS = 8  # while as much is forgotten as the cache holds
+_TRIMS = 8  # calls of malloc_trim while one full cache is evicted
 CACHE_BYTES = 256 << 20  # 1,100 prompts of Stable Diffusion 1 in float32; 64 of Flux in float16
 
 
 class Encoder:
-    """What turns a sample's conditions into tensors: text encoders, the encoding half of the VAE.
+    """Text encoders and the encoding half of the VAE: turns a sample's conditions into tensors.
 
-    Every prompt is encoded alone and every image alone or in a full batch, at one fixed shape, so
-    that what comes out never depends on the rest of the batch.
+    Every prompt is encoded on its own, and every image on its own or in a full batch, at one fixed
+    shape, so that the result never depends on the other samples of the batch.
 
-    Not safe for two threads at a time.
+    Not thread-safe.
 
     Args:
-        pipeline: a diffusers pipeline that holds the encoding parts only, in ``eval()``.
+        pipeline: a diffusers pipeline that holds only the encoding parts, in ``eval()``.
         adapter: how such a pipeline is called.
-        batch_size: B, to which images are filled up where a pipeline encodes them all at once.
-        cache_bytes: of encoded prompts remembered; the least recently used are forgotten first.
-        switch: brings the pipeline to what a call asks for (its LoRAs), before every call.
+        batch_size: B; a pipeline that encodes all images at once gets them padded to B.
+        cache_bytes: size of the cache of encoded prompts; the least recently used are evicted.
+        switch: called before each call, to activate its LoRAs in the pipeline.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Encoder:
         Tensors stay on the stage's device; the generator states are on the CPU.
 
         Raises:
-            ValueError: images of another size than each other, or too few of them.
+            ValueError: images of different sizes, or too few of them.
         """
         if self._switch is not None:
             self._switch(self.pipeline, batch.call)
@@ -120,7 +120,7 @@ class Encoder:
         return known
 
     def _is_truncated(self, prompt: str) -> bool:
-        """No tokenizer reads the prompt whole."""
+        """Whether the prompt is too long for every tokenizer of the pipeline."""
         if self.adapter.words is not None:
             prompt = self.adapter.words(prompt)
         fits = []
@@ -152,12 +152,13 @@ class Encoder:
 
 
 def _give_memory_back() -> None:
-    """To the system, the holes that forgotten prompts leave in the heap; a few milliseconds.
+    """Return to the system the memory of evicted prompts, which glibc would keep.
 
-    Little fits into them, and glibc keeps them: a cache of 256 MB came to take 460.
+    It takes a few milliseconds. Without it the heap becomes fragmented: a cache of 256 MB used
+    460 MB.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # of glibc alone
+    if trim is not None:  # only glibc has it
         trim(0)
 
 
@@ -172,17 +173,17 @@ def _joined(encoded: Sequence[Tensors]) -> dict[str, torch.Tensor]:
 
 
 def sample_generator(sample: Sample) -> torch.Generator:
-    """The sample's own CPU generator, in its first state. It is the only source of its noise."""
+    """The sample's CPU generator, freshly seeded. It is the only source of the sample's noise."""
     return seeded_generator(sample.seed)
 
 
 def seeded_generator(seed: int) -> torch.Generator:
     """A CPU generator for a seed of up to 63 bits.
 
-    Below 2**32 it is ``torch.Generator().manual_seed(seed)``. torch keeps only the lowest 32 bits
-    of a larger seed, so that many samples would share their noise; for those the Mersenne Twister
-    is filled from all bits, by ``init_by_array`` of Matsumoto and Nishimura, as
-    ``numpy.random.RandomState([low, high])`` does.
+    Below 2**32 it is ``torch.Generator().manual_seed(seed)``. Of a larger seed torch keeps only
+    the lowest 32 bits, so that many samples would share their noise. For those, all bits
+    initialize the Mersenne Twister, by ``init_by_array`` of Matsumoto and Nishimura, as in
+    ``numpy.random.RandomState([low, high])``.
     """
     generator = torch.Generator("cpu").manual_seed(seed & _LOW_BITS)
     if seed <= _LOW_BITS:

@@ -36,12 +36,13 @@ def walk(folder: str, depth: int | None = None, hidden: bool = False) -> Iterato
         if (facts.st_dev, facts.st_ino) in seen:
             continue
         seen.add((facts.st_dev, facts.st_ino))
-        for entry in os.scandir(place):
-            if not hidden and entry.name.startswith(("_", ".")):
-                continue
-            yield entry.path
-            if level != depth and _is_folder(entry):
-                (links if entry.is_symlink() else folders).append((entry.path, level + 1))
+        with os.scandir(place) as entries:  # a caller may stop at any of them
+            for entry in entries:
+                if not hidden and entry.name.startswith(("_", ".")):
+                    continue
+                yield entry.path
+                if level != depth and _is_folder(entry):
+                    (links if entry.is_symlink() else folders).append((entry.path, level + 1))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

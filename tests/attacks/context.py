@@ -1,4 +1,4 @@
-"""What every attack uses: a fresh folder, the real command line, streams, servers."""
+"""The context of an attack: a fresh folder, the real command line, streams and servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs, specs and bodies that attacks make, and edits of finished outputs."""
+"""Inputs, specs and request bodies of attacks, and edits of finished outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fork server of one checkout, which pays for its imports once."""
+"""Client of a checkout's fork server, which imports the libraries once for all commands."""
 
 from __future__ import annotations
 

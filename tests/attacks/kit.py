@@ -1,4 +1,4 @@
-"""The register of attacks, what a command gave, and the slots for heavy ones."""
+"""The register of attacks, the result of a command, and a limit on heavy commands at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First use: messages, errors in actors, the doctor."""
+"""First use: messages, errors in actors, and `batchgen doctor`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def b15(ctx: Ctx) -> Result:
         with contextlib.suppress(Exception):
             p.wait(60)
     r["B15b-at-work"] = (
-        "go on with" not in s.text and "is working on" in s.text,
+        "continue with" not in s.text and "is working on" in s.text,
         f"rc {s.rc}: {s.text.strip()[-200:]}",
     )
     r["B15e-holder"] = (

@@ -69,7 +69,9 @@ def a7r(ctx: Ctx) -> Result:
                 kill_group(p)
         log = p.log.read_text(errors="replace")
         msg = next((line for line in log.splitlines() if line.startswith("batchgen:")), "")
-        wrong = "go on with `batchgen resume" in msg and not (out / "_batchgen/plan.json").exists()
+        wrong = (
+            "continue with `batchgen resume" in msg and not (out / "_batchgen/plan.json").exists()
+        )
         how = "still at work after 75 s" if rc is None else f"ended rc {rc} after {secs:.0f} s"
         return (
             rc not in (None, 0) and n < 120 and "Traceback" not in log and bool(msg),

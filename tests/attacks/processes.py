@@ -1,4 +1,4 @@
-"""Processes that the attacks have started: their families, their ends."""
+"""Finds and ends the processes that attacks have started, with their descendants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs commands and streams of one checkout, each in a forked child with all imported."""
+"""Fork server: runs commands and streams of one checkout in forked children, imports done."""
 
 from __future__ import annotations
 

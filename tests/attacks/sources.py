@@ -1,4 +1,4 @@
-"""Section 6: servers and files that lead out of their roots or swell in memory."""
+"""Section 6: servers and files that lead out of allowed roots or expand in memory."""
 
 from __future__ import annotations
 

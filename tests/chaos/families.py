@@ -1,9 +1,9 @@
-"""Every family on real Ray, in both layouts, each replica in a process of its own: same bytes.
+"""Runs every family on real Ray in both layouts, each replica in its own process: same bytes.
 
     python -m tests.chaos.families FOLDER --results benchmarks/results/families.json
 
-The tests run the same streams in one process (`test_family_stream.py`); this is the long way, some
-twenty minutes on two cores, and goes on where it was stopped.
+The tests run the same streams in one process (`tests/model/test_family_stream.py`); this is the
+long way, some twenty minutes on two cores, and goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batchgen.families import FAMILIES, Family
 from batchgen.models.tiny import BUILDERS
 from batchgen.output.ledger import Ledger
 from batchgen.output.verify import verify
-from batchgen.shard.compose import environment
+from batchgen.shard.images import environment
 from batchgen.storage import open_store
 from jobs import task_inputs
 from tests.family_specs import family_spec
@@ -33,7 +33,7 @@ POOLS = {"generate": ONE, "encode": ONE, "denoise": ONE, "decode": ONE}
 
 
 def one_family(family: Family, folder: Path, rows: Path) -> dict[str, Any]:
-    """What both layouts came to."""
+    """The results of both layouts."""
     model = folder / "model"
     if not model.exists():
         BUILDERS[family.task, family.name](model)

@@ -1,4 +1,4 @@
-"""kill -9 of drivers, replicas and Ray at seeded moments, then a comparison with a quiet run.
+"""Kills drivers, replicas and Ray at seeded moments, then compares with an undisturbed run.
 
     python -m tests.chaos.kill --kills 5 --shards 40 --seed 1 FOLDER
 
@@ -37,14 +37,14 @@ daemons.HEAD_GONE_FOR_S = 2.0
 main()
 """
 DAEMONS = {  # of Ray -> what is said when it is lost
-    "raylet": "Ray's process of this machine, the raylet, has ended",
+    "raylet": "Ray's process on this machine, the raylet, has ended",
     "gcs_server": "has not answered for 2 s",
 }
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What one disturbed run came to."""
+    """The result of one disturbed run."""
 
     fault: str
     kills: int
@@ -152,7 +152,7 @@ def kill_daemons(source: Path, output: Path, steps: int) -> Tally:
             family = psutil.Process(process.pid).children(recursive=True)
             next(one for one in family if one.name() == daemon).kill()
         code = process.wait(LONGEST_S)
-        resume = f"{said}; what is committed stays, go on with `batchgen resume"
+        resume = f"{said}; committed shards are kept, continue with `batchgen resume"
         codes.append(code if resume in log.read_text() else 5)
     codes.append(start(words, log).wait(LONGEST_S))
     return tally_of("Ray killed", len(DAEMONS), output, source, codes)
@@ -196,7 +196,7 @@ def tally_of(fault: str, kills: int, output: Path, source: Path, codes: list[int
 
 
 def chaos(folder: Path, kills: int, shards: int, steps: int, seed: int) -> list[Tally]:
-    """A quiet run, one with dying drivers, one with dying replicas and one whose Ray dies."""
+    """An undisturbed run, and runs in which drivers, replicas or Ray are killed."""
     source = folder / "prompts.parquet"
     write_prompts(source, shards * SAMPLES_PER_SHARD)
     quiet = start(command(source, folder / "quiet", steps), folder / "quiet.log")

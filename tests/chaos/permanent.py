@@ -1,4 +1,4 @@
-"""Faults that do not pass: each ends the job in time, by its name; mended, `resume` finishes it.
+"""Permanent faults: each ends the job in time and is named; once repaired, `resume` finishes it.
 
     python -m tests.chaos.permanent --results FILE.json [--only KIND] FOLDER
 
@@ -41,7 +41,7 @@ LONGEST_S = 300.0
 
 @dataclass
 class Place:
-    """One run's surroundings: the server, the proxy before it, and where it reads and writes."""
+    """The environment of one run: the server, the proxy before it, and its input and output."""
 
     server: S3Server
     proxy: FaultProxy
@@ -71,7 +71,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a fault begins and is mended, when, and what the job must then say."""
+    """How and when a fault begins, how it is repaired, and what the job must report."""
 
     begin: Callable[[Place], object]
     mend: Callable[[Place], object]
@@ -83,7 +83,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Ended:
-    """What was seen of one kind."""
+    """The result for one kind of fault."""
 
     kind: str
     exit_code: int
@@ -129,7 +129,7 @@ def _remount(size: str) -> Callable[[Place], object]:
 
 
 def _fill(place: Place) -> None:
-    """Leave no room at all, as somebody else's files would."""
+    """Fill the disk, as files of others would."""
     used = subprocess.run(
         ["du", "-s", "--block-size=4096", str(place.folder / "disk")],
         capture_output=True,
@@ -190,7 +190,7 @@ def command(source: str, output: str) -> list[str]:
 
 
 def try_kind(name: str, place: Place, quiet: object) -> Ended:
-    """Run into the fault, look, mend it, resume."""
+    """Run until the fault, check, repair it, resume."""
     kind = KINDS[name]
     with (place.folder / f"{name}.log").open("w+") as log:
         process = subprocess.Popen(
@@ -250,7 +250,7 @@ def _problems(kind: Kind, place: Place, code: int, seconds: float, said: str) ->
 
 
 def _wrong_in_storage(ledger: Ledger) -> list[str]:
-    """What is wrong beside that shards are missing, and a data file whose marker was to come."""
+    """Problems other than missing shards and data files whose markers were not yet written."""
     expected = ("pending", "planned", "belongs to no committed shard", "failed;")
     found = verify(ledger).problems
     return [text for text in found if not any(word in text for word in expected)]
@@ -275,7 +275,7 @@ def write_input(folder: Path, source: Store) -> None:
 
 
 def permanent(folder: Path, names: list[str]) -> Iterator[Ended]:
-    """Each kind in its turn."""
+    """Try each kind of fault in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     server = S3Server(folder / f"server-{os.getpid()}")
     server.start()

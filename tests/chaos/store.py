@@ -1,4 +1,4 @@
-"""Whole runs against a real S3 server, each with seeded faults of the store and kills of its parts.
+"""Complete runs on a real S3 server, with seeded faults of the store and killed processes.
 
     python -m tests.chaos.store --runs 100 --seed 1 --results FILE.jsonl FOLDER
 
@@ -65,7 +65,7 @@ KILLS = ("driver killed", "replica killed", "gateway killed")
 
 @dataclass
 class Run:
-    """What one disturbed run came to."""
+    """The result of one disturbed run."""
 
     seed: int
     planned: int
@@ -159,7 +159,7 @@ class Disturbance:
         return self.held.times == 0 if self.torn else len(self.proxy.log) >= at
 
     def befallen(self) -> dict[str, int]:
-        """How often each store fault happened, and each kill."""
+        """Number of times that each store fault and each kill happened."""
         found = {
             name: STORE_FAULTS[name]["times"] - (rule.times or 0)
             for name, rule in self.names.items()
@@ -168,7 +168,7 @@ class Disturbance:
 
     @contextmanager
     def watching(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Meanwhile the kills that are due happen, each once."""
+        """Inside, the due kills are carried out, each once."""
         over = threading.Event()
 
         def watch() -> None:
@@ -205,7 +205,7 @@ class Disturbance:
 def disturbed_run(
     seed: int, server: S3Server, source: str, quiet: Counter[tuple[str, str]], log: Path
 ) -> Run:
-    """One run until it is complete, and what is in storage then."""
+    """Run until the output is complete, and check what is in storage."""
     output = f"s3://{BUCKET}/run-{seed}"
     run = Run(seed, ROWS * VARIANTS)
     began = time.monotonic()
@@ -266,7 +266,7 @@ def judge(run: Run, output: str, quiet: Counter[tuple[str, str]]) -> None:
 
 
 def chaos(folder: Path, seeds: list[int], results: Path | None = None) -> list[Run]:
-    """A quiet run, then one disturbed run for each seed."""
+    """An undisturbed run, then one disturbed run for each seed."""
     folder.mkdir(parents=True, exist_ok=True)
     server = S3Server(folder / f"server-{os.getpid()}")
     server.start()

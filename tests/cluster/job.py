@@ -1,4 +1,4 @@
-"""A whole job on three nodes, from bucket to bucket, while one node is killed and another added.
+"""A complete job on three nodes, from bucket to bucket; one node is killed and another added.
 
     python -m tests.cluster.job --images 2000 --results FILE.json
 
@@ -130,7 +130,7 @@ def whole_job(
     cancelled = nodes.batchgen("cancel", output)
     assert cancelled.returncode == 0 and f"stopping {name}" in cancelled.stdout, cancelled
     followed = nodes.batchgen("logs", "--follow", name)
-    assert followed.returncode == 3 and "what is committed stays" in followed.stdout, followed
+    assert followed.returncode == 3 and "committed shards are kept" in followed.stdout, followed
     until("its replicas have ended", lambda: not any(map(replicas, nodes.workers)))
     left = committed(output)
     with ThreadPoolExecutor() as shell:
@@ -144,7 +144,7 @@ def whole_job(
         joined = bool(replicas(added))
         resumed = resuming.result()
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert f"{left} of them committed already" in resumed.stdout, resumed.stdout
+    assert f"{left} of them already committed" in resumed.stdout, resumed.stdout
     seconds = round(time.monotonic() - began, 1)
     result = Result(images, -(-images // PER_SHARD), 0, seconds, left, joined)
     return judged(result, wanted, output)

@@ -1,4 +1,4 @@
-"""`ray up` with what ray-cluster.yaml says, for real: Ray's launcher against sshd on this machine.
+"""Runs `ray up` on ray-cluster.yaml for real: Ray's launcher against sshd on this machine.
 
 Only the cloud is replaced by Ray's provider for machines that are there, and paths and ports by
 ones that are free; the commands, the copied files and the token are those of the file. The head and

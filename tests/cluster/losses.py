@@ -1,4 +1,4 @@
-"""Parts of a cluster are lost while a job runs on it; it must come to the bytes of a quiet run.
+"""Parts of a cluster are lost during a job; its bytes must equal those of an undisturbed run.
 
 python -m tests.cluster.losses --results FILE.json
 """
@@ -66,14 +66,14 @@ def node_killed(nodes: Nodes) -> None:
 
 
 def node_cut_off(nodes: Nodes) -> None:
-    """It is given up, and another takes its place; what it had made it then writes first."""
+    """The node is given up and replaced; when it comes back, it first writes what it had."""
     node, other = _given_up(nodes)
     until("another has its work", lambda: replicas(other, at_work=True) or not drivers(nodes))
     _restored(nodes, node)
 
 
 def node_cut_off_to_the_end(nodes: Nodes) -> None:
-    """What it had in work has been made elsewhere when it comes to write it, after the job."""
+    """Its shard was generated elsewhere when it writes its own result, after the job."""
     node, _ = _given_up(nodes)
     until("the job is over", lambda: not drivers(nodes))
     _restored(nodes, node)
@@ -88,14 +88,14 @@ def _given_up(nodes: Nodes) -> tuple[Node, Node]:
 
 
 def _restored(nodes: Nodes, node: Node) -> None:
-    """Its own Ray ends as soon as it hears that it was given up."""
+    """The node's Ray ends as soon as it learns that it was given up."""
     node.restore()
     until("its Ray has ended", lambda: node.process.poll() is not None)
     nodes.kill(node)
 
 
 def node_drained(nodes: Nodes) -> None:
-    """As a cloud takes a spot machine back: a notice, and soon after the end."""
+    """As a cloud reclaims a spot instance: a notice, and soon after that the end."""
     node = busy_worker(nodes)
     nodes.drain(node, seconds=1)
     nodes.add()

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on one machine: a network namespace each, with its own address.
+"""A Ray cluster of several nodes on one machine; each has its own network namespace and address.
 
 So a node can be cut off from the others as well as killed, as machines can. It needs root and `ip`
 (Debian: iproute2).
@@ -99,7 +99,7 @@ class Node:
         return [int(pid) for pid in subprocess.run(words, capture_output=True).stdout.split()]
 
     def kill(self) -> None:
-        """As when a machine is taken away: everything at once, and nothing said."""
+        """End all of its processes at once, as when a machine disappears."""
         while pids := self.pids():
             for pid in pids:
                 try:
@@ -109,7 +109,7 @@ class Node:
         self.process.wait()
 
     def cut(self) -> None:
-        """Nothing reaches it, and nothing it says reaches the others."""
+        """Cut its network in both directions."""
         ip("link", "set", self.namespace, "down")
 
     def restore(self) -> None:
@@ -229,7 +229,7 @@ class Nodes:
         return {one["node_ip"]: one["state"] for one in listed}
 
     def drain(self, node: Node, seconds: int) -> None:
-        """As a cloud announces that it takes a spot machine back."""
+        """Announce that the node will be removed, as a cloud does for a spot instance."""
         done = self.run("ray", "list", "nodes", "--format", "json", "--limit", "200")
         listed = json.loads(done.stdout[done.stdout.index("[") :])
         (one,) = [it for it in listed if it["node_ip"] == node.address and it["state"] == "ALIVE"]

@@ -1,4 +1,4 @@
-"""A node's memory, its object store and the head's GCS: lost while a job runs on them."""
+"""Memory, object stores or the head's GCS run out or are killed while a job runs on them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def eat_memory(nodes: Nodes) -> None:
 
 
 def fill_object_stores(nodes: Nodes) -> None:
-    """On every worker another program holds more objects than there is room for, to the end."""
+    """On every worker another program holds more objects than fit, until the end of the job."""
     for node in nodes.workers:
         blocks = OBJECT_STORE_BYTES // BLOCK_BYTES * 3 // 2
         beside(nodes, node, FILL, node.address, blocks, BLOCK_BYTES)
@@ -82,7 +82,7 @@ def redis() -> Iterator[int]:
 
 
 def restart_gcs(nodes: Nodes) -> None:
-    """It is killed, and started again as it was; the job's processes live on meanwhile."""
+    """The GCS is killed and restarted unchanged, while the job's processes continue."""
     pid = nodes.head.program("gcs_server")
     command = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
     lines = Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")

@@ -1,4 +1,4 @@
-"""Fixtures: one server a test process, a bucket for each test, and a proxy that fails on demand."""
+"""Fixtures: one server per test process, one bucket per test, a proxy that injects faults."""
 
 from __future__ import annotations
 

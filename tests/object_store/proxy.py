@@ -1,4 +1,4 @@
-"""An HTTP/1.1 proxy on loopback that fails as networks and object stores do, by rules.
+"""An HTTP/1.1 proxy on loopback that injects faults of networks and object stores, by rules.
 
 The Host header passes unchanged: it is signed, so the server checks what the client signed.
 """
@@ -59,7 +59,7 @@ class Seen:
 
 
 class _Broken(Exception):
-    """The rule says that the connection ends here."""
+    """Raised where a rule ends the connection."""
 
 
 @dataclass
@@ -95,13 +95,13 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def rules(self, *rules: Rule) -> None:
-        """These instead of those before; the log begins anew."""
+        """Replace all rules and clear the log."""
         with self._lock:
             self._rules = list(rules)
             self.log.clear()
 
     def faults(self) -> list[str]:
-        """Kinds of the faults that befell requests so far."""
+        """Kinds of the faults injected so far."""
         with self._lock:
             return [seen.fault for seen in self.log if seen.fault]
 
@@ -268,7 +268,7 @@ def _answer(rule: Rule, method: str) -> bytes:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End the connection as a crash does, not with a goodbye."""
+    """End the connection with a reset, as a crash does."""
     one: socket.socket | None = writer.get_extra_info("socket")
     if one is not None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -276,7 +276,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 def kinds(seen: Iterable[Seen]) -> dict[str, int]:
-    """How often each fault befell."""
+    """Number of times that each fault happened."""
     counted: dict[str, int] = {}
     for one in seen:
         if one.fault:

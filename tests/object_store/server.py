@@ -1,4 +1,4 @@
-"""Ceph's S3 gateway as child processes: a real server with real signatures, in a folder of its own.
+"""Runs Ceph's S3 gateway as child processes in one folder: a real server with real signatures.
 
 python -m tests.object_store.server --folder out/s3 --background   prints the exports for clients
 python -m tests.object_store.server --folder out/s3 --stop

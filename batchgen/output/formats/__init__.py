@@ -1,7 +1,8 @@
-"""Writes a shard: its accepted samples in one of three formats, and the rejects as Parquet."""
+"""Writes a shard's files: accepted samples in one of three formats, and rejects as Parquet."""
 
 from __future__ import annotations
 
+from batchgen.output.formats.choose import FORMATS, format_of
 from batchgen.output.formats.format import SCHEMAS, UNREADABLE, DataFile, Format
 from batchgen.output.formats.parquet import parquet_bytes, read_parquet
 from batchgen.output.formats.tables import (
@@ -20,7 +21,6 @@ from batchgen.output.formats.tables import (
     own_columns,
     rejects_table,
 )
-from batchgen.output.formats.write import FORMATS, format_of, put_data, put_file, write_shard
 
 __all__ = [
     "COLUMNS",
@@ -43,9 +43,6 @@ __all__ = [
     "output_schema",
     "own_columns",
     "parquet_bytes",
-    "put_data",
-    "put_file",
     "read_parquet",
     "rejects_table",
-    "write_shard",
 ]

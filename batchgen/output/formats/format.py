@@ -1,4 +1,4 @@
-"""What an output format is: how a shard's accepted samples become files, and samples again."""
+"""The interface of an output format: writes a shard's accepted samples as files and reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchgen.spec.spec import Spec
 from batchgen.storage import Store
 
 SCHEMAS = "_batchgen/schemas"
-# What reading the files of a stranger may raise, whatever stands in them.
+# Exceptions that reading files of unknown origin may raise, whatever they contain.
 UNREADABLE = (
     *(BatchgenError, OSError, ValueError, LookupError, TypeError, AttributeError),
     *(ArithmeticError, RecursionError, pa.ArrowException),
@@ -23,10 +23,10 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a shard: name below the output, bytes, and for how many samples it has a row.
+    """One file of a shard: its name in the output, its bytes and its number of rows.
 
-    Over the files of a shard the rows add up to its accepted samples: an image has none where a
-    file beside it has the rows.
+    The rows of a shard's files add up to its accepted samples. An image file has no row if another
+    file of the shard has the rows.
     """
 
     name: str
@@ -35,80 +35,80 @@ class DataFile:
 
 
 class Format(Protocol):
-    """A form of the data files. The commit protocol around them is the same for all."""
+    """An output format. The commit protocol is the same for all formats."""
 
     def data_files(self) -> str:
-        """Glob of the data files below the output, for the dataset card."""
+        """Glob pattern of the data files in the output, for the dataset card."""
         ...
 
     def how_to_load(self, spec: Spec) -> str:
-        """Python that loads an output of this format, for the dataset card."""
+        """Python code that loads an output of this format, for the dataset card."""
         ...
 
     def file_name(self, shard: int, shards: int) -> str | None:
-        """The data file that every shard has; None where a shard may have any number of them."""
+        """The data file that every shard has; None if a shard may have any number of files."""
         ...
 
     def shard_of(self, name: str, shards: int) -> int | None:
-        """The shard that writes a file of this name into ``data/``; None if no run does."""
+        """The shard to which a file of this name in ``data/`` belongs; None if to no shard."""
         ...
 
     def files(self, table: pa.Table, shard: int, shards: int) -> Iterator[DataFile]:
-        """The files of a shard in the order to put them, one at a time; equal for equal tables."""
+        """Yields the files of a shard in the order to write them; the same for equal tables."""
         ...
 
     def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
-        """The table that ``files`` was given, from the files of one shard in their order.
+        """The inverse of ``files``: the table, from the files of one shard in their order.
 
         Args:
-            files: all that the shard's marker names but its rejects.
-            columns: only these; default: all.
+            files: all files that the shard's marker names, except its rejects.
+            columns: names of the columns to read; default: all.
 
         Raises:
-            UNREADABLE: the files do not belong together, or are not what a run writes.
+            UNREADABLE: the files do not belong together, or a run would not write them so.
         """
         ...
 
     def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
-        """The columns of that table; raises as ``read``."""
+        """The schema of that table; raises the same as ``read``."""
         ...
 
     def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
         """``key``, ``prompt``, ``label`` and ``image`` (bytes) of some samples of a shard.
 
-        Reads no further than needed.
+        It reads as little as possible.
         """
         ...
 
 
 def schema_file(schema: pa.Schema) -> DataFile:
-    """The columns' Arrow types, for formats whose own files cannot tell them.
+    """A file with the columns' Arrow types, for formats whose files cannot store them.
 
-    Named for its content, so that shards share it and none depends on another.
+    Its name is a hash of its content, so that shards can share it without depending on each other.
     """
     data = schema.serialize().to_pybytes()
     return DataFile(f"{SCHEMAS}/{hashlib.sha256(data).hexdigest()[:16]}.arrow", data, 0)
 
 
 def schema_of(files: Mapping[str, bytes]) -> pa.Schema:
-    """The schema among a shard's files. Raises ValueError where there is none."""
+    """The schema from a shard's files. Raises ValueError if there is none."""
     found = [data for name, data in files.items() if name.startswith(f"{SCHEMAS}/")]
     if not found:
-        raise ValueError(f"no file of {SCHEMAS} is among its files")
+        raise ValueError(f"it has no schema file: its marker names no file in {SCHEMAS}")
     return pa.ipc.read_schema(pa.py_buffer(found[0]))
 
 
 def chosen(schema: pa.Schema, columns: Container[str] | None) -> pa.Schema:
-    """The schema with these columns alone."""
+    """The schema with only these columns."""
     fields = [field for field in schema if columns is None or field.name in columns]
     return pa.schema(fields, schema.metadata)
 
 
 def loading(builder: str, files: str, shown: str) -> str:
-    """Python for the dataset card that loads all of the files with Hugging Face's builder.
+    """Python code for the dataset card that loads all files with a Hugging Face builder.
 
-    They are named as one split: found by itself, ``datasets`` would take files and folders whose
-    names hold ``train``, ``test``, ``dev`` and the like for splits, and leave out the others.
+    It names them as one split. Otherwise ``datasets`` would treat files and folders with ``train``,
+    ``test``, ``dev`` and the like in their names as splits, and leave out the others.
     """
     return f"""from datasets import load_dataset
 

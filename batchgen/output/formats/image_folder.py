@@ -1,4 +1,4 @@
-"""Image folder: every image a file, in a folder for each label, with the columns beside them."""
+"""Image folder: one file per image in a folder per label, with the columns in a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NAME = re.compile(r"data/[^/]+/(\d+)/[^/]+")
 _RESERVED = {UNLABELLED, "con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
-_NO_TEXT = b"\xff"  # so that no other label has the digest
+_NO_TEXT = b"\xff"  # not UTF-8, so that no other label has the same digest
 _MARKED = re.compile(r"-u[0-9a-f]+$", re.IGNORECASE)
-# Hugging Face opens what columns with such names hold.
+# Hugging Face opens the files that columns with such names contain.
 _TAKEN = ("file_name", "file_names")
 
 
@@ -34,11 +34,11 @@ _TAKEN = ("file_name", "file_names")
 class ImageFolder:
     """The format ``image-folder``: ``data/<label>/<shard>/<key>.png`` and ``metadata.jsonl``.
 
-    The first folder is the class, as torchvision's ImageFolder has it; ``metadata.jsonl`` is
-    Hugging Face's. A shard's metadata is written after its images.
+    The first folder is the class, as in torchvision's ImageFolder; ``metadata.jsonl`` is the file
+    of Hugging Face's ImageFolder. A shard's metadata is written after its images.
 
-    ``portable``: folders of two labels stay apart where upper and lower case are one, and no label
-    is a name that Windows keeps for a device. The first outputs were made without.
+    ``portable``: labels that differ only in upper and lower case get different folder names, and
+    no folder has a name that Windows reserves for a device. The first outputs do not have this.
     """
 
     portable: bool = True
@@ -71,7 +71,7 @@ class ImageFolder:
 
     def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
         rows = _rows_by_image(files)
-        order = [name for name in files if name in rows]  # the images' order is the samples'
+        order = [name for name in files if name in rows]  # samples are in the order of the images
         schema = schema_of(files)
         names, schema = _outside_names(schema.names), chosen(schema, columns)
         inside = [
@@ -96,16 +96,17 @@ class ImageFolder:
 
 
 def label_folder(label: Any, portable: bool = True) -> str:
-    """A label of any type as the name of a folder, from the label alone.
+    """A label of any type as a folder name, which depends only on the label.
 
-    With ``portable``, a label with capitals ends in ``u`` and a hexadecimal number whose bits, from
-    the lowest, say which letters are: ``Cat-u1``, ``CAT-u7``; ``cat`` stays as it is.
+    With ``portable``, the name of a label with capital letters ends in ``u`` and a hexadecimal
+    number whose bits, from the lowest, say which letters are capitals: ``Cat-u1``, ``CAT-u7``.
+    ``cat`` is unchanged.
     """
     if label is None:
         return UNLABELLED
     text = label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
     name = safe_key(text)
-    if not portable or name != text:  # what was changed ends in a digest, and meets no other
+    if not portable or name != text:  # a changed name ends in a digest, so it is unique
         return name
     if name in _RESERVED or _MARKED.search(name):
         return f"{name}-{safe_key(text.encode() + _NO_TEXT).rpartition('-')[2]}"
@@ -114,7 +115,7 @@ def label_folder(label: Any, portable: bool = True) -> str:
 
 
 def _outside_names(names: Sequence[str]) -> dict[str, str]:
-    """Column -> its name in the metadata: one that would be taken for a file gets a ``_``."""
+    """Column -> its name in the metadata; a name that means a file name there gets a ``_``."""
     outside: dict[str, str] = {}
     for name in names:
         taken = name in _TAKEN or name.endswith(tuple(f"_{one}" for one in _TAKEN))
@@ -126,26 +127,26 @@ def _outside_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _rows_by_image(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """Name of the image -> its row; every image has one, and lies in its label's folder."""
+    """Name of the image -> its row; checks that every image has a row and is in its folder."""
     rows: dict[str, dict[str, Any]] = {}
     for name, data in files.items():
         folder, base = posixpath.split(name)
         for row in map(json.loads, data.splitlines() if base == METADATA else ()):
             image = f"{folder}/{row['file_name']}"
             if image in rows:
-                raise ValueError(f"{image} stands twice in its {METADATA}")
+                raise ValueError(f"{image} is listed twice in its {METADATA}")
             if image not in files:
-                raise ValueError(f"{image} stands in its {METADATA}, and is no file of the shard")
+                raise ValueError(f"{image} is in its {METADATA}, but is not a file of the shard")
             _refuse_other_folder(image, row["label"])
             rows[image] = row
     for name in files:
         is_image = name.startswith(f"{DATA}/") and posixpath.basename(name) != METADATA
         if is_image and name not in rows:
-            raise ValueError(f"{name} is not in the {METADATA} beside it")
+            raise ValueError(f"{name} is not listed in the {METADATA} of its folder")
     return rows
 
 
 def _refuse_other_folder(image: str, label: Any) -> None:
     folder = image.split("/")[1]
     if folder not in (label_folder(label), label_folder(label, portable=False)):
-        raise ValueError(f"{image} does not lie in the folder of its label {label!r}")
+        raise ValueError(f"{image} is not in the folder of its label {label!r}")

@@ -1,4 +1,4 @@
-"""Samples as rows of JSON beside their images, and back."""
+"""Converts samples to JSON rows and separate images, and back."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ EXTENSIONS = ("png", "jpg", "webp")
 
 
 def samples(table: pa.Table) -> Iterator[tuple[dict[str, Any], str, bytes]]:
-    """Of each sample its columns but the image as JSON values, the image's file name and bytes.
+    """For each sample: its columns (except the image) as JSON values, image file name and bytes.
 
     Raises:
-        InputError: a key or a name that no run gives; it must not become a path.
+        InputError: a key or file name that a run would not give, and that must not become a path.
     """
     others = table.drop_columns(["image"])
     columns = {
@@ -31,7 +31,10 @@ def samples(table: pa.Table) -> Iterator[tuple[dict[str, Any], str, bytes]]:
         row = {name: values[index] for name, values in columns.items()}
         stem, _, extension = image["path"].partition(".")
         if stem != row["key"] or not is_safe(stem) or extension not in EXTENSIONS:
-            raise InputError(f"image {image['path']!r} of key {row['key']!r}: no run names it so")
+            raise InputError(
+                f"image {image['path']!r} of key {row['key']!r} does not have the name that a run "
+                "gives it"
+            )
         yield row, image["path"], image["bytes"]
 
 
@@ -45,7 +48,7 @@ def table_of(
     images: Sequence[Mapping[str, Any]],
     schema: pa.Schema,
 ) -> pa.Table:
-    """The table of which ``samples`` gave the rows. Raises KeyError where a row lacks a column."""
+    """The inverse of ``samples``: the table. Raises KeyError if a row lacks a column."""
     arrays = [
         pa.array(images, field.type)
         if field.name == "image"

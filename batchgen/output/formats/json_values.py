@@ -1,9 +1,10 @@
-"""Arrow values as JSON values and back, whatever their type; what JSON has no words for is text.
+"""Converts Arrow values of any type to JSON values and back.
 
-Bytes become base64; times, dates, decimals and UUIDs text; durations numbers of their unit. A time
-or date that text cannot say exactly (out of years 1 to 9999, not of this day) is the number that
-Arrow stores. A struct whose fields share a name is a list of its values; a map a list of pairs. NaN
-and the infinities become null, text that is not UTF-8 gets replacement characters.
+Bytes become base64. Times, dates, decimals and UUIDs become text, durations numbers in their unit.
+A time or date that text cannot express exactly (a date outside the years 1 to 9999, a time outside
+one day) becomes the number that Arrow stores. A struct whose fields share a name becomes a list of
+its values, a map a list of pairs. NaN and the infinities become null, and text that is not UTF-8
+gets replacement characters.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _DAY_S = 86_400
 
 
 def to_json(array: pa.Array) -> list[Any]:
-    """The values as ``json.dumps`` takes them, null as None."""
+    """The values in a form that ``json.dumps`` accepts; null is None."""
     kind, types = array.type, pa.types
     if isinstance(kind, pa.BaseExtensionType):
         if isinstance(kind, pa.UuidType):
@@ -57,10 +58,10 @@ def to_json(array: pa.Array) -> list[Any]:
 
 
 def from_json(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """The array of this type that ``to_json`` gave the values of, but for what that has lost.
+    """The inverse of ``to_json`` for an array of this type, except for what that loses.
 
     Raises:
-        Whatever Python and Arrow raise of values that are none of this type.
+        Whatever Python and Arrow raise for values that do not fit the type.
     """
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
@@ -118,7 +119,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _stored(array: pa.Array) -> pa.Array:
-    """Times, dates and durations as the numbers that they are stored as."""
+    """Times, dates and durations as the numbers that Arrow stores."""
     return array.view(pa.int32() if array.type.bit_width == 32 else pa.int64())
 
 
@@ -131,7 +132,7 @@ def _counted(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _time_text(count: int, unit: str) -> str | int:
-    """``HH:MM:SS``, with 6 or 9 further digits where they are needed."""
+    """``HH:MM:SS``, with a fraction of 6 or 9 digits if needed."""
     seconds, part = divmod(count, _PER_SECOND[unit])
     if not 0 <= seconds < _DAY_S:
         return count
@@ -152,11 +153,11 @@ def _time_count(value: str | int, unit: str) -> int:
 
 
 def _dates(array: pa.Array) -> list[Any]:
-    """ISO 8601 as Arrow writes it, or the number where that does not come back as itself."""
+    """ISO 8601 text as Arrow writes it, or the stored number if the text is not exact."""
     try:
         texts = array.cast(pa.string())
         exact = pc.equal(texts.cast(array.type), array)
-    except pa.ArrowException:  # one that it cannot write or read stops the whole cast
+    except pa.ArrowException:  # a single value that it cannot convert fails the complete cast
         if len(array) == 1:
             return list(_stored(array).to_pylist())
         return list(itertools.chain(*(_dates(array.slice(at, 1)) for at in range(len(array)))))
@@ -206,7 +207,7 @@ def _pairs(entries: pa.StructArray) -> list[list[Any]]:
 def _lists(
     array: pa.Array, items: pa.Array, told: Callable[[pa.Array], list[Any]]
 ) -> list[list[Any] | None]:
-    """Each list of the array as what is told of its items."""
+    """Each list of the array, with its items converted by ``told``."""
     starts, stops = _bounds(array)
     first, last = min(starts, default=0), max(stops, default=0)
     there = array.is_valid().to_pylist()
@@ -262,7 +263,7 @@ def _fixed(value: Sequence[Any] | None, size: int) -> Sequence[Any]:
     if value is None:
         return (None,) * size
     if len(value) != size:
-        raise ValueError(f"a list of {len(value)} values, {size} are needed")
+        raise ValueError(f"got a list of {len(value)} values; expected {size}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Parquet: one file a shard, an ordinary table and a Hugging Face dataset."""
+"""Parquet: one file per shard, which is a plain table and also a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from batchgen.output.ledger import data_name
 from batchgen.spec.spec import Spec
 from batchgen.storage import Store
 
-ROW_GROUP_BYTES = 32 << 20
+ROW_GROUP_BYTES = 32 << 20  # small enough for readers that stream
 _NAME = re.compile(r"data/train-(\d+)-of-\d+\.parquet")
 
 
 class Parquet:
-    """The format ``parquet``; its files hold the table as it is."""
+    """The format ``parquet``; its files contain the unchanged table."""
 
     def data_files(self) -> str:
         return "data/*.parquet"
@@ -60,13 +60,14 @@ class Parquet:
 
 
 def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """A whole file, without Arrow threads that hold a Python object (``plan`` says why)."""
+    """Read a complete file, without Arrow threads that hold a Python object (``plan`` says why)."""
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     return file.read(columns, use_threads=False)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A Parquet file in memory: image bytes stored as they are, row groups fit to stream."""
+    """A Parquet file in memory, with uncompressed image bytes and row groups small enough to
+    stream."""
     leaves = _leaves(table.schema)
     encoded = [name for name in leaves if not name.startswith("image.")]
     per_row = max(1, table.nbytes // max(1, table.num_rows))
@@ -78,14 +79,14 @@ def parquet_bytes(table: pa.Table) -> bytes:
         use_dictionary=encoded,
         write_statistics=encoded,
     ) as writer:
-        if table.num_rows:  # an empty row group stops some readers; none at all does not
+        if table.num_rows:  # some readers fail on an empty row group, but not on none
             writer.write_table(table, row_group_size=max(1, ROW_GROUP_BYTES // per_row))
     return sink.getvalue()
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Dotted names of the Parquet columns that a schema is stored in."""
+    """Dotted names of the Parquet columns in which a schema is stored."""
     sink = io.BytesIO()
-    pq.ParquetWriter(sink, schema).close()  # `empty_table` has no words for tensors
+    pq.ParquetWriter(sink, schema).close()  # `empty_table` does not support tensor columns
     columns = pq.ParquetFile(sink).schema
     return [columns.column(index).path for index in range(len(columns))]

@@ -1,11 +1,11 @@
-"""The columns of the output: what is said of every accepted sample, and of every other."""
+"""Builds the tables of the output: accepted samples, and rejected and failed ones."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec.call_settings import CALL_SETTINGS, CallSetting
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image
+from batchgen.stages.scorers.choose import score_columns
 
 MOST_LABELS = 100
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -44,8 +45,6 @@ COLUMNS = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("sha256", pa.string()),
         pa.field("prompt_truncated", pa.bool_()),
-        pa.field("pixel_mean", pa.float32()),
-        pa.field("pixel_std", pa.float32()),
     ]
 )
 
@@ -59,7 +58,7 @@ def _is_extra(setting: str) -> bool:
     return setting not in COLUMNS.names
 
 
-# Further columns, each where the task has it.
+# Further columns, each present if the task or model uses it.
 EXTRA_COLUMNS = pa.schema(
     [
         pa.field("class_label", pa.int32()),
@@ -82,32 +81,32 @@ REJECT_COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Finished:
-    """One accepted sample: its image's stored bytes and its scores."""
+    """One accepted sample: its image's stored bytes, and its scores by column."""
 
     sample: Sample
     image: bytes
     truncated: bool
-    pixel_mean: float
-    pixel_std: float
+    scores: Mapping[str, Any]
 
 
 def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
-    """Our columns for a spec and the settings that its model takes; without the source's."""
+    """batchgen's columns for a spec and its model's settings, without those of the input."""
     present = {
         "class_label": spec.input.columns.class_label is not None,
         "lora": bool(spec.model.loras),
         "conditioning": any(is_image(part) for part in spec.input.columns.mapped()),
     }
     extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
-    return pa.schema([*COLUMNS, *extra])
+    scores = [pa.field(column.name, column.kind) for column in score_columns()]
+    return pa.schema([*COLUMNS, *scores, *extra])
 
 
 def kept_columns(spec: Spec, names: Sequence[str], settings: Sequence[str] = ()) -> dict[str, str]:
     """Source column -> its name in the output.
 
-    A column that plays a part and bears the part's own name (``prompt``) is there already; any
-    other that would collide with one of ours becomes ``source_<name>``, and so do ``key`` and
-    ``seed``, which the samples have of their own.
+    A column that is mapped to a part and has the part's name (``prompt``) is in the output already.
+    Any other column with the name of one of batchgen's becomes ``source_<name>``; so do ``key`` and
+    ``seed``, since samples have their own.
     """
     columns = spec.input.columns
     wanted = spec.input.keep_columns
@@ -151,9 +150,9 @@ def _stored_field(field: pa.Field, name: str) -> pa.Field:
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
-    """The type that a source column has in the output: views are stored as what they view.
+    """The type that a source column has in the output: views become the plain types.
 
-    Arrow cannot take rows from most views, and other readers do not know them.
+    Arrow cannot take rows from most view types, and other readers do not support them.
     """
     types = pa.types
     if types.is_string_view(kind):
@@ -178,7 +177,7 @@ def _inside(field: pa.Field) -> pa.Field:
 
 
 def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, Any]:
-    """Features that Arrow types do not tell: images, and what the input says of kept columns."""
+    """Hugging Face features for images, and those that the input declares for kept columns."""
     label = spec.input.columns.label
     copies = [*kept.items(), *([(label, "label")] if label else [])]
     known = _inherited((source.metadata or {}).get(b"huggingface", b""))
@@ -187,7 +186,7 @@ def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, 
 
 
 def _inherited(metadata: bytes) -> dict[str, Any]:
-    """The features that the input's own metadata tells; none where it has another shape."""
+    """The features in the input's metadata; empty if it has another shape."""
     try:
         tree = json.loads(metadata)
     except (ValueError, RecursionError):
@@ -199,7 +198,11 @@ def _inherited(metadata: bytes) -> dict[str, Any]:
 
 
 def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
-    """The accepted samples of a shard in the output's columns."""
+    """The accepted samples of a shard as a table with the output's columns.
+
+    They are in the plan's order, so the same shard always gives the same files, to the byte.
+    """
+    finished = sorted(finished, key=lambda one: (one.sample.row, one.sample.variant))
     spec, source = plan.spec, rows.table
     schema = output_schema(spec, source.schema, plan.model.settings)
     extension = image_extension(spec)
@@ -226,8 +229,9 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         "height": [sample.call.height for sample in samples],
         "sha256": [hashlib.sha256(one.image).hexdigest() for one in finished],
         "prompt_truncated": [one.truncated for one in finished],
-        "pixel_mean": [one.pixel_mean for one in finished],
-        "pixel_std": [one.pixel_std for one in finished],
+        **{
+            column.name: [one.scores[column.name] for one in finished] for column in score_columns()
+        },
         "class_label": [sample.class_label for sample in samples],
         "lora": [lora_text(sample.call.lora) for sample in samples],
         "conditioning": [conditioning_text(spec)] * len(samples),
@@ -256,7 +260,7 @@ def _taken(column: pa.ChunkedArray, positions: pa.Array) -> pa.ChunkedArray:
 
 
 def label_counts(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> dict[str, int]:
-    """Accepted samples by label, of the MOST_LABELS most frequent labels of a shard."""
+    """Label -> number of accepted samples, for the MOST_LABELS most frequent labels of a shard."""
     column = plan.spec.input.columns.label
     if column is None:
         return {}
@@ -269,17 +273,17 @@ def label_counts(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> d
 def _label_text(value: pa.Scalar) -> str:
     try:
         return str(value.as_py())
-    except (ValueError, OverflowError):  # a date that Python does not know, as of the year 11103
+    except (ValueError, OverflowError):  # a date that Python cannot express, such as year 11103
         return str(to_json(pa.repeat(value, 1))[0])
 
 
 def image_extension(spec: Spec) -> str:
-    """How the names of the image files end."""
+    """The extension of the image files."""
     return {"jpeg": "jpg"}.get(spec.output.image_format, spec.output.image_format)
 
 
 def lora_text(lora: tuple[tuple[str, float], ...] | None) -> str:
-    """``name:weight,name:weight``, as a row's own column has it."""
+    """LoRA weights in the form of a row's column ``lora``: ``name:weight,name:weight``."""
     return ",".join(f"{name}:{weight:g}" for name, weight in lora or ())
 
 

@@ -1,4 +1,4 @@
-"""WebDataset: one tar a shard, in which the files of a sample stand together under its key."""
+"""WebDataset: one tar per shard, in which the files of a sample are adjacent and share its key."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _NAME = re.compile(r"data/(\d+)\.tar")
 class WebDataset:
     """The format ``webdataset``: ``key.png``, ``key.json``, ``key.txt`` and ``key.cls``.
 
-    Readers take ``cls`` for a whole number and fail on anything else, so only such labels have
-    one; every label stands in the JSON.
+    Readers parse ``cls`` as an integer and fail on anything else, so only integer labels have such
+    a file. The JSON has every label.
     """
 
     def data_files(self) -> str:
@@ -73,7 +73,7 @@ class WebDataset:
 
 
 def _members(table: pa.Table) -> Iterator[tuple[str, bytes]]:
-    """The files of all samples by name, the image first."""
+    """Name and bytes of the files of all samples; of each sample the image first."""
     numbered = pa.types.is_integer(table.schema.field("label").type)
     for row, path, image in json_rows.samples(table):
         yield path, image
@@ -88,7 +88,7 @@ def _tar(members: Iterator[tuple[str, bytes]]) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, data in members:
-            info = tarfile.TarInfo(name)  # its defaults: time 0, owner 0 without a name, mode 0644
+            info = tarfile.TarInfo(name)  # defaults: time 0, owner 0 without a name, mode 0644
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return sink.getvalue()
@@ -106,11 +106,11 @@ def _samples(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
                         yield key, members
                     key, members = stem, {}
                 if extension in members:
-                    raise ValueError(f"member {info.name} stands twice")
+                    raise ValueError(f"member {info.name} occurs twice")
                 handle = archive.extractfile(info)
                 members[extension] = handle.read() if handle else b""
     except tarfile.TarError as error:
-        raise ValueError(f"not a whole tar: {error}") from error
+        raise ValueError(f"its tar is damaged or incomplete: {error}") from error
     if members:
         yield key, members
 
@@ -119,5 +119,5 @@ def _image_of(key: str, members: Mapping[str, bytes]) -> str:
     """The extension of a sample's image."""
     found = [name for name in json_rows.EXTENSIONS if name in members]
     if len(found) != 1:
-        raise ValueError(f"sample {key} has {len(found)} images")
+        raise ValueError(f"sample {key} has {len(found)} images; expected 1")
     return found[0]

@@ -1,0 +1,177 @@
+"""Scores, filters and encodes decoded images in threads, and commits the shard."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from batchgen.images.files import encode_image
+from batchgen.models import packages_used
+from batchgen.output.commit import commit_shard
+from batchgen.output.formats import (
+    Finished,
+    data_table,
+    label_counts,
+    parquet_bytes,
+    rejects_table,
+)
+from batchgen.output.ledger import Counts, Example, Ledger, Marker
+from batchgen.plain_text import short
+from batchgen.plan.plan import Plan
+from batchgen.reasons import FLAGS
+from batchgen.records import Dropped, ImageBatch, Sample
+from batchgen.secrets import redact
+from batchgen.shard.work import ShardWork
+from batchgen.stages.scorers.choose import scorers
+
+ENCODE_THREADS = 2
+PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
+
+
+class ImagePool:
+    """Scores and encodes images in threads while the device works on the next micro-batch."""
+
+    def __init__(self, plan: Plan, work: ShardWork) -> None:
+        self._spec = plan.spec
+        self._pool = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="image")
+        self._notes = work.notes
+        self._batches: list[Future[list[Future[Finished] | Dropped]]] = []
+
+    def __enter__(self) -> ImagePool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def micro_batches(self) -> int:
+        return len(self._batches)
+
+    def add(self, samples: Sequence[Sample], batch: ImageBatch) -> None:
+        """Queue one decoded micro-batch, with images in the order of ``samples``."""
+        self._batches.append(self._pool.submit(self._judge, samples, batch))
+
+    def finished(self) -> tuple[list[Finished], list[Dropped]]:
+        """Wait for all images; returns the accepted and the dropped samples, in the order added."""
+        finished: list[Finished] = []
+        dropped: list[Dropped] = []
+        with self._notes.timed("image_wait"):
+            for batch in self._batches:
+                for one in batch.result():
+                    if isinstance(one, Dropped):
+                        dropped.append(one)
+                    else:
+                        finished.append(one.result())
+        return finished, dropped
+
+    def _judge(
+        self, samples: Sequence[Sample], batch: ImageBatch
+    ) -> list[Future[Finished] | Dropped]:
+        """Score a micro-batch, and queue its accepted images for encoding."""
+        scored = [scorer(samples, batch) for scorer in scorers()]
+        columns = {name: values for one in scored for name, values in one.columns.items()}
+        flags = {name: values for one in scored for name, values in one.flags.items()}
+        judged: list[Future[Finished] | Dropped] = []
+        for index, sample in enumerate(samples):
+            unfit = [reason for reason in flags if flags[reason][index] and self._refuses(reason)]
+            if not batch.finite[index]:
+                said = "the model produced NaN or infinite pixels"
+                judged.append(_dropped(sample, "failed", "non-finite", said))
+            elif unfit:
+                judged.append(_dropped(sample, "rejected", unfit[0], FLAGS[unfit[0]].message))
+            else:
+                scores = {name: values[index].item() for name, values in columns.items()}
+                judged.append(self._pool.submit(self._encode, sample, batch, index, scores))
+        return judged
+
+    def _refuses(self, reason: str) -> bool:
+        return bool(getattr(self._spec.policy, FLAGS[reason].policy))
+
+    def _encode(
+        self, sample: Sample, batch: ImageBatch, index: int, scores: dict[str, object]
+    ) -> Finished:
+        output = self._spec.output
+        image = encode_image(
+            batch.pixels[index],
+            output.image_format,
+            output.image_quality,
+            output.jpeg_subsampling,
+        )
+        return Finished(sample, image, batch.truncated[index], scores)
+
+
+def _dropped(sample: Sample, outcome: str, reason: str, message: str) -> Dropped:
+    return Dropped(sample.key, sample.source_id, sample.variant, outcome, reason, message)
+
+
+def commit(
+    work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attempt: int, device: str
+) -> Marker:
+    """Commit the shard; every planned sample is in its data or in its rejects."""
+    finished, late = images.finished()
+    committed = ledger.committed(plan, work.rows.shard)
+    if committed is not None:
+        return committed
+    dropped = [*work.dropped, *late]
+    with work.notes.timed("table"):
+        accepted = data_table(plan, work.rows, finished)
+        rejects = parquet_bytes(rejects_table(dropped)) if dropped else None
+    marker = Marker(
+        shard=work.rows.shard,
+        counts=Counts(
+            planned=work.rows.stop_sample - work.rows.first_sample,
+            accepted=len(finished),
+            rejected=sum(one.outcome == "rejected" for one in dropped),
+            failed=sum(one.outcome == "failed" for one in dropped),
+        ),
+        files=(),
+        reasons=dict(Counter(one.reason for one in dropped)),
+        truncated_prompts=sum(one.truncated for one in finished),
+        timings_s=dict(work.notes.timings_s),
+        read_bytes=work.rows.read_bytes,
+        batch_size=plan.spec.resources.batch_size,
+        micro_batches=images.micro_batches,
+        parameter_counts=dict(work.notes.parameter_counts),
+        attempt=attempt,
+        environment=environment(device, tuple(packages_used(plan.spec.model))),
+        spec_fingerprint=plan.fingerprints.spec,
+        plan_fingerprint=plan.fingerprint,
+        finished_at=time.time(),
+        examples=examples_of(dropped),
+        labels=label_counts(plan, work.rows, finished),
+    )
+    return commit_shard(ledger, plan, marker, accepted, rejects)
+
+
+def examples_of(dropped: Iterable[Dropped]) -> dict[str, Example]:
+    """Reason -> the sample with the lowest key, so that reports need not read the rejects."""
+    ordered = sorted(dropped, key=lambda one: one.key, reverse=True)
+    return {one.reason: Example(one.key, short(redact(one.message))) for one in ordered}
+
+
+@cache
+def environment(device: str, also: tuple[str, ...] = ()) -> dict[str, str]:
+    """Host, device and versions. Images are reproducible if all of these except the host are equal.
+
+    A CPU is described by its instruction set, because torch chooses kernels by it.
+    """
+    torch = sys.modules.get("torch")  # stages that compute without it do not load it for its name
+    if torch is None:
+        kind = "CPU"
+    elif device == "cpu":
+        kind = f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    else:
+        kind = torch.cuda.get_device_name(device)
+    found = {}
+    for name in (*PACKAGES, *also):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return {"host": socket.gethostname(), "device": kind, **found}

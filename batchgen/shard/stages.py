@@ -1,0 +1,213 @@
+"""Composes the stages for one shard, from its rows to its committed marker; needs no Ray.
+
+Every stage holds its device's lock only while the device works, so that other threads can
+meanwhile prepare, score, encode or upload their own shards.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from batchgen.models import parameter_counts
+from batchgen.output.ledger import Ledger, Marker
+from batchgen.plan.plan import Plan
+from batchgen.records import (
+    ConditionBatch,
+    EncodedBatch,
+    LatentBatch,
+    Sample,
+    ShardRows,
+    micro_batches,
+)
+from batchgen.shard.images import ImagePool, commit
+from batchgen.shard.prepare import Prepared, left_out, prepare
+from batchgen.shard.work import Notes, ShardWork, Trial
+
+if TYPE_CHECKING:
+    from batchgen.stages.decode import Decoder
+    from batchgen.stages.denoise import Denoiser
+    from batchgen.stages.encode import Encoder
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+UNTRIED = Trial()
+
+
+def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Prepared]:
+    """Turn rows into samples and rejects, and drop the image columns, which only prepare reads."""
+    notes = Notes()
+    with notes.timed("prepare"):
+        prepared = prepare(rows, plan, trial.without, trial.working_on)
+    trial.on(())
+    shared = [sample for sample in prepared.samples if sample.key not in trial.alone]
+    groups = micro_batches(shared, plan.spec.resources.batch_size)
+    groups += [(sample,) for sample in prepared.samples if sample.key in trial.alone]
+    mapped = plan.spec.input.columns.mapped()
+    kept = plan.spec.input.keep_columns or ()
+    images = {mapped[part] for part in prepared.images} - set(kept)
+    if images:
+        rows = replace(rows, table=rows.table.drop_columns(sorted(images)))
+    return ShardWork(rows, tuple(groups), prepared.dropped, notes), prepared
+
+
+def condition_batches(work: ShardWork, prepared: Prepared) -> list[ConditionBatch]:
+    """The shard's micro-batches as inputs of the encoder."""
+    return [
+        ConditionBatch(
+            samples=group,
+            images={
+                part: tuple(images[sample.row] for sample in group)
+                for part, images in prepared.images.items()
+            },
+        )
+        for group in work.groups
+    ]
+
+
+Batch = TypeVar("Batch", EncodedBatch, LatentBatch)
+
+
+def isolate(
+    work: ShardWork, batches: Sequence[Batch], trial: Trial
+) -> tuple[ShardWork, list[Batch]]:
+    """The shard without ``trial.without``, and with each of ``trial.alone`` in its own batch."""
+    if not trial.alone and not trial.without:
+        return work, list(batches)
+    groups: list[tuple[Sample, ...]] = []
+    cut: list[Batch] = []
+    dropped = list(work.dropped)
+    for group, batch in zip(work.groups, batches, strict=True):
+        together = []
+        for place, sample in enumerate(group):
+            if sample.key in trial.without:
+                why = trial.without[sample.key]
+                dropped.append(left_out(sample.key, sample.source_id, sample.variant, why))
+            elif sample.key in trial.alone:
+                groups.append((sample,))
+                cut.append(batch.take([place]))
+            else:
+                together.append(place)
+        if together:
+            groups.append(tuple(group[place] for place in together))
+            cut.append(batch.take(together))
+    return replace(work, groups=tuple(groups), dropped=tuple(dropped)), cut
+
+
+def run_stage(stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
+    """Run one stage on one micro-batch and record its time."""
+    with notes.timed(name):
+        return stage(batch)
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device of a stage's model, and the lock with which one shard at a time uses it."""
+
+    name: str = "cpu"
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def held(self, notes: Notes) -> Iterator[None]:
+        """Inside, only this shard uses the device; the time waited for it is recorded."""
+        with notes.timed("wait"):
+            self.lock.acquire()
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+
+class FusedStages:
+    """All stages in one process; images are encoded while the next micro-batch is generated."""
+
+    def __init__(
+        self, encoder: Encoder, denoiser: Denoiser, decoder: Decoder, device: str = "cpu"
+    ) -> None:
+        self.device = Device(device)
+        self.encoder = encoder
+        self.denoiser = denoiser
+        self.decoder = decoder
+        self.parameter_counts = {
+            "encoder": parameter_counts(encoder),
+            "denoiser": parameter_counts(denoiser),
+            "decoder": parameter_counts(decoder),
+        }
+
+    def __call__(
+        self, rows: ShardRows, plan: Plan, ledger: Ledger, attempt: int, trial: Trial = UNTRIED
+    ) -> Marker:
+        work, prepared = start_work(rows, plan, trial)
+        work.notes.parameter_counts.update(self.parameter_counts)
+        batches = condition_batches(work, prepared)
+        with ImagePool(plan, work) as images:
+            with self.device.held(work.notes):
+                for batch in batches:
+                    trial.on(batch.samples)
+                    encoded = run_stage(self.encoder, batch, "encode", work.notes)
+                    latents = run_stage(self.denoiser, encoded, "denoise", work.notes)
+                    decoded = run_stage(self.decoder, latents, "decode", work.notes)
+                    images.add(batch.samples, decoded)
+                    trial.made(len(batch.samples))
+            trial.on(())
+            return commit(work, images, plan, ledger, attempt, self.device.name)
+
+
+def encode_shard(
+    encoder: Encoder, device: Device, rows: ShardRows, plan: Plan, trial: Trial = UNTRIED
+) -> tuple[ShardWork, list[EncodedBatch]]:
+    """The first pool of the staged layout: prepare and encode."""
+    work, prepared = start_work(rows, plan, trial)
+    work.notes.parameter_counts["encoder"] = parameter_counts(encoder)
+    encoded = []
+    with device.held(work.notes):
+        for batch in condition_batches(work, prepared):
+            trial.on(batch.samples)
+            encoded.append(run_stage(encoder, batch, "encode", work.notes))
+    trial.on(())
+    return work, encoded
+
+
+def denoise_shard(
+    denoiser: Denoiser,
+    device: Device,
+    work: ShardWork,
+    batches: Sequence[EncodedBatch],
+    trial: Trial = UNTRIED,
+) -> tuple[ShardWork, list[LatentBatch]]:
+    """The second pool of the staged layout: denoise."""
+    work, encoded = isolate(work, batches, trial)
+    work.notes.parameter_counts["denoiser"] = parameter_counts(denoiser)
+    latents = []
+    with device.held(work.notes):
+        for group, batch in zip(work.groups, encoded, strict=True):
+            trial.on(group)
+            latents.append(run_stage(denoiser, batch, "denoise", work.notes))
+            trial.made(len(group))
+    trial.on(())
+    return work, latents
+
+
+def decode_shard(
+    decoder: Decoder,
+    device: Device,
+    work: ShardWork,
+    batches: Sequence[LatentBatch],
+    plan: Plan,
+    ledger: Ledger,
+    attempt: int,
+    trial: Trial = UNTRIED,
+) -> Marker:
+    """The last pool of the staged layout: decode, score, write, commit."""
+    work, latents = isolate(work, batches, trial)
+    work.notes.parameter_counts["decoder"] = parameter_counts(decoder)
+    with ImagePool(plan, work) as images:
+        with device.held(work.notes):
+            for group, batch in zip(work.groups, latents, strict=True):
+                trial.on(group)
+                images.add(group, run_stage(decoder, batch, "decode", work.notes))
+        trial.on(())
+        return commit(work, images, plan, ledger, attempt, device.name)

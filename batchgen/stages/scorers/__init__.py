@@ -1,0 +1,1 @@
+"""Scores finished images; each scorer has its own file."""

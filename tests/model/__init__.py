@@ -1,0 +1,1 @@
+"""Tests that load torch and tiny models in this process."""

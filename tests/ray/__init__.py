@@ -1,0 +1,1 @@
+"""Tests that start Ray, batchgen or an S3 server."""

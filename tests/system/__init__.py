@@ -1,0 +1,1 @@
+"""Long tests: clusters, chaos, the launcher, the wheel."""

@@ -1,0 +1,1 @@
+"""Pure tests: no torch, no Ray, no model is loaded."""
