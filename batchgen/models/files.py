@@ -296,7 +296,7 @@ def _check_controlnet(part: Part, unet: Part, factor: int) -> None:
         _check_same(part, key, need(part, key), need(unet, key))
     reader = part.config.get("conditioning_embedding_out_channels")
     if reader is not None:
-        _check_same(part, "pixels per latent", 2 ** (len(reader) - 1), factor)
+        _check_same(part, "the number of pixels per latent", 2 ** (len(reader) - 1), factor)
 
 
 def _check_adapter(part: Part, unet: Part, factor: int) -> None:
@@ -310,6 +310,6 @@ def _check_adapter(part: Part, unet: Part, factor: int) -> None:
 def _check_same(part: Part, what: str, given: Any, wanted: Any) -> None:
     if given != wanted:
         raise ModelError(
-            f"{part.name} {part.folder} does not fit the model: its {what} is {given}, the model's"
-            f" is {wanted}"
+            f"{part.name} {part.folder} does not fit the model: {what} is {given} there, but"
+            f" {wanted} in the model"
         )

@@ -72,8 +72,8 @@ def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
     changed = _changed_part(plan, saved, text)
     if changed == _OTHER_SPEC and unknown:
         raise NewerFormat(
-            f"{place} is of a newer batchgen, with {', '.join(unknown)}, which this one does not "
-            "know: use that version"
+            f"{place} was written by a newer batchgen, with fields that this version does not know "
+            f"({', '.join(unknown)}): use the newer version"
         )
     if changed:
         raise DamagedRecord(f"{place} is damaged ({changed}); {_REMEDY}")
@@ -97,12 +97,15 @@ def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
 
 
 def _is_new(known: Collection[str], field: str) -> bool:
-    """This version has neither this field nor a section of that name."""
+    """Whether this version has neither this field nor a section of that name."""
     return field not in known and not any(one.startswith(f"{field}.") for one in known)
 
 
 def _readings(plan: Plan, tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The spec with all of a newer version's fields counted, and with none: each may be free."""
+    """Yield the spec with and without the unknown fields of a newer version.
+
+    It is not known whether the newer version counts them in its fingerprint.
+    """
     yield tree["spec"]
     if plan.frozen is not None and plan.frozen.unknown:
         yield reduce(without, plan.frozen.unknown, tree["spec"])

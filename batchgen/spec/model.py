@@ -16,7 +16,7 @@ QuantizationOption = bool | int | float | str | tuple[str, ...] | None
 
 
 class FreeOnResume:
-    """Marks a field that changes no image: a resume may give it another value.
+    """Marks a field that does not change the images, so a resume may change its value.
 
     Every field without this mark is part of the spec's fingerprint.
     """
@@ -40,9 +40,9 @@ class Section(BaseModel):
 
 
 def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a section as it is written, perhaps by another version, the fields that change images.
+    """Select the fields of a section that change images; another version may have written it.
 
-    What this version does not know is counted.
+    Fields that this version does not know are selected as well.
     """
     kept = {}
     for name, value in tree.items():

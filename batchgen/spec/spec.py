@@ -105,11 +105,12 @@ class Spec(Section):
 def result_fields(whole: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that change the images, of a spec that another version may have written.
 
-    The fingerprints of outputs are computed over them: a field that is counted stays so.
+    The fingerprints of existing outputs are computed over them, so a field that is part of the
+    fingerprint must stay part of it.
     """
     return flatten(counted(Spec, whole))
 
 
 def spec_fingerprint(whole: Mapping[str, Any]) -> str:
-    """SHA-256 over the ``result_fields`` of a spec as it is written."""
+    """Hash (SHA-256) the ``result_fields`` of a spec, as another version may have written it."""
     return hashlib.sha256(canonical_json(result_fields(whole)).encode()).hexdigest()

@@ -36,7 +36,7 @@ def walk(folder: str, depth: int | None = None, hidden: bool = False) -> Iterato
         if (facts.st_dev, facts.st_ino) in seen:
             continue
         seen.add((facts.st_dev, facts.st_ino))
-        with os.scandir(place) as entries:  # a caller may stop at any of them
+        with os.scandir(place) as entries:  # closed also if the caller stops early
             for entry in entries:
                 if not hidden and entry.name.startswith(("_", ".")):
                     continue

@@ -291,7 +291,7 @@ def test_regions_that_cannot_act(folders: Folders) -> None:
         ({}, "0 regions; allowed: 1 to 30"),
         ({"regions": BOXES * 16}, "32 regions; allowed: 1 to 30"),
         ({"regions": (("a" * 30, BOXES[0][1]),)}, "32 tokens; allowed: up to 16"),
-        ({"regions": BOXES, "num_inference_steps": 3}, "3 steps leave none in which"),
+        ({"regions": BOXES, "num_inference_steps": 3}, "3 steps are too few"),
     ):
         with pytest.raises(ValueError, match=message):
             stages.fused(batch(ROWS, call(**{"num_inference_steps": 7, **settings})))
@@ -300,9 +300,11 @@ def test_regions_that_cannot_act(folders: Folders) -> None:
 @pytest.mark.parametrize("name", ["controlnet", "t2i-adapter-xl"])
 def test_images_and_weights_must_be_as_many_as_the_models(folders: Folders, name: str) -> None:
     stages = _stages(folders(name))
-    with pytest.raises(ValueError, match=r"takes one control image; got 2 \(control, control_1\)"):
+    with pytest.raises(
+        ValueError, match=r"each needs one control image; got 2 \(control, control_1\)"
+    ):
         stages.fused(rows(2))
-    with pytest.raises(ValueError, match=r"takes one control image; got 0 \(none\)"):
+    with pytest.raises(ValueError, match=r"each needs one control image; got 0 \(none\)"):
         stages.fused(rows(0))
     with pytest.raises(ValueError, match="control_scale has 2 weights for 1 control image"):
         stages.fused(rows(control_scale=(1.0, 0.5)))
@@ -316,13 +318,25 @@ REFUSED = [
         "model.components.motion: a controlnet .*allowed: vae, controlnet",
     ),
     ("controlnet", {"adapter": "adapter"}, "model.components.adapter: a controlnet model"),
-    ("plain", {"controlnet": "xl net"}, "cross_attention_dim is 64, the model's is 32"),
-    ("controlnet-xl", {"controlnet": "net"}, "cross_attention_dim is 32, the model's is 64"),
-    ("plain", {"controlnet": "narrow net"}, r"block_out_channels is \[16, 32\], .* \[32, 64\]"),
+    ("plain", {"controlnet": "xl net"}, "cross_attention_dim is 64 there, but 32 in the model"),
+    (
+        "controlnet-xl",
+        {"controlnet": "net"},
+        "cross_attention_dim is 32 there, but 64 in the model",
+    ),
+    (
+        "plain",
+        {"controlnet": "narrow net"},
+        r"block_out_channels is \[16, 32\] there, but \[32, 64\]",
+    ),
     ("plain", {"controlnet": "adapter"}, "is a T2IAdapter, not a ControlNetModel"),
     ("plain", {"adapter": "net"}, "is a ControlNetModel, not a T2IAdapter"),
-    ("plain", {"adapter": "adapter"}, "downscale_factor is 4, the model's is 8"),
-    ("t2i-adapter", {"adapter": "coarse adapter"}, "downscale_factor is 8, the model's is 4"),
+    ("plain", {"adapter": "adapter"}, "downscale_factor is 4 there, but 8 in the model"),
+    (
+        "t2i-adapter",
+        {"adapter": "coarse adapter"},
+        "downscale_factor is 8 there, but 4 in the model",
+    ),
     ("gligen", {"controlnet": "net"}, "model.components.controlnet: a gligen model"),
 ]
 
@@ -339,7 +353,7 @@ def test_refused_models(
 
 def test_a_controlnet_for_another_autoencoder_is_refused(folders: Folders, tmp_path: Path) -> None:
     coarse = build_model(tmp_path / "coarse", factor=8)
-    with pytest.raises(ModelError, match="pixels a latent is 4, the model's is 8"):
+    with pytest.raises(ModelError, match="pixels per latent is 4 there, but 8 in the model"):
         models.inspect(
             Model(path=str(coarse), components={"controlnet": str(folders("net"))}), "control"
         )

@@ -335,7 +335,7 @@ def test_dit_of_few_classes_is_not_guided(tmp_path: Path) -> None:
     assert stages.info.class_names == tiny.CLASSES
     unguided = batch([0], call(guidance_scale=1.0), class_label=1)
     assert stages.fused(unguided).pixels.std() > 5
-    with pytest.raises(ValueError, match="has 3 classes, and guidance needs 1000"):
+    with pytest.raises(ValueError, match="has 3 classes, but guidance needs 1000"):
         stages.fused(batch([0], call(), class_label=1))
 
 
@@ -358,7 +358,7 @@ def test_models_of_another_kind_are_refused(folder: Callable[[str], Path], tmp_p
     no_classes = changed(folder("ldm-class"), tmp_path / "a", index, class_embedder=None)
     assert "class_embedder: " in refusal(no_classes, "class-conditional")
     foreign = changed(folder("ldm-class"), tmp_path / "b", index, class_embedder=["batchgen", "X"])
-    assert "names batchgen.X; allowed" in refusal(foreign, "class-conditional")
+    assert "lists the class batchgen.X; allowed" in refusal(foreign, "class-conditional")
     no_bert = changed(folder("ldm-bert"), tmp_path / "c", index, bert=None)
     assert "bert: " in refusal(no_bert, "text-to-image")
     wide = changed(folder("ldm"), tmp_path / "d", "unet/config.json", in_channels=6)

@@ -94,7 +94,7 @@ def test_consistency_from_an_image(consistency: Path) -> None:
 
 
 def test_consistency_needs_its_own_scheduler(consistency: Path) -> None:
-    with pytest.raises(ModelError, match=r"scheduler DDIMScheduler: .* with LCMScheduler alone"):
+    with pytest.raises(ModelError, match=r"scheduler DDIMScheduler: .* only with LCMScheduler"):
         FamilyStages(consistency, "text-to-image", scheduler="DDIMScheduler")
 
 

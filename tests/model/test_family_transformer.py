@@ -344,7 +344,7 @@ def test_other_channels_are_refused(
     assert (
         f"transformer takes {taken} channels, but a {name} model for text-to-image takes" in message
     )
-    assert f"takes {wanted} (its vae's latents have {latent})" in message
+    assert f"takes {wanted} (the latents of its vae have {latent})" in message
 
 
 def test_a_scheduler_of_the_other_kind_is_refused(folders: dict[str, Path]) -> None:

@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused(folders: dict[str, Path], tmp_path: Path) 
     )
     copied = shutil.copytree(folder / "ip_adapter", tmp_path / "ip_adapter")
     edit(copied / "image_encoder" / "config.json", projection_dim=16)
-    assert "takes image embeddings of width 32, the image encoder" in refusal(
+    assert "takes image embeddings of width 32, but the image encoder" in refusal(
         folder, TASK, **ip_adapter(tmp_path)
     )
     weights = copied / "ip-adapter_sd15.safetensors"

@@ -186,7 +186,7 @@ def test_without_its_cluster_the_output_answers(cluster: Cluster) -> None:
         assert silent.stderr == "" and silent.stdout == logs.stdout
     nothere = cluster.batchgen("logs", "out/nothere", RAY_API_SERVER_ADDRESS="")
     assert nothere.returncode == 1
-    assert "out/nothere is no output of batchgen: nothing was run into it" in nothere.stderr
+    assert "out/nothere is not an output of batchgen: no run has written to it" in nothere.stderr
     unknown = cluster.batchgen("logs", "never-submitted", *gone)
     assert unknown.returncode == 1 and "give the output instead" in unknown.stderr
 
