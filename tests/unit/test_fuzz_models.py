@@ -118,7 +118,7 @@ def test_the_name_of_another_task_is_told_shortly(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         looked_at(folder, "text-to-image")
     assert "is a NoSuchPipeline; allowed for text-to-image: " in str(caught.value)
-    assert "`batchgen tasks text-to-image` tells of all" in str(caught.value)
+    assert "`batchgen tasks text-to-image` lists all" in str(caught.value)
     assert len(str(caught.value).replace(str(folder), "")) < 250
 
 

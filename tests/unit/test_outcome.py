@@ -149,7 +149,7 @@ def test_rejects_of_one_reason_and_no_more_than_asked(output: tuple[Plan, Ledger
         "  in-00000001-v0 (in.parquet#1): column 'prompt' is null; a prompt is needed",
     ]
     told = invoke("rejects", url, "--reason", "empty-prompt")
-    assert told.output == "no sample was rejected or failed for empty-prompt\n"
+    assert told.output == "no sample was rejected or failed with the reason empty-prompt\n"
 
 
 def test_rejects_are_read_no_further_than_needed(

@@ -212,7 +212,7 @@ SEEN_FROM_LISTINGS = [
     (add_rejects, "_batchgen/rejects/00077.parquet belongs to no committed shard"),
     (add_rejects_to_a_shard_without, "_batchgen/rejects/00003.parquet"),
     (delete_marker, "1 of 4 shards are pending (the first is 3)"),
-    (empty_marker, "00003.json is damaged (no JSON: "),
+    (empty_marker, "00003.json is damaged (not valid JSON: "),
     (copy_marker, "00002.json is the marker of shard 0"),
     (add_marker, "00009.json is not the marker of one of the plan's 4 shards"),
     (count_fewer, "do not add up to its 6"),
