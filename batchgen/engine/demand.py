@@ -109,11 +109,8 @@ def _never(pool: str, reservation: Reservation) -> str:
 
 
 def _asked(pool: str, reservation: Reservation) -> str:
-    many = (
-        "a replica"
-        if reservation.min_replicas == 1
-        else f"each of {reservation.min_replicas} replicas"
-    )
+    least = reservation.min_replicas
+    many = "a replica" if least == 1 else f"each of {least} replicas"
     return f"{many} of the {pool} pool needs a node with {_listed(reservation.demand)} free"
 
 

@@ -57,11 +57,10 @@ def generate(
     """
     metrics = Metrics(ledger.store.url)
     job = Job(plan.without_files(), ledger.store.url, time.time())
-    attempts = SharedAttempts(
-        {actor.__name__: reservation.start_replicas for actor, reservation in pools}
-    )
+    starts = {actor.__name__: reservation.start_replicas for actor, reservation in pools}
+    attempts = SharedAttempts(starts)
     spans = make_spans(plan, pending)
-    readers = max(2, *(reservation.start_replicas for _, reservation in pools))
+    readers = max(2, *starts.values())
     stream = _read(spans, plan, min(readers, len(spans)))
     for actor, reservation in pools:
         stream = stream.map_batches(
