@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from batchgen.engine.pools import Share
+from batchgen.engine.pools import Reservation
 from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from benchmarks.sleepers import (
@@ -59,7 +59,7 @@ def slope(points: list[tuple[int, float]]) -> float:
 
 def busy(replicas: int, seconds: float, shards_each: int) -> dict[str, Any]:
     actors = -(-replicas // THREADS)
-    share = Share(actors, actors, num_cpus=1, num_gpus=0, start_replicas=actors)
+    share = Reservation(actors, actors, num_cpus=1, num_gpus=0, start_replicas=actors)
     shards = replicas * shards_each
     memory: list[tuple[int, float]] = []
     with (
@@ -82,7 +82,7 @@ def busy(replicas: int, seconds: float, shards_each: int) -> dict[str, Any]:
 
 
 def rate(shards: int) -> dict[str, Any]:
-    share = Share(2, 2, num_cpus=1, num_gpus=0, start_replicas=2)
+    share = Reservation(2, 2, num_cpus=1, num_gpus=0, start_replicas=2)
     memory: list[tuple[int, float]] = []
     with logical_cpus(4), sleeping_plan(shards, 0, in_flight=8) as (plan, ledger):
         slept, took = run(plan, ledger, [(Sleeper, share)], memory)

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen import models, runner
 from batchgen.engine.actors import Generate
-from batchgen.engine.pools import Share
+from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import generate
 from batchgen.input.reader import make_spans, read_columns, read_span
 from batchgen.output.ledger import Ledger, Marker
@@ -145,7 +145,7 @@ def note(points: list[tuple[int, float]], done: int, resident: float) -> None:
 
 def in_ray(samples: int) -> list[tuple[int, float]]:
     """(samples done, resident bytes of the only actor)."""
-    share = Share(1, 1, num_cpus=1, num_gpus=0, start_replicas=1)
+    share = Reservation(1, 1, num_cpus=1, num_gpus=0, start_replicas=1)
     points: list[tuple[int, float]] = []
     with logical_cpus(2), planned(samples) as (plan, ledger):
         for number, event in enumerate(

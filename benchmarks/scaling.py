@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from batchgen.engine.pools import Pools, Share
+from batchgen.engine.pools import Pools, Reservation
 from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from benchmarks.sleepers import (
@@ -70,7 +70,7 @@ def replicas() -> dict[str, Any]:
     found: dict[str, Any] = {"seconds_a_shard": SHARD_SECONDS, "shards_each": SHARDS_EACH}
     one = busy_one = None
     for count in COUNTS:
-        share = Share(count, count, num_cpus=1, num_gpus=0, start_replicas=count)
+        share = Reservation(count, count, num_cpus=1, num_gpus=0, start_replicas=count)
         with (
             logical_cpus(count + 2),
             sleeping_plan(count * SHARDS_EACH, SHARD_SECONDS) as (plan, ledger),
@@ -113,10 +113,11 @@ def pools(sizes: tuple[int, ...] | None) -> Pools:
     """Pools of fixed sizes; with None, pools that find their sizes by themselves."""
     if sizes is None:
         return [
-            (stage, Share(1, SLOTS, num_cpus=1, num_gpus=0, start_replicas=1)) for stage in STAGES
+            (stage, Reservation(1, SLOTS, num_cpus=1, num_gpus=0, start_replicas=1))
+            for stage in STAGES
         ]
     return [
-        (stage, Share(size, size, num_cpus=1, num_gpus=0, start_replicas=size))
+        (stage, Reservation(size, size, num_cpus=1, num_gpus=0, start_replicas=size))
         for size, stage in zip(sizes, STAGES, strict=True)
     ]
 

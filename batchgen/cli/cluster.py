@@ -142,7 +142,7 @@ def resume_on(
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundJob:
     """A job on a cluster. If ``cluster`` is None, ``status`` says why there is none."""
 
     cluster: Cluster | None
@@ -151,7 +151,7 @@ class Found:
     status: str
 
 
-def ask(job: str, address: str | None) -> Found:
+def ask(job: str, address: str | None) -> FoundJob:
     """Look for a job on a cluster, by submission id or by output."""
     from batchgen.cluster.submit import OUTPUT, Cluster
     from batchgen.errors import UsageError
@@ -160,11 +160,11 @@ def ask(job: str, address: str | None) -> Found:
         cluster = Cluster(address)
         found = cluster.find(job)
     except UsageError as error:
-        return Found(None, "", "", str(error))
+        return FoundJob(None, "", "", str(error))
     if found is None or found.submission_id is None:
-        return Found(None, "", "", f"the cluster at {cluster.address} has no job {job}")
+        return FoundJob(None, "", "", f"the cluster at {cluster.address} has no job {job}")
     output = (found.metadata or {}).get(OUTPUT, "")
-    return Found(cluster, found.submission_id, output, found.status.value.lower())
+    return FoundJob(cluster, found.submission_id, output, found.status.value.lower())
 
 
 def last_run(ledger: Ledger) -> str:
@@ -193,7 +193,7 @@ def at_work(ledger: Ledger) -> list[str]:
     return [str(one) for one in holders_of(ledger.store) if one.at_work]
 
 
-def _ledger(job: str, storage_options: tuple[str, ...], found: Found) -> Ledger:
+def _ledger(job: str, storage_options: tuple[str, ...], found: FoundJob) -> Ledger:
     """Return the ledger of a job that no cluster knows: it may have run on this machine.
 
     Raises:

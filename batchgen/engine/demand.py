@@ -18,12 +18,12 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
 
 from batchgen.cluster.join import nodes_that_stay
-from batchgen.engine.pools import Pools, Resources, Share, lacking
+from batchgen.engine.pools import Amounts, Pools, Reservation, lacking
 from batchgen.errors import UsageError
 from batchgen.watchdog import watchdog
 
 MET_WITHIN_S = 45.0  # time for nodes to join, or for an autoscaler to begin starting some
-STARTED_WITHIN_S = 900.0  # time limit once an autoscaler starts nodes: machines take minutes
+NODES_WITHIN_S = 900.0  # time limit once an autoscaler starts nodes: machines take minutes
 GONE_FOR_S = 60.0
 LOOK_EVERY_S = 2.0
 COUNTED = ("CPU", "GPU")
@@ -49,7 +49,7 @@ def await_room(pools: Pools, joined: bool, say: Callable[[str], None]) -> None:
     began, coming = time.monotonic(), False
     while (lack := lacking(pools, nodes_that_stay())) is not None:
         coming = coming or _coming()
-        if time.monotonic() - began > (STARTED_WITHIN_S if coming else MET_WITHIN_S):
+        if time.monotonic() - began > (NODES_WITHIN_S if coming else MET_WITHIN_S):
             raise UsageError(_never(*lack))
         time.sleep(LOOK_EVERY_S)
     request_resources(bundles=[])  # from here on the replicas themselves request resources
@@ -76,7 +76,7 @@ def watched(pools: Pools, interrupt: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _lacking_for_good(pools: Pools) -> tuple[str, Share] | None:
+def _lacking_for_good(pools: Pools) -> tuple[str, Reservation] | None:
     """A pool that does not fit while no node is being started; None if the head is silent."""
     try:
         lack = lacking(pools, nodes_that_stay())
@@ -95,22 +95,23 @@ def _coming() -> bool:
     return bool(nodes.get("pending_launches") or nodes.get("pending_nodes"))
 
 
-def _whole(share: Share) -> dict[str, int]:
+def _whole(reservation: Reservation) -> dict[str, int]:
     """A replica's demand in whole numbers, as ``request_resources`` needs it."""
-    return {name: max(1, round(amount)) for name, amount in share.demand.items()}
+    return {name: max(1, round(amount)) for name, amount in reservation.demand.items()}
 
 
-def _never(pool: str, share: Share) -> str:
+def _never(pool: str, reservation: Reservation) -> str:
     fields = "num_cpus, num_gpus, accelerator_type, resources or min_replicas"
     return (
-        f"{_asked(pool, share)}; the cluster has {_has()}; change {fields} in "
+        f"{_asked(pool, reservation)}; the cluster has {_has()}; change {fields} in "
         f"resources.{pool}, or add such nodes"
     )
 
 
-def _asked(pool: str, share: Share) -> str:
-    many = "a replica" if share.min_replicas == 1 else f"each of {share.min_replicas} replicas"
-    return f"{many} of the {pool} pool needs a node with {_listed(share.demand)} free"
+def _asked(pool: str, reservation: Reservation) -> str:
+    least = reservation.min_replicas
+    many = "a replica" if least == 1 else f"each of {least} replicas"
+    return f"{many} of the {pool} pool needs a node with {_listed(reservation.demand)} free"
 
 
 def _has() -> str:
@@ -120,7 +121,7 @@ def _has() -> str:
     )
 
 
-def _listed(resources: Resources) -> str:
+def _listed(resources: Amounts) -> str:
     """Resources for a message, without node addresses: ``4 CPU, 1 GPU, L40S``."""
     said = [f"{resources.get(name, 0.0):g} {name}" for name in COUNTED]
     for name, amount in sorted(resources.items()):

@@ -15,11 +15,11 @@ from batchgen.spec.sections import Pool
 SLIVER = 0.001  # what Ray requests of ``accelerator_type:X``; every such node offers 1 of it
 GPU_CPUS = 0.5  # CPUs of a replica on a GPU: it waits for the device most of the time
 
-Resources = Mapping[str, float]
+Amounts = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Share:
+class Reservation:
     """The resources that one replica of a pool reserves, and the pool's size.
 
     The pool starts with ``start_replicas``. It grows up to ``max_replicas`` while it is busy and
@@ -32,7 +32,7 @@ class Share:
     num_gpus: float
     start_replicas: int = 1
     accelerator_type: str | None = None
-    resources: Resources = field(default_factory=dict)
+    resources: Amounts = field(default_factory=dict)
 
     @property
     def demand(self) -> dict[str, float]:
@@ -43,7 +43,7 @@ class Share:
         return {name: amount for name, amount in asked.items() if amount}
 
 
-Pools = Sequence[tuple[type[StageActor], Share]]
+Pools = Sequence[tuple[type[StageActor], Reservation]]
 
 
 def pools_of(plan: Plan, shards: int) -> Pools:
@@ -60,25 +60,25 @@ def pools_of(plan: Plan, shards: int) -> Pools:
             (Decode, resources.decode, 0.2, 0.1),
         ]
     pools = [
-        (actor, _share(pool, cpu_share, gpu_share if gpus else 0.0, shards))
+        (actor, _reservation(pool, cpu_share, gpu_share if gpus else 0.0, shards))
         for actor, pool, cpu_share, gpu_share in wanted
     ]
     room = Room(nodes_that_stay())
-    for _, share in pools:
-        for _ in range(share.min_replicas):
-            room.take(share.demand)
+    for _, reservation in pools:
+        for _ in range(reservation.min_replicas):
+            room.take(reservation.demand)
     # Staged pools start at their minimum: a first pool that took all the room would leave the
     # others without replicas. Ray Data then gives more to the busy ones.
     if resources.layout == "staged":
         return [(actor, replace(one, start_replicas=one.min_replicas)) for actor, one in pools]
-    return [(actor, _started(share, room)) for actor, share in pools]
+    return [(actor, _started(reservation, room)) for actor, reservation in pools]
 
 
-def _share(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Share:
+def _reservation(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Reservation:
     num_gpus = pool.num_gpus if pool.num_gpus is not None else gpu_share
     default_cpus = min(cpu_share, GPU_CPUS) if num_gpus else cpu_share
     most = pool.max_replicas or shards
-    return Share(
+    return Reservation(
         min_replicas=pool.min_replicas,
         max_replicas=max(pool.min_replicas, min(most, shards)),
         num_cpus=pool.num_cpus if pool.num_cpus is not None else default_cpus,
@@ -88,18 +88,18 @@ def _share(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Share
     )
 
 
-def _started(share: Share, room: Room) -> Share:
+def _started(reservation: Reservation, room: Room) -> Reservation:
     """The same pool, starting with as many replicas as fit into the room."""
-    start = share.min_replicas
-    while start < share.max_replicas and room.take(share.demand):
+    start = reservation.min_replicas
+    while start < reservation.max_replicas and room.take(reservation.demand):
         start += 1
-    return replace(share, start_replicas=start)
+    return replace(reservation, start_replicas=start)
 
 
 def described(pools: Pools) -> str:
     """The pools' start sizes: ``2 replicas (CPU)``, ``1 encode, 3 denoise, 1 decode replicas
     (H100)``."""
-    counts = [(actor.__name__.lower(), share.start_replicas) for actor, share in pools]
+    counts = [(actor.__name__.lower(), reservation.start_replicas) for actor, reservation in pools]
     if len(counts) == 1:
         many = counts[0][1]
         said = f"{many} replica{'' if many == 1 else 's'}"
@@ -108,16 +108,16 @@ def described(pools: Pools) -> str:
     prefix = "accelerator_type:"
     names = {name for node in nodes_that_stay() for name in node if name.startswith(prefix)}
     gpus = ", ".join(sorted(name.removeprefix(prefix) for name in names)) or "GPU"
-    return f"{said} ({gpus if any(share.num_gpus for _, share in pools) else 'CPU'})"
+    return f"{said} ({gpus if any(reservation.num_gpus for _, reservation in pools) else 'CPU'})"
 
 
 class Room:
     """The free resources of a cluster, node by node."""
 
-    def __init__(self, nodes: Sequence[Resources]) -> None:
+    def __init__(self, nodes: Sequence[Amounts]) -> None:
         self._free = [dict(node) for node in nodes]
 
-    def take(self, demand: Resources) -> bool:
+    def take(self, demand: Amounts) -> bool:
         """Take the demand from the first node that can meet it; False if no node can."""
         for node in self._free:
             if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in demand.items()):
@@ -127,7 +127,7 @@ class Room:
         return False
 
 
-def lacking(pools: Pools, nodes: Sequence[Resources]) -> tuple[str, Share] | None:
+def lacking(pools: Pools, nodes: Sequence[Amounts]) -> tuple[str, Reservation] | None:
     """The first pool whose ``min_replicas`` do not fit on the nodes with the other pools; or None.
 
     Pools with large demands are placed first: small replicas fit into what is left, large ones
@@ -135,8 +135,8 @@ def lacking(pools: Pools, nodes: Sequence[Resources]) -> tuple[str, Share] | Non
     """
     room = Room(nodes)
     hungry_first = sorted(pools, key=lambda pool: sum(pool[1].demand.values()), reverse=True)
-    for actor, share in hungry_first:
-        for _ in range(share.min_replicas):
-            if not room.take(share.demand):
-                return actor.__name__.lower(), share
+    for actor, reservation in hungry_first:
+        for _ in range(reservation.min_replicas):
+            if not room.take(reservation.demand):
+                return actor.__name__.lower(), reservation
     return None

@@ -57,26 +57,27 @@ def generate(
     """
     metrics = Metrics(ledger.store.url)
     job = Job(plan.without_files(), ledger.store.url, time.time())
-    attempts = SharedAttempts({actor.__name__: share.start_replicas for actor, share in pools})
+    starts = {actor.__name__: reservation.start_replicas for actor, reservation in pools}
+    attempts = SharedAttempts(starts)
     spans = make_spans(plan, pending)
-    readers = max(2, *(share.start_replicas for _, share in pools))
+    readers = max(2, *starts.values())
     stream = _read(spans, plan, min(readers, len(spans)))
-    for actor, share in pools:
+    for actor, reservation in pools:
         stream = stream.map_batches(
             actor,
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                min_size=share.min_replicas,
-                max_size=share.max_replicas,
-                initial_size=share.start_replicas,
+                min_size=reservation.min_replicas,
+                max_size=reservation.max_replicas,
+                initial_size=reservation.start_replicas,
                 max_concurrent_calls_per_actor=plan.spec.resources.shards_in_flight,
                 enable_true_multi_threading=True,
             ),
-            num_cpus=share.num_cpus,
-            num_gpus=share.num_gpus,
-            accelerator_type=share.accelerator_type,
-            resources=dict(share.resources) or None,
+            num_cpus=reservation.num_cpus,
+            num_gpus=reservation.num_gpus,
+            accelerator_type=reservation.accelerator_type,
+            resources=dict(reservation.resources) or None,
             fn_constructor_args=(job, attempts),
         )
     try:

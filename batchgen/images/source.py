@@ -21,7 +21,7 @@ LARGE_PIXELS = 16 << 20  # only one row at a time may hold images with more pixe
 STRIP_PIXELS = 4 << 20  # number of pixels converted at a time
 SIXTEEN_BIT = 65535
 # Raster formats only: Pillow would run Ghostscript for EPS. (JPEG includes cameras' MPO.)
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 _LARGE = threading.Lock()
 
@@ -139,7 +139,7 @@ def _open(data: bytes, what: str, limit: int, before: Callable[[int], None]) -> 
 def _readable() -> tuple[str, ...]:
     """Return those of ``FORMATS`` that this build of Pillow has; it fails on unknown names."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _undecodable(error: Exception, what: str) -> RejectRow:

@@ -21,7 +21,7 @@ from batchgen.storage import Denied, read_limited
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _INLINE = re.compile(r"^data:", re.IGNORECASE)
-_USERINFO = re.compile(r"://[^/]*@")
+_AT_HOST = re.compile(r"://[^/]*@")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _GLOB = re.compile(r"[*?\[]")
 _LONGEST_SHOWN = 200
@@ -143,7 +143,7 @@ class Uris:
         if not _SCHEME.match(whole) and not whole.startswith("/"):
             whole = f"{self.base}/{whole}"
         _refuse_malformed(uri, whole)
-        if "::" in whole or _USERINFO.search(whole) or "%2e" in whole.lower():
+        if "::" in whole or _AT_HOST.search(whole) or "%2e" in whole.lower():
             what = f"it has '::', a user, or an encoded dot; {self._allowed}"
             raise _reject("forbidden-uri", uri, what)
         whole = _normal(whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 from batchgen.errors import ModelError
 from batchgen.families import Family
 from batchgen.families.diffusers_source import mixins_of
-from batchgen.models.files import Part, need
+from batchgen.models.files import Component, need
 from batchgen.models.find import UNSAFE_WEIGHTS, find_added
 from batchgen.spec.model import Added, IpAdapter, Model
 
@@ -32,7 +32,7 @@ IP_ADAPTER_KINDS = (
 MAX_HEADER_BYTES = 100_000_000
 
 
-def added_files(model: Model, family: Family, parts: Sequence[Part]) -> dict[str, Path]:
+def added_files(model: Model, family: Family, components: Sequence[Component]) -> dict[str, Path]:
     """Check all adapter files of the model, and map their names in the manifest to the files.
 
     Raises:
@@ -50,11 +50,11 @@ def added_files(model: Model, family: Family, parts: Sequence[Part]) -> dict[str
         field = f"model.textual_inversions.{number}"
         _require_loader(family, field, "TextualInversionLoaderMixin", "textual inversion")
         file = added_file(field, inversion)
-        _check_inversion(field, file, inversion.token, parts)
+        _check_inversion(field, file, inversion.token, components)
         files[f"textual_inversions/{number}/{file.name}"] = file
     if model.ip_adapter is not None:
         file = ip_adapter_weights(model.ip_adapter)
-        _check_ip_adapter(file, parts)
+        _check_ip_adapter(file, components)
         files[f"ip_adapter/{file.name}"] = file
     return files
 
@@ -146,9 +146,11 @@ def _check_lora(field: str, file: Path) -> None:
         raise ModelError(f"{field}: {file} is not a LoRA: {_some(keys)}")
 
 
-def _check_inversion(field: str, file: Path, token: str | None, parts: Sequence[Part]) -> None:
+def _check_inversion(
+    field: str, file: Path, token: str | None, components: Sequence[Component]
+) -> None:
     shapes = shapes_of(field, file)
-    widths = {part.name: part.config.get("hidden_size") for part in parts}
+    widths = {component.name: component.config.get("hidden_size") for component in components}
     if shapes.keys() == TWO_ENCODERS.keys():
         targets = {key: TWO_ENCODERS[key] for key in shapes}
     elif len(shapes) == 1:
@@ -168,7 +170,7 @@ def _check_inversion(field: str, file: Path, token: str | None, parts: Sequence[
             )
 
 
-def _check_ip_adapter(file: Path, parts: Sequence[Part]) -> None:
+def _check_ip_adapter(file: Path, components: Sequence[Component]) -> None:
     """Check the widths: image encoder to IP-Adapter, and IP-Adapter to U-Net."""
     field = "model.ip_adapter"
     whole = shapes_of(field, file)
@@ -176,8 +178,11 @@ def _check_ip_adapter(file: Path, parts: Sequence[Part]) -> None:
     layers = [key for key in whole if key.startswith("ip_adapter.")]
     if not layers or len(shapes) == len(layers):
         raise ModelError(f"{field}: {file} is not an IP-Adapter: {_some(whole)}")
-    encoder = next(part for part in parts if part.name == "image_encoder")
-    attended = need(next(part for part in parts if part.name == "unet"), "cross_attention_dim")
+    encoder = next(component for component in components if component.name == "image_encoder")
+    attended = need(
+        next(component for component in components if component.name == "unet"),
+        "cross_attention_dim",
+    )
     for key, first, given in IP_ADAPTER_KINDS:
         if key in shapes and first in shapes:
             taken, width = shapes[first][-1], need(encoder, given)

@@ -27,7 +27,7 @@ OWN_CLASSES = ("ClassEmbedder",)  # those of ``models.own``
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """One component.
 
     Attributes:
@@ -49,7 +49,7 @@ class Part:
     config: dict[str, Any] = field(repr=False)
 
     @staticmethod
-    def from_index(pipeline: Path, name: str, entry: Any) -> Part:
+    def from_index(pipeline: Path, name: str, entry: Any) -> Component:
         """Read the component of a pipeline's folder that ``model_index.json`` lists as ``name``."""
         index = pipeline / "model_index.json"
         if not (isinstance(entry, list) and len(entry) == 2 and entry[1]):
@@ -63,17 +63,17 @@ class Part:
         if not (pipeline / name).is_dir():
             raise ModelError(f"{name}: the folder {pipeline / name} is missing")
         library = DIFFUSERS_MODULES[entry[0]] if entry[0] in DIFFUSERS_MODULES else entry[0]
-        return _part(name, name, pipeline / name, library, entry[1])
+        return _component(name, name, pipeline / name, library, entry[1])
 
     @staticmethod
-    def from_elsewhere(name: str, label: str, folder: Path) -> Part:
+    def from_elsewhere(name: str, label: str, folder: Path) -> Component:
         """Read a component from a folder of its own; its configuration names its class."""
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if "_class_name" in config:
-            return _part(name, label, folder, "diffusers", config["_class_name"])
+            return _component(name, label, folder, "diffusers", config["_class_name"])
         architectures = config.get("architectures")
         if architectures:
-            return _part(name, label, folder, "transformers", architectures[0])
+            return _component(name, label, folder, "transformers", architectures[0])
         raise ModelError(
             f"model.components.{name}: {folder} has no config.json that names a class; needed: the"
             " folder of one component, as save_pretrained writes it"
@@ -87,12 +87,12 @@ class LatentFacts(NamedTuple):
     factor: int
 
 
-def _part(name: str, label: str, folder: Path, library: str, class_name: str) -> Part:
+def _component(name: str, label: str, folder: Path, library: str, class_name: str) -> Component:
     file = folder / config_name(name)
     if not file.is_file():
         raise ModelError(f"{name}: the file {file} is missing")
     weighted = config_name(name) == "config.json"
-    return Part(name, label, folder, library, class_name, weighted, read_json(file))
+    return Component(name, label, folder, library, class_name, weighted, read_json(file))
 
 
 def config_name(component: str) -> str:
@@ -133,36 +133,38 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def need(part: Part, key: str) -> Any:
+def need(component: Component, key: str) -> Any:
     """Return a value that the component's configuration must have."""
-    value = part.config.get(key)
+    value = component.config.get(key)
     if value is None:
-        raise ModelError(f"{part.name}: {part.folder / config_name(part.name)} has no {key!r}")
+        raise ModelError(
+            f"{component.name}: {component.folder / config_name(component.name)} has no {key!r}"
+        )
     return value
 
 
-def whole(part: Part, key: str) -> int:
+def whole(component: Component, key: str) -> int:
     """Return a whole number above 0 that the component's configuration must have."""
-    value = need(part, key)
+    value = need(component, key)
     if type(value) is not int or not 0 < value <= MOST:
-        raise ModelError(_wrong(part, key, value, f"a whole number from 1 to {MOST:,}"))
+        raise ModelError(_wrong(component, key, value, f"a whole number from 1 to {MOST:,}"))
     return value
 
 
-def several(part: Part, key: str) -> list[Any]:
+def several(component: Component, key: str) -> list[Any]:
     """Return a non-empty list that the component's configuration must have."""
-    value = need(part, key)
+    value = need(component, key)
     if not isinstance(value, list) or not 0 < len(value) <= MOST_BLOCKS:
-        raise ModelError(_wrong(part, key, value, f"a list of 1 to {MOST_BLOCKS}"))
+        raise ModelError(_wrong(component, key, value, f"a list of 1 to {MOST_BLOCKS}"))
     return value
 
 
-def _wrong(part: Part, key: str, value: Any, allowed: str) -> str:
-    file = part.folder / config_name(part.name)
-    return f"{part.name}: {file} has {key} {shown(value)}; allowed: {allowed}"
+def _wrong(component: Component, key: str, value: Any, allowed: str) -> str:
+    file = component.folder / config_name(component.name)
+    return f"{component.name}: {file} has {key} {shown(value)}; allowed: {allowed}"
 
 
-def latent_facts(vae: Part) -> LatentFacts:
+def latent_facts(vae: Component) -> LatentFacts:
     """Return latent channels and scale factor, for any kind of autoencoder."""
     channels = whole(vae, "z_dim" if vae.config.get("z_dim") else "latent_channels")
     if "temperal_downsample" in vae.config:  # as diffusers spells it
@@ -172,57 +174,63 @@ def latent_facts(vae: Part) -> LatentFacts:
     return LatentFacts(channels, 2 ** (len(blocks) - 1))
 
 
-def files_of(part: Part, model: Model) -> list[Path]:
+def files_of(component: Component, model: Model) -> list[Path]:
     """List every file of a component that would be loaded.
 
     Raises:
         ModelError: weights are missing, empty or in a format that the spec does not allow.
     """
-    files = [path for path in part.folder.iterdir() if path.suffix in TEXT_FILES]
-    if part.weighted:
-        files += weights_of(part, model)
+    files = [path for path in component.folder.iterdir() if path.suffix in TEXT_FILES]
+    if component.weighted:
+        files += weights_of(component, model)
     return sorted(path for path in files if path.is_file())
 
 
-def is_pickled(part: Part, model: Model) -> bool:
+def is_pickled(component: Component, model: Model) -> bool:
     """Whether its weights exist only as .bin, and the spec allows that."""
-    return part.weighted and model.allow_pickle and weights_of(part, model)[0].suffix == ".bin"
+    return (
+        component.weighted
+        and model.allow_pickle
+        and weights_of(component, model)[0].suffix == ".bin"
+    )
 
 
-def weights_of(part: Part, model: Model) -> list[Path]:
+def weights_of(component: Component, model: Model) -> list[Path]:
     """List the files of its weights; see ``files_of``."""
-    stem = WEIGHT_STEMS[part.library]
-    found = _weights(part, stem, model.variant, "safetensors")
+    stem = WEIGHT_STEMS[component.library]
+    found = _weights(component, stem, model.variant, "safetensors")
     if not found and model.allow_pickle:
-        found = _weights(part, PICKLED_STEMS[part.library], model.variant, "bin")
+        found = _weights(component, PICKLED_STEMS[component.library], model.variant, "bin")
     if not found:
-        raise ModelError(_no_weights(part, stem, model))
+        raise ModelError(_no_weights(component, stem, model))
     for path in sorted(found):
         if not path.is_file() or path.stat().st_size == 0:
-            raise ModelError(f"{part.name}: the weights {path} are missing or empty")
+            raise ModelError(f"{component.name}: the weights {path} are missing or empty")
     return sorted(found)
 
 
-def _weights(part: Part, stem: str, variant: str | None, end: str) -> set[Path]:
+def _weights(component: Component, stem: str, variant: str | None, end: str) -> set[Path]:
     globs = weight_globs(stem, variant, end)
-    found = {path for glob in globs for path in part.folder.glob(glob)}
+    found = {path for glob in globs for path in component.folder.glob(glob)}
     suffix = f".{variant}" if variant else ""
-    pieces = part.folder / f"{stem}.{end}.index{suffix}.json"
+    pieces = component.folder / f"{stem}.{end}.index{suffix}.json"
     if pieces.is_file():
         named = read_json(pieces).get("weight_map")
         if not isinstance(named, dict) or not all(isinstance(one, str) for one in named.values()):
             raise ModelError(
                 f"model file {pieces}: weight_map is not a mapping from names to files"
             )
-        found |= {part.folder / name for name in named.values()}
+        found |= {component.folder / name for name in named.values()}
     return found
 
 
-def _no_weights(part: Part, stem: str, model: Model) -> str:
+def _no_weights(component: Component, stem: str, model: Model) -> str:
     variant = model.variant
-    wanted = part.folder / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
-    message = f"{part.name}: the weights {wanted} are missing"
-    present = sorted(path.name for path in part.folder.iterdir())
+    wanted = component.folder / (
+        f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    )
+    message = f"{component.name}: the weights {wanted} are missing"
+    present = sorted(path.name for path in component.folder.iterdir())
     others = [name for name in present if name.endswith(".safetensors")]
     if others:
         return f"{message}; found: {', '.join(others)} (model.variant is {variant!r})"
@@ -235,23 +243,27 @@ def _no_weights(part: Part, stem: str, model: Model) -> str:
     return message + "only safetensors is allowed"
 
 
-def check_text_parts(parts: Sequence[Part]) -> None:
+def check_text_components(components: Sequence[Component]) -> None:
     """Check that each tokenizer fits its text encoder, and the text encoders fit the U-Net."""
-    wholes = [part.name.rpartition(".")[0] for part in parts]
+    wholes = [component.name.rpartition(".")[0] for component in components]
     for whole in dict.fromkeys(wholes):  # the pipeline, and a second one inside it (refiner)
-        together = [part for part, own in zip(parts, wholes, strict=True) if own == whole]
-        _check_text({part.name.rpartition(".")[2]: part for part in together})
+        together = [
+            component for component, own in zip(components, wholes, strict=True) if own == whole
+        ]
+        _check_text({component.name.rpartition(".")[2]: component for component in together})
 
 
-def _check_text(named: dict[str, Part]) -> None:
+def _check_text(named: dict[str, Component]) -> None:
     text = [named[name] for name in ("text_encoder", "text_encoder_2") if name in named]
     unet = named.get("unet")
-    if text and unet and all(part.config.get("hidden_size") for part in text):
-        given = sum(part.config["hidden_size"] for part in text)  # embeddings are concatenated
+    if text and unet and all(component.config.get("hidden_size") for component in text):
+        given = sum(
+            component.config["hidden_size"] for component in text
+        )  # embeddings are concatenated
         taken = unet.config.get("cross_attention_dim")
         projected = unet.config.get("encoder_hid_dim")
         if taken is not None and given != taken and projected is None:
-            names = " and ".join(part.name for part in text)
+            names = " and ".join(component.name for component in text)
             raise ModelError(
                 f"{unet.name} takes text embeddings of width {taken}, but {names} gives {given}"
             )
@@ -271,45 +283,50 @@ def _check_text(named: dict[str, Part]) -> None:
 CONTROL_CLASSES = {"controlnet": "ControlNetModel", "adapter": "T2IAdapter"}
 
 
-def check_control_parts(parts: Sequence[Part]) -> None:
+def check_control_components(components: Sequence[Component]) -> None:
     """Check that each ControlNet or T2I-Adapter fits the U-Net to which its outputs are added."""
-    named = {part.name: part for part in parts}
+    named = {component.name: component for component in components}
     unet = named.get("unet")
-    for part in parts:
-        wanted = CONTROL_CLASSES.get(part.name)
+    for component in components:
+        wanted = CONTROL_CLASSES.get(component.name)
         if unet is None or wanted is None:
             continue
-        if part.class_name.startswith("Multi"):
+        if component.class_name.startswith("Multi"):
             raise ModelError(
-                f"{part.name}: {part.folder.parent} holds several, as a {part.class_name}; list the"
-                f" folder of each in model.components.{part.name}"
+                f"{component.name}: {component.folder.parent} holds several, as a "
+                f"{component.class_name}; list the folder of each in "
+                f"model.components.{component.name}"
             )
-        if part.class_name != wanted:
-            raise ModelError(f"{part.name}: {part.folder} is a {part.class_name}, not a {wanted}")
+        if component.class_name != wanted:
+            raise ModelError(
+                f"{component.name}: {component.folder} is a {component.class_name}, not a {wanted}"
+            )
         factor = latent_facts(named["vae"]).factor
-        check = _check_controlnet if part.name == "controlnet" else _check_adapter
-        check(part, unet, factor)
+        check = _check_controlnet if component.name == "controlnet" else _check_adapter
+        check(component, unet, factor)
 
 
-def _check_controlnet(part: Part, unet: Part, factor: int) -> None:
+def _check_controlnet(component: Component, unet: Component, factor: int) -> None:
     for key in ("cross_attention_dim", "block_out_channels", "layers_per_block"):
-        _check_same(part, key, need(part, key), need(unet, key))
-    reader = part.config.get("conditioning_embedding_out_channels")
+        _check_same(component, key, need(component, key), need(unet, key))
+    reader = component.config.get("conditioning_embedding_out_channels")
     if reader is not None:
-        _check_same(part, "the number of pixels per latent", 2 ** (len(reader) - 1), factor)
+        _check_same(component, "the number of pixels per latent", 2 ** (len(reader) - 1), factor)
 
 
-def _check_adapter(part: Part, unet: Part, factor: int) -> None:
-    channels, blocks = list(need(part, "channels")), list(need(unet, "block_out_channels"))
-    _check_same(part, "channels", channels[: len(blocks)], blocks[: len(channels)])
+def _check_adapter(component: Component, unet: Component, factor: int) -> None:
+    channels, blocks = list(need(component, "channels")), list(need(unet, "block_out_channels"))
+    _check_same(component, "channels", channels[: len(blocks)], blocks[: len(channels)])
     # A first block without attention halves the size before the adapter's output is added.
     halved = "CrossAttn" not in need(unet, "down_block_types")[0]
-    _check_same(part, "downscale_factor", need(part, "downscale_factor"), factor * (1 + halved))
+    _check_same(
+        component, "downscale_factor", need(component, "downscale_factor"), factor * (1 + halved)
+    )
 
 
-def _check_same(part: Part, what: str, given: Any, wanted: Any) -> None:
+def _check_same(component: Component, what: str, given: Any, wanted: Any) -> None:
     if given != wanted:
         raise ModelError(
-            f"{part.name} {part.folder} does not fit the model: {what} is {given} there, but"
-            f" {wanted} in the model"
+            f"{component.name} {component.folder} does not fit the model: {what} is {given} "
+            f"there, but {wanted} in the model"
         )

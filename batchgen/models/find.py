@@ -33,7 +33,7 @@ WEIGHT_STEMS = {
 PICKLED_STEMS = {**WEIGHT_STEMS, "transformers": "pytorch_model"}
 
 
-class Found(NamedTuple):
+class FoundModel(NamedTuple):
     """A model on this machine.
 
     Attributes:
@@ -80,7 +80,7 @@ class Wanted:
         return [pattern for pattern in self.pickled if posixpath.dirname(pattern) not in safe]
 
 
-def find_model(model: Model, task: str) -> Found:
+def find_model(model: Model, task: str) -> FoundModel:
     """Find the files of the spec's model.
 
     Raises:
@@ -102,7 +102,7 @@ def find_model(model: Model, task: str) -> Found:
         )
     file = _single_file(model.path)
     texts = Wanted(_pipeline_texts(task))
-    return Found(_find(model.config, model.revision, "model.config", texts).folder, None, file)
+    return FoundModel(_find(model.config, model.revision, "model.config", texts).folder, None, file)
 
 
 def find_pipeline(path: str, name: str, model: Model, task: str) -> Path:
@@ -167,17 +167,17 @@ def _find(
     field: str,
     wanted: Wanted,
     shipped: Sequence[str] | None = None,
-) -> Found:
+) -> FoundModel:
     """Find a folder. ``shipped``: names of batchgen's own folders; default: those of its models."""
     if shipped is None:
         shipped = shipped_names()
     if is_url(path):
-        return Found(_from_url(path, revision, field, wanted))
+        return FoundModel(_from_url(path, revision, field, wanted))
     folder = _here(path)
     if path in shipped:
-        return Found(_without_revision(SHIPPED / path, path, revision, field))
+        return FoundModel(_without_revision(SHIPPED / path, path, revision, field))
     if os.path.isdir(folder):
-        return Found(_without_revision(folder.resolve(), path, revision, field))
+        return FoundModel(_without_revision(folder.resolve(), path, revision, field))
     if os.path.isfile(folder):
         raise ModelError(f"{field} {path} is a file; needed: a folder in diffusers layout")
     if HUB_ID.fullmatch(path):
@@ -259,7 +259,7 @@ def _revision_of(field: str) -> str:
     return f"{field.removesuffix('.config')}.revision"
 
 
-def _from_hub(path: str, revision: str | None, field: str, wanted: Wanted) -> Found:
+def _from_hub(path: str, revision: str | None, field: str, wanted: Wanted) -> FoundModel:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -295,7 +295,7 @@ def _from_hub(path: str, revision: str | None, field: str, wanted: Wanted) -> Fo
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(f"{named}: {error}") from error
-    return Found(Path(snapshot), Path(snapshot).name)
+    return FoundModel(Path(snapshot), Path(snapshot).name)
 
 
 def _names_below(folder: Path) -> list[str]:

@@ -14,9 +14,9 @@ from batchgen.families.schedulers import check_options, chosen_scheduler
 from batchgen.models.additions import added_files, components_added
 from batchgen.models.files import (
     MOST,
-    Part,
-    check_control_parts,
-    check_text_parts,
+    Component,
+    check_control_components,
+    check_text_components,
     files_of,
     latent_facts,
     need,
@@ -26,7 +26,7 @@ from batchgen.models.files import (
 )
 from batchgen.models.find import (
     RECOMMENDED_FILE,
-    Found,
+    FoundModel,
     find_component,
     find_model,
     find_pipeline,
@@ -62,18 +62,18 @@ def inspect(model: Model, task: str) -> ModelInfo:
         ) from error
 
 
-def _inspected(found: Found, model: Model, task: str) -> ModelInfo:
+def _inspected(found: FoundModel, model: Model, task: str) -> ModelInfo:
     folder = found.folder
     index = pipeline_index(folder)
     family = family_for(folder, index, model, task)
-    parts = parts_of(folder, index, model, family)
+    components = components_of(folder, index, model, family)
     if found.file is not None:
-        parts = from_single_file(found.file, folder, family, parts)
-    named = _files(found, parts, model)
-    check_text_parts(parts)
-    check_quantization(model, family, parts)
+        components = from_single_file(found.file, folder, family, components)
+    named = _files(found, components, model)
+    check_text_components(components)
+    check_quantization(model, family, components)
     check_weighting(model, family)
-    named |= added_files(model, family, parts)
+    named |= added_files(model, family, components)
     scheduler = chosen_scheduler(index["scheduler"][1], model.scheduler)
     check_options(scheduler, model.scheduler_options)
     if family.schedulers and scheduler not in family.schedulers:
@@ -81,10 +81,10 @@ def _inspected(found: Found, model: Model, task: str) -> ModelInfo:
         raise ModelError(
             f"scheduler {scheduler}: a {family.name} model for {task} works only with {allowed}"
         )
-    classes = _class_names(index, parts) if task == "class-conditional" else ()
+    classes = _class_names(index, components) if task == "class-conditional" else ()
     guidable = family.guided_classes in (0, len(classes))
-    latents = latent_facts(_part(parts, family.vae))
-    height, width = _native_size(parts, family, latents.factor)
+    latents = latent_facts(_component(components, family.vae))
+    height, width = _native_size(components, family, latents.factor)
     steps, guidance = _recommended(folder, family)
     manifest = _manifest_sha256(named)
     return ModelInfo(
@@ -103,7 +103,7 @@ def _inspected(found: Found, model: Model, task: str) -> ModelInfo:
         num_inference_steps=steps,
         guidance_scale=guidance if guidable else min(guidance, 1.0),
         class_names=classes,
-        controls=sum(part.name in CONTROLS for part in parts),
+        controls=sum(component.name in CONTROLS for component in components),
         upscale=family.upscale or latents.factor,
         fixed_size=family.fixed_size,
         settings=family.settings,
@@ -130,17 +130,17 @@ def packages_used(model: Model) -> tuple[str, ...]:
 CONTROLS = ("controlnet", "adapter")
 
 
-def _files(found: Found, parts: list[Part], model: Model) -> dict[str, Path]:
+def _files(found: FoundModel, components: list[Component], model: Model) -> dict[str, Path]:
     """Map names in the manifest to files, for everything to load of the model itself."""
     folder = found.folder
     files = [folder / "model_index.json", folder / RECOMMENDED_FILE]
     named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
     if found.file is not None:
         named[NAME] = found.file
-    for part in parts:
-        named |= {f"{part.label}/{path.name}": path for path in files_of(part, model)}
-        if whole := part.name.rpartition(".")[0]:
-            named[f"{whole}/model_index.json"] = part.folder.parent / "model_index.json"
+    for component in components:
+        named |= {f"{component.label}/{path.name}": path for path in files_of(component, model)}
+        if whole := component.name.rpartition(".")[0]:
+            named[f"{whole}/model_index.json"] = component.folder.parent / "model_index.json"
     return named
 
 
@@ -182,20 +182,25 @@ def family_for(folder: Path, index: Mapping[str, Any], model: Model, task: str) 
 def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> str | None:
     """Return why the model's parts are not those of the family, by their configurations."""
     try:
-        parts = parts_of(folder, index, model, family)
-        _check_channels(parts, family)
-        check_control_parts(parts)
+        components = components_of(folder, index, model, family)
+        _check_channels(components, family)
+        check_control_components(components)
     except ModelError as error:
         return str(error)
     return None
 
 
-def _check_channels(parts: list[Part], family: Family) -> None:
+def _check_channels(components: list[Component], family: Family) -> None:
     """Check that the denoiser has the task's number of input channels; loading would not fail."""
-    channels = latent_facts(_part(parts, family.vae)).channels
-    first = next(part for part in parts if part.name in ("unet", "transformer", "prior"))
+    channels = latent_facts(_component(components, family.vae)).channels
+    first = next(
+        component for component in components if component.name in ("unet", "transformer", "prior")
+    )
     allowed = [times * channels + plus for times, plus in family.channels]
-    for denoiser in (first, *(part for part in parts if part.name.endswith(".unet"))):
+    for denoiser in (
+        first,
+        *(component for component in components if component.name.endswith(".unet")),
+    ):
         taken = whole(denoiser, "in_channels")
         if taken not in allowed:
             wanted = " or ".join(str(one) for one in allowed)
@@ -211,7 +216,9 @@ def _check_channels(parts: list[Part], family: Family) -> None:
         )
 
 
-def parts_of(folder: Path, index: Mapping[str, Any], model: Model, family: Family) -> list[Part]:
+def components_of(
+    folder: Path, index: Mapping[str, Any], model: Model, family: Family
+) -> list[Component]:
     """List every component that some stage holds, with the folder that it is loaded from.
 
     Raises:
@@ -235,15 +242,17 @@ def parts_of(folder: Path, index: Mapping[str, Any], model: Model, family: Famil
                 f" from elsewhere; allowed: {allowed}"
             )
     return [
-        part for name in family.components for part in _parts(folder, index, model, family, name)
+        component
+        for name in family.components
+        for component in _components(folder, index, model, family, name)
     ]
 
 
-def _parts(
+def _components(
     folder: Path, index: Mapping[str, Any], model: Model, family: Family, name: str
-) -> Iterator[Part]:
+) -> Iterator[Component]:
     if "." in name:
-        yield _inner_part(model, family, *name.split("."))
+        yield _inner_component(model, family, *name.split("."))
         return
     given = model.components.get(name)
     if given is not None:
@@ -251,21 +260,21 @@ def _parts(
         for number, path in enumerate(paths):
             found = find_component(path, name, model)
             label = name if len(paths) == 1 else f"{name}.{number}"
-            yield Part.from_elsewhere(name, label, found)
+            yield Component.from_elsewhere(name, label, found)
         return
     entry = index.get(name)
     if entry in (None, [None, None]):
         added = components_added(model).get(name)
         if added is not None and added.is_dir():
-            yield Part.from_elsewhere(name, name, added)
+            yield Component.from_elsewhere(name, name, added)
             return
         if name in family.optional:
             return
         raise ModelError(_missing(folder, family, name))
-    yield Part.from_index(folder, name, entry)
+    yield Component.from_index(folder, name, entry)
 
 
-def _inner_part(model: Model, family: Family, whole: str, name: str) -> Part:
+def _inner_component(model: Model, family: Family, whole: str, name: str) -> Component:
     """Read a component of a second pipeline, which is in a folder of its own."""
     path = model.components.get(whole)
     if not isinstance(path, str):
@@ -276,8 +285,8 @@ def _inner_part(model: Model, family: Family, whole: str, name: str) -> Part:
     index, wanted = pipeline_index(folder), dict(family.pipelines)[whole]
     if index.get("_class_name") != wanted:
         raise ModelError(f"{whole}: {folder} is a {index.get('_class_name')}; allowed: {wanted}")
-    part = Part.from_index(folder, name, index.get(name))
-    return replace(part, name=f"{whole}.{name}", label=f"{whole}.{name}")
+    component = Component.from_index(folder, name, index.get(name))
+    return replace(component, name=f"{whole}.{name}", label=f"{whole}.{name}")
 
 
 def _missing(folder: Path, family: Family, name: str) -> str:
@@ -285,25 +294,25 @@ def _missing(folder: Path, family: Family, name: str) -> str:
     return f"{name}: {folder / 'model_index.json'} lists no such component{elsewhere}"
 
 
-def _part(parts: list[Part], name: str) -> Part:
-    return next(part for part in parts if part.name == name)
+def _component(components: list[Component], name: str) -> Component:
+    return next(component for component in components if component.name == name)
 
 
-def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, int]:
+def _native_size(components: list[Component], family: Family, factor: int) -> tuple[int, int]:
     """Return the (height, width) in pixels that the denoiser was trained for."""
     size: Any
     if isinstance(family.size, int):
         size = family.size
     else:
-        component, key = family.size
-        part = _part(parts, component)
-        size = need(part, key)
+        name, key = family.size
+        component = _component(components, name)
+        size = need(component, key)
         sizes = size if isinstance(size, list) else [size]
         sides = [one * factor for one in sizes if type(one) is int]
         fits = all(MIN_SIZE <= one <= MAX_SIZE and one % MIN_SIZE == 0 for one in sides)
         if not fits or len(sides) != len(sizes) or len(sizes) not in (1, 2):
             raise ModelError(
-                f"{component}: {part.folder} has {key} {shown(size)}, which gives images of "
+                f"{name}: {component.folder} has {key} {shown(size)}, which gives images of "
                 f"{factor} times that many pixels; allowed: {MIN_SIZE} to {MAX_SIZE} pixels, a "
                 f"multiple of {MIN_SIZE}"
             )
@@ -311,19 +320,19 @@ def _native_size(parts: list[Part], family: Family, factor: int) -> tuple[int, i
     return height * factor, width * factor
 
 
-def _class_names(index: Mapping[str, Any], parts: list[Part]) -> tuple[str, ...]:
+def _class_names(index: Mapping[str, Any], components: list[Component]) -> tuple[str, ...]:
     """Read the class names, from ``id2label`` in the model's index or in its class embedding."""
     labels: Any = index.get("id2label")
-    for part in parts:
-        labels = labels or part.config.get("id2label")
+    for component in components:
+        labels = labels or component.config.get("id2label")
     labels = labels or {}
-    for part in parts:
-        count = part.config.get("num_embeds_ada_norm") or part.config.get("num_classes")
+    for component in components:
+        count = component.config.get("num_embeds_ada_norm") or component.config.get("num_classes")
         if count:
             if type(count) is not int or not 0 < count <= MOST:
                 raise ModelError(
-                    f"{part.name}: {part.folder} has {shown(count)} classes; allowed: a whole "
-                    f"number from 1 to {MOST:,}"
+                    f"{component.name}: {component.folder} has {shown(count)} classes; allowed: a "
+                    f"whole number from 1 to {MOST:,}"
                 )
             return tuple(str(labels.get(str(number), "")) for number in range(count))
     raise ModelError(

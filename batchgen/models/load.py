@@ -15,13 +15,13 @@ from batchgen.families import Family
 from batchgen.models.attach import Switch, add_to_denoiser, add_to_encoder
 from batchgen.models.files import (
     DIFFUSERS_MODULES,
-    Part,
+    Component,
     config_name,
     is_pickled,
     pipeline_index,
 )
-from batchgen.models.find import Found, find_model
-from batchgen.models.inspection import family_for, inspect, parts_of
+from batchgen.models.find import FoundModel, find_model
+from batchgen.models.inspection import components_of, family_for, inspect
 from batchgen.models.place import place
 from batchgen.models.quantize import elements_of, is_quantized, loading
 from batchgen.models.single_file import from_single_file, load_single_file
@@ -105,14 +105,14 @@ def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
     return _counts(vars(stage.pipeline))
 
 
-def _counts(parts: Mapping[str, Any]) -> dict[str, int]:
+def _counts(components: Mapping[str, Any]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for name, part in parts.items():
-        if hasattr(part, "components"):  # a second pipeline
-            inner = _counts(part.components)
-            counts |= {f"{name}.{component}": count for component, count in inner.items()}
-        elif hasattr(part, "parameters"):
-            counts[name] = sum(elements_of(parameter) for parameter in part.parameters())
+    for name, component in components.items():
+        if hasattr(component, "components"):  # a second pipeline
+            inner = _counts(component.components)
+            counts |= {f"{name}.{one}": count for one, count in inner.items()}
+        elif hasattr(component, "parameters"):
+            counts[name] = sum(elements_of(parameter) for parameter in component.parameters())
     return counts
 
 
@@ -153,47 +153,49 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     own = [name for name in family.components if "." not in name]
     given: dict[str, Any] = dict.fromkeys((*own, *family.null))
     later: dict[str, Any] = {}
-    parts = parts_of(folder, index, spec.model, family)
+    components = components_of(folder, index, spec.model, family)
     if found.file is not None:
-        parts = from_single_file(found.file, folder, family, parts)
-    for part in parts:
-        if "." in part.name:
+        components = from_single_file(found.file, folder, family, components)
+    for component in components:
+        if "." in component.name:
             continue  # see _second_pipelines
-        if part.library == "batchgen":
-            del given[part.name]
-            if part.name in held:
-                later[part.name] = _load_part(part, dtype, spec.model)
-        elif part.name in held and _comes_with(found, part, index, spec.model):
-            given.pop(part.name, None)  # the pipeline's class loads it
-        elif part.name in held:
-            _add(given, part, _load_part(part, dtype, spec.model))
-        elif part.name in family.stubs:
-            empty = _without_weights(part)
-            given[part.name] = empty
-            later[part.name] = Stub(empty.config, dtype)
+        if component.library == "batchgen":
+            del given[component.name]
+            if component.name in held:
+                later[component.name] = _load_component(component, dtype, spec.model)
+        elif component.name in held and _comes_with(found, component, index, spec.model):
+            given.pop(component.name, None)  # the pipeline's class loads it
+        elif component.name in held:
+            _add(given, component, _load_component(component, dtype, spec.model))
+        elif component.name in family.stubs:
+            empty = _without_weights(component)
+            given[component.name] = empty
+            later[component.name] = Stub(empty.config, dtype)
     given = {name: _together(one) if type(one) is list else one for name, one in given.items()}
     empty = {name: given[name] for name in later if given.get(name) is not None}
     if "safety_checker" in family.null:
         given["requires_safety_checker"] = False
     pipeline = _whole(family.pipeline, found, spec, given, later)
-    for name, second in _second_pipelines(family, parts, held, spec, empty, later):
+    for name, second in _second_pipelines(family, components, held, spec, empty, later):
         setattr(pipeline, name, second)
     return family, pipeline
 
 
-def _comes_with(found: Found, part: Part, index: Mapping[str, Any], model: Model) -> bool:
+def _comes_with(
+    found: FoundModel, component: Component, index: Mapping[str, Any], model: Model
+) -> bool:
     """Whether the pipeline's class can load the part: it is in the usual folder and format."""
-    in_place = part.folder == found.folder / part.label and index.get(part.name)
-    return bool(in_place) and not _is_loaded_alone(part, model)
+    in_place = component.folder == found.folder / component.label and index.get(component.name)
+    return bool(in_place) and not _is_loaded_alone(component, model)
 
 
-def _is_loaded_alone(part: Part, model: Model) -> bool:
-    return is_pickled(part, model) or is_quantized(part, model)
+def _is_loaded_alone(component: Component, model: Model) -> bool:
+    return is_pickled(component, model) or is_quantized(component, model)
 
 
 def _second_pipelines(
     family: Family,
-    parts: list[Part],
+    components: list[Component],
     held: tuple[str, ...],
     spec: Spec,
     empty: Mapping[str, Any],
@@ -206,7 +208,7 @@ def _second_pipelines(
     import torch
 
     for name, class_name in family.pipelines:
-        inner = [one for one in parts if one.name in held and one.name.startswith(f"{name}.")]
+        inner = [one for one in components if one.name in held and one.name.startswith(f"{name}.")]
         if not inner:
             continue
         folder, loaded = inner[0].folder.parent, [one.name.rpartition(".")[2] for one in inner]
@@ -215,12 +217,14 @@ def _second_pipelines(
         later = {one: stubs[one] for one in empty if one in given}
         alone = [one for one in inner if _is_loaded_alone(one, spec.model)]
         dtype = getattr(torch, spec.model.dtype)
-        given |= {one.name.rpartition(".")[2]: _load_part(one, dtype, spec.model) for one in alone}
-        yield name, _whole(class_name, Found(folder), spec, given, later)
+        given |= {
+            one.name.rpartition(".")[2]: _load_component(one, dtype, spec.model) for one in alone
+        }
+        yield name, _whole(class_name, FoundModel(folder), spec, given, later)
 
 
 def _whole(
-    class_name: str, found: Found, spec: Spec, given: dict[str, Any], later: dict[str, Any]
+    class_name: str, found: FoundModel, spec: Spec, given: dict[str, Any], later: dict[str, Any]
 ) -> Any:
     """Load a pipeline with a model's components, then set the components of ``later``.
 
@@ -236,8 +240,8 @@ def _whole(
             pipeline = load_single_file(class_name, found.file, found.folder, dtype, given)
         else:
             pipeline = _from_folder(class_name, found.folder, dtype, spec.model.variant, given)
-    for name, component in later.items():
-        setattr(pipeline, name, component)
+    for name, late in later.items():
+        setattr(pipeline, name, late)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
@@ -260,12 +264,12 @@ def _from_folder(
     )
 
 
-def _add(given: dict[str, Any], part: Part, loaded: Any) -> None:
+def _add(given: dict[str, Any], component: Component, loaded: Any) -> None:
     """Add a component; those whose label has a number (several ControlNets) become a list."""
-    if part.label == part.name:
-        given[part.name] = loaded
+    if component.label == component.name:
+        given[component.name] = loaded
     else:
-        given[part.name] = [*(given[part.name] or []), loaded]
+        given[component.name] = [*(given[component.name] or []), loaded]
 
 
 def _together(several: list[Any]) -> Any:
@@ -277,7 +281,7 @@ def _together(several: list[Any]) -> Any:
     return several if name is None else getattr(diffusers, name)(several)
 
 
-def _class_of(part: Part) -> Any:
+def _class_of(component: Component) -> Any:
     import diffusers
     import transformers
 
@@ -285,30 +289,32 @@ def _class_of(part: Part) -> Any:
 
     libraries = {"diffusers": diffusers, "transformers": transformers, "batchgen": own}
     modules = [getattr(diffusers.pipelines, name) for name in DIFFUSERS_MODULES]
-    homes = (libraries[part.library], *modules)
-    return next(getattr(one, part.class_name) for one in homes if hasattr(one, part.class_name))
+    homes = (libraries[component.library], *modules)
+    return next(
+        getattr(one, component.class_name) for one in homes if hasattr(one, component.class_name)
+    )
 
 
-def _load_part(part: Part, dtype: Any, model: Model) -> Any:
+def _load_component(component: Component, dtype: Any, model: Model) -> Any:
     """Load one component from its folder."""
     options = {"dtype": dtype, "local_files_only": True, "variant": model.variant}
-    if part.library != "transformers":
+    if component.library != "transformers":
         options["torch_dtype"] = options.pop("dtype")
-    safe = not is_pickled(part, model)
-    with loading(part, model) as quantised:
-        loaded: Any = _class_of(part).from_pretrained(
-            part.folder, use_safetensors=safe, **options, **quantised
+    safe = not is_pickled(component, model)
+    with loading(component, model) as quantised:
+        loaded: Any = _class_of(component).from_pretrained(
+            component.folder, use_safetensors=safe, **options, **quantised
         )
     return loaded
 
 
-def _without_weights(part: Part) -> Any:
+def _without_weights(component: Component) -> Any:
     """Make a component from its configuration only; its weights have no memory (meta device)."""
     import torch
 
     with torch.device("meta"):
-        return _class_of(part).from_config(
-            _class_of(part).load_config(part.folder / config_name(part.name))
+        return _class_of(component).from_config(
+            _class_of(component).load_config(component.folder / config_name(component.name))
         )
 
 
@@ -342,7 +348,7 @@ def _prepare_libraries(threads: int) -> None:
 
 
 @cache
-def _planned_model(info: ModelInfo, model_json: str, task: str) -> Found:
+def _planned_model(info: ModelInfo, model_json: str, task: str) -> FoundModel:
     """Find the planned model on this machine, which need not be the one that planned.
 
     Its files are hashed again, once for each process. Files of a hub commit cannot change.
@@ -351,7 +357,7 @@ def _planned_model(info: ModelInfo, model_json: str, task: str) -> Found:
     here = Path(info.path).exists()
     if not info.revision.startswith("sha256:"):
         if here and not model.components and not list(model.added()):
-            return Found(Path(info.path))
+            return FoundModel(Path(info.path))
         model = model.model_copy(update={"revision": info.revision})
     elif here:
         model = model.model_copy(update={"path": info.path})
@@ -362,4 +368,4 @@ def _planned_model(info: ModelInfo, model_json: str, task: str) -> Found:
             f"files begins with {found.manifest_sha256[:12]}, that of the plan with "
             f"{info.manifest_sha256[:12]}; restore the planned files, or write to a new output"
         )
-    return Found(Path(found.path)) if model.config is None else find_model(model, task)
+    return FoundModel(Path(found.path)) if model.config is None else find_model(model, task)

@@ -11,7 +11,7 @@ from typing import Any
 
 from batchgen.errors import ModelError, nearest
 from batchgen.families import Family
-from batchgen.models.files import Part
+from batchgen.models.files import Component
 from batchgen.spec.model import Model
 
 FIELD = "model.quantization"
@@ -83,21 +83,25 @@ BACKENDS: Mapping[str, Backend] = {
 SAVED_AS = ("bitsandbytes", "quanto", "torchao")  # ``quant_method`` of a saved configuration
 
 
-def check_quantization(model: Model, family: Family, parts: Sequence[Part]) -> None:
+def check_quantization(model: Model, family: Family, components: Sequence[Component]) -> None:
     """Check that components can be quantized, and saved quantized ones be read. Imports nothing.
 
     Raises:
         ModelError: a component or option that is not allowed, or a package that is missing.
     """
-    for part in parts:
-        saved = part.config.get("quantization_config")
-        if part.weighted and saved:
-            _check_saved(part, saved)
+    for component in components:
+        saved = component.config.get("quantization_config")
+        if component.weighted and saved:
+            _check_saved(component, saved)
     asked = model.quantization
     if asked is None:
         return
     vaes = (family.vae, f".{family.vae}")
-    able = {part.name: part for part in parts if _is_able(part) and not part.name.endswith(vaes)}
+    able = {
+        component.name: component
+        for component in components
+        if _is_able(component) and not component.name.endswith(vaes)
+    }
     for name in asked.components:
         if name not in able:
             raise ModelError(
@@ -115,27 +119,35 @@ def check_quantization(model: Model, family: Family, parts: Sequence[Part]) -> N
     _require(asked.backend, FIELD)
 
 
-def is_quantized(part: Part, model: Model) -> bool:
+def is_quantized(component: Component, model: Model) -> bool:
     """Whether the part's weights are quantized, while loading or as saved."""
-    saved = part.weighted and part.config.get("quantization_config")
-    return _is_asked(part, model) or bool(saved)
+    saved = component.weighted and component.config.get("quantization_config")
+    return _is_asked(component, model) or bool(saved)
 
 
 @contextmanager
-def loading(part: Part, model: Model) -> Iterator[dict[str, Any]]:
+def loading(component: Component, model: Model) -> Iterator[dict[str, Any]]:
     """Yield the arguments of ``from_pretrained`` that quantize; errors inside name the field.
 
     Raises:
         ModelError: the backend cannot quantize on this machine, or cannot read the saved weights.
     """
-    if not is_quantized(part, model):
+    if not is_quantized(component, model):
         yield {}
         return
-    what = f"{FIELD}: {part.name}" if _is_asked(part, model) else f"{part.name}: {part.folder}"
+    what = (
+        f"{FIELD}: {component.name}"
+        if _is_asked(component, model)
+        else f"{component.name}: {component.folder}"
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # diffusers deprecates some backends
-            yield {"quantization_config": _config(part, model)} if _is_asked(part, model) else {}
+            yield (
+                {"quantization_config": _config(component, model)}
+                if _is_asked(component, model)
+                else {}
+            )
     except (
         *(ImportError, AttributeError, AssertionError, KeyError),
         *(TypeError, ValueError, RuntimeError),  # RuntimeError: for example, no GPU
@@ -150,12 +162,12 @@ def elements_of(parameter: Any) -> int:
     return int(parameter.numel() if packed is None else packed.shape.numel())
 
 
-def _is_able(part: Part) -> bool:
-    return part.weighted and part.library in ("diffusers", "transformers")
+def _is_able(component: Component) -> bool:
+    return component.weighted and component.library in ("diffusers", "transformers")
 
 
-def _is_asked(part: Part, model: Model) -> bool:
-    return model.quantization is not None and part.name in model.quantization.components
+def _is_asked(component: Component, model: Model) -> bool:
+    return model.quantization is not None and component.name in model.quantization.components
 
 
 def _in_batches(component: str) -> bool:
@@ -163,7 +175,7 @@ def _in_batches(component: str) -> bool:
     return "text_encoder" not in component
 
 
-def _config(part: Part, model: Model) -> Any:
+def _config(component: Component, model: Model) -> Any:
     """Make the quantization configuration of one component, with the class of its library."""
     import diffusers
     import transformers
@@ -173,7 +185,7 @@ def _config(part: Part, model: Model) -> Any:
     options: dict[str, Any] = {
         name: list(one) if isinstance(one, tuple) else one for name, one in asked.options.items()
     }
-    library: Any = transformers if part.library == "transformers" else diffusers
+    library: Any = transformers if component.library == "transformers" else diffusers
     if asked.backend == "torchao":
         skipped = options.pop("modules_to_not_convert", None)
         return library.TorchAoConfig(_torchao_type(options), modules_to_not_convert=skipped)
@@ -219,8 +231,8 @@ def _check_threshold(what: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_saved(part: Part, saved: Mapping[str, Any]) -> None:
-    what = f"{part.name}: {part.folder} was saved quantized"
+def _check_saved(component: Component, saved: Mapping[str, Any]) -> None:
+    what = f"{component.name}: {component.folder} was saved quantized"
     method = saved.get("quant_method")
     if method is None and (saved.get("load_in_4bit") or saved.get("load_in_8bit")):
         method = "bitsandbytes"
@@ -228,7 +240,7 @@ def _check_saved(part: Part, saved: Mapping[str, Any]) -> None:
         raise ModelError(f"{what} by {method}; allowed: {', '.join(SAVED_AS)}")
     if method == "bitsandbytes":
         method = "bitsandbytes_4bit" if saved.get("load_in_4bit") else "bitsandbytes_8bit"
-    if method == "bitsandbytes_8bit" and _in_batches(part.name):
+    if method == "bitsandbytes_8bit" and _in_batches(component.name):
         _check_threshold(what, saved)
     if method == "quanto" and saved.get("activations"):
         raise ModelError(

@@ -15,7 +15,7 @@ from batchgen.errors import ModelError
 from batchgen.families import Family
 from batchgen.families.diffusers_source import mixins_of
 from batchgen.models.additions import Shapes, shapes_of
-from batchgen.models.files import Part, need
+from batchgen.models.files import Component, need
 
 NAME = "single_file.safetensors"  # its name in the manifest, whatever the file is called
 _UNET = "model.diffusion_model."
@@ -37,7 +37,9 @@ _MARKS = {
 }
 
 
-def from_single_file(file: Path, folder: Path, family: Family, parts: Sequence[Part]) -> list[Part]:
+def from_single_file(
+    file: Path, folder: Path, family: Family, components: Sequence[Component]
+) -> list[Component]:
     """Return the parts, with those of ``folder`` marked as without weights of their own.
 
     Raises:
@@ -50,17 +52,28 @@ def from_single_file(file: Path, folder: Path, family: Family, parts: Sequence[P
             " read from a single file; needed: a folder in diffusers layout"
         )
     shapes = shapes_of("model", file)
-    inside = [part for part in parts if part.weighted and part.folder == folder / part.label]
-    for part in inside:
-        _check(part, file, shapes)
-    widths = [need(part, "hidden_size") for part in inside if part.class_name.startswith("CLIP")]
+    inside = [
+        component
+        for component in components
+        if component.weighted and component.folder == folder / component.label
+    ]
+    for component in inside:
+        _check(component, file, shapes)
+    widths = [
+        need(component, "hidden_size")
+        for component in inside
+        if component.class_name.startswith("CLIP")
+    ]
     if len(set(widths)) < len(widths):
         raise ModelError(
             f"model {file}: both text encoders have the width {widths[0]}, but diffusers can only"
             " tell those of a single file apart by their width; needed: a folder in diffusers"
             " layout"
         )
-    return [replace(part, weighted=False) if part in inside else part for part in parts]
+    return [
+        replace(component, weighted=False) if component in inside else component
+        for component in components
+    ]
 
 
 def load_single_file(
@@ -90,31 +103,34 @@ def load_single_file(
     return pipeline
 
 
-def _check(part: Part, file: Path, shapes: Shapes) -> None:
-    marks = _MARKS.get(part.class_name)
+def _check(component: Component, file: Path, shapes: Shapes) -> None:
+    marks = _MARKS.get(component.class_name)
     if marks is None:
         raise ModelError(
-            f"{part.name}: a {part.class_name} cannot be read from a single file; allowed:"
-            f" {', '.join(_MARKS)}"
+            f"{component.name}: a {component.class_name} cannot be read from a single file; "
+            f"allowed: {', '.join(_MARKS)}"
         )
     mark = next((key for key in marks if key in shapes), None)
     if mark is None:
         raise ModelError(
-            f"{part.name}: {file} does not contain this component: it lacks {' and '.join(marks)}"
+            f"{component.name}: {file} does not contain this component: it lacks "
+            f"{' and '.join(marks)}"
         )
     attending = [key for key in shapes if key.startswith(_UNET) and key.endswith(_ATTENDING)]
-    if part.class_name == "UNet2DConditionModel":
-        wanted = {mark: [need(part, "block_out_channels")[0], need(part, "in_channels")]}
-        attended = need(part, "cross_attention_dim")
+    if component.class_name == "UNet2DConditionModel":
+        wanted = {mark: [need(component, "block_out_channels")[0], need(component, "in_channels")]}
+        attended = need(component, "cross_attention_dim")
         wanted |= {key: [shapes[key][0], attended] for key in attending}
-    elif part.class_name == "AutoencoderKL":
-        wanted = {mark: [need(part, "block_out_channels")[-1], need(part, "latent_channels")]}
+    elif component.class_name == "AutoencoderKL":
+        wanted = {
+            mark: [need(component, "block_out_channels")[-1], need(component, "latent_channels")]
+        }
     else:
-        wanted = {mark: [need(part, "vocab_size"), need(part, "hidden_size")]}
+        wanted = {mark: [need(component, "vocab_size"), need(component, "hidden_size")]}
     for key, sizes in wanted.items():
         if list(shapes[key][:2]) != sizes:
             raise ModelError(
-                f"{part.name}: {part.folder} does not fit {file}: the shape of {key} is"
+                f"{component.name}: {component.folder} does not fit {file}: the shape of {key} is"
                 f" {list(shapes[key][:2])}, but by the configuration it is {sizes}"
             )
 

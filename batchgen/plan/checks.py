@@ -15,7 +15,7 @@ from batchgen.spec.sections import Sampling
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image
 
-_TEXT = ("prompt", "negative_prompt", "scheduler", "lora")
+_TEXT_COLUMNS = ("prompt", "negative_prompt", "scheduler", "lora")
 _SINGLE = [one for one in CALL_SETTINGS.values() if not one.several]
 _WHOLE = ("seed", *(one.name for one in _SINGLE if one.number is int))
 _REAL = tuple(one.name for one in _SINGLE if one.number is float)
@@ -55,7 +55,7 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
     """
     mapped = spec.input.columns.mapped()
     for part, column in mapped.items():
-        is_setting = part in Sampling.model_fields and part not in (*ALWAYS, *_TEXT)
+        is_setting = part in Sampling.model_fields and part not in (*ALWAYS, *_TEXT_COLUMNS)
         if (is_setting or part == "regions") and part not in model.settings:
             because = _unsupported(spec, model, part)
             raise SpecError(f"input.columns.{part}", column, "null", because=because)
@@ -94,7 +94,7 @@ def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:
         SpecError: the field, what was given, what is allowed.
     """
     for name in Sampling.model_fields:
-        if name in (*ALWAYS, *_TEXT) or name in model.settings or not is_set(spec, name):
+        if name in (*ALWAYS, *_TEXT_COLUMNS) or name in model.settings or not is_set(spec, name):
             continue
         given, because = getattr(spec.sampling, name), _unsupported(spec, model, name)
         raise SpecError(f"sampling.{name}", given, "nothing", because=because)
@@ -139,7 +139,7 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
     text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
     whole = types.is_integer(value)
     allowed = {
-        **dict.fromkeys(_TEXT, (text or types.is_null(value), "text")),
+        **dict.fromkeys(_TEXT_COLUMNS, (text or types.is_null(value), "text")),
         "key": (text or whole, "text or integers"),
         **dict.fromkeys(_WHOLE, (whole, "integers")),
         **dict.fromkeys(_REAL, (whole or types.is_floating(value), "numbers")),

@@ -39,7 +39,7 @@ LEFT_OUT = "fails-its-shard"  # of reasons.FAILURES
 CALL_FIELDS = frozenset(field.name for field in fields(Call))
 SHRINKING = "downscale"  # the only maker that changes the size, so it runs before fitting
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
-_TEXT = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
+_TEXT_PARTS = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
     mapped = spec.input.columns.mapped()
     if "key" in values and values["key"] is None:
         raise RejectRow("null-key", f"column {mapped['key']!r} is null; every row needs a key")
-    for part in _TEXT:
+    for part in _TEXT_PARTS:
         value = values.get(part)
         if isinstance(value, bytes):
             raise RejectRow(

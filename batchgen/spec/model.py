@@ -11,7 +11,7 @@ from batchgen.spec.tasks import MAX_LORA_WEIGHT
 
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-Option = bool | int | float | str | tuple[float, ...] | None
+OptionValue = bool | int | float | str | tuple[float, ...] | None
 QuantizationOption = bool | int | float | str | tuple[str, ...] | None
 
 
@@ -121,7 +121,7 @@ class Model(Section):
     scheduler: str | None = Field(
         default=None, description="a diffusers scheduler class; null: the model's own"
     )
-    scheduler_options: dict[str, Option] = Field(
+    scheduler_options: dict[str, OptionValue] = Field(
         default={},
         description="options for the scheduler, and for schedulers named by rows that have them",
     )

@@ -23,8 +23,8 @@ Guidance = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Strength = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Size = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Part = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Columns(Section):
@@ -148,7 +148,7 @@ class Sampling(Section):
         default=1.0, description="weight of the control images, one for all or one for each"
     )
     image_prompt_scale: Scale = Field(default=1.0, description="weight of an image prompt")
-    denoising_end: Part = Field(
+    denoising_end: OpenFraction = Field(
         default=0.8, description="with a refiner: fraction of the schedule that the base model runs"
     )
     lora: str | None = Field(
@@ -258,10 +258,10 @@ class Resources(Section):
 class Policy(Section):
     """When to retry, reject or stop."""
 
-    failed_limit: Annotated[Share, FREE] = Field(
+    failed_limit: Annotated[Fraction, FREE] = Field(
         default=0.01, description="fraction of the finished samples that may fail"
     )
-    rejected_limit: Annotated[Share, FREE] = Field(
+    rejected_limit: Annotated[Fraction, FREE] = Field(
         default=0.1, description="fraction of the planned samples that may be rejected"
     )
     shard_retries: Annotated[int, Field(ge=0, le=100), FREE] = 2

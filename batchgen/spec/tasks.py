@@ -41,7 +41,7 @@ def is_image(part: str) -> bool:
 
 _ALWAYS = ("key", "label", "seed", "num_inference_steps", "scheduler", "eta")
 _GUIDED = (*_ALWAYS, "guidance_scale")
-_TEXT = (*_GUIDED, "negative_prompt", "lora")
+_BY_TEXT = (*_GUIDED, "negative_prompt", "lora")
 _SIZED = ("width", "height")
 
 TASKS = (
@@ -61,34 +61,34 @@ TASKS = (
         "text-to-image",
         "images of a prompt",
         needs=("prompt",),
-        takes=(*_TEXT, *_SIZED),
+        takes=(*_BY_TEXT, *_SIZED),
         prompt_column="prompt",
     ),
     Task(
         "image-to-image",
         "variations of an image that follow a prompt; strength says how much may change",
         needs=("image",),
-        takes=("prompt", *_TEXT, *_SIZED, "strength"),
+        takes=("prompt", *_BY_TEXT, *_SIZED, "strength"),
         prompt_column="prompt",
     ),
     Task(
         "inpainting",
         "an image repainted where its mask is white",
         needs=("image", "mask"),
-        takes=("prompt", *_TEXT, *_SIZED, "strength"),
+        takes=("prompt", *_BY_TEXT, *_SIZED, "strength"),
         prompt_column="prompt",
     ),
     Task(
         "super-resolution",
         "a larger image of a small one",
         needs=("image",),
-        takes=("prompt", *_TEXT, *_SIZED, "noise_level"),
+        takes=("prompt", *_BY_TEXT, *_SIZED, "noise_level"),
     ),
     Task(
         "image-edit",
         "an image changed by an instruction; also colourisation of a grey image",
         needs=("image", "prompt"),
-        takes=(*_TEXT, *_SIZED, "image_guidance_scale"),
+        takes=(*_BY_TEXT, *_SIZED, "image_guidance_scale"),
         prompt_column="prompt",
     ),
     Task(
@@ -97,7 +97,7 @@ TASKS = (
         needs=("prompt",),
         takes=(
             *("control", "image", "regions"),
-            *_TEXT,
+            *_BY_TEXT,
             *_SIZED,
             *("control_scale", "strength"),
         ),
@@ -107,7 +107,7 @@ TASKS = (
         "variation",
         "images that resemble an image, which is used as the prompt",
         needs=("image",),
-        takes=("prompt", *_TEXT, *_SIZED, "noise_level", "image_prompt_scale"),
+        takes=("prompt", *_BY_TEXT, *_SIZED, "noise_level", "image_prompt_scale"),
     ),
 )
 MAX_LORA_WEIGHT = 10

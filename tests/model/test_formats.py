@@ -186,7 +186,8 @@ def test_torchvision_style_folders(whole: Path) -> None:
     for path, index in found.samples:
         row = int(Path(path).stem.split("-")[1])
         assert found.classes[index] == str(row % 3)
-        assert Image.open(path).size == (16, 8)
+        with Image.open(path) as image:
+            assert image.size == (16, 8)
 
 
 # The files

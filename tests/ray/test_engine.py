@@ -22,7 +22,7 @@ from batchgen.cluster.join import cluster, this_actor
 from batchgen.engine import loading
 from batchgen.engine.actors import Generate, StageActor
 from batchgen.engine.listen import HEAR_EVERY_S
-from batchgen.engine.pools import Share
+from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import _event, _read_ahead, generate
 from batchgen.errors import (
     InputError,
@@ -47,8 +47,8 @@ from tests.unit.test_ledger import MARKER
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Events = dict[int, Marker | FailedMarker]
-POOLS_SHARE = Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
-TWO = Share(2, 2, num_cpus=0.5, num_gpus=0, start_replicas=2)
+POOLS_SHARE = Reservation(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
+TWO = Reservation(2, 2, num_cpus=0.5, num_gpus=0, start_replicas=2)
 
 
 class Faulty(Generate):
@@ -132,7 +132,7 @@ def stream(
     plan: Plan,
     ledger: Ledger,
     actor: type[StageActor] = Faulty,
-    share: Share = POOLS_SHARE,
+    share: Reservation = POOLS_SHARE,
     hear: Callable[[News], None] | None = None,
 ) -> Events:
     pending = ledger.states(plan).pending

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate, StageActor
-from batchgen.engine.pools import Share
+from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import generate
 from batchgen.output.ledger import FailedMarker, Ledger, Marker
 from batchgen.output.verify import verify
@@ -33,7 +33,7 @@ from tests.arithmetic_stages import (
 from tests.datasets_on_disk import plan_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-ONE = Share(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
+ONE = Reservation(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
 POISON_SEED, HANG_SEED, RAISE_SEED = 666_000_001, 666_000_002, 666_000_003
 
 
@@ -107,8 +107,8 @@ class Forgetful(Generate):
         return super().work(frame, trial)
 
 
-FUSED: list[tuple[type[StageActor], Share]] = [(Poisoned, ONE)]
-STAGED: list[tuple[type[StageActor], Share]] = [
+FUSED: list[tuple[type[StageActor], Reservation]] = [(Poisoned, ONE)]
+STAGED: list[tuple[type[StageActor], Reservation]] = [
     (actor, ONE) for actor in (PlainEncode, PoisonedDenoise, PlainDecode)
 ]
 

@@ -12,7 +12,7 @@ import pytest
 from batchgen import runner
 from batchgen.engine import demand, pools
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate
-from batchgen.engine.pools import Share, lacking, pools_of
+from batchgen.engine.pools import Reservation, lacking, pools_of
 from batchgen.errors import UsageError
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
@@ -36,7 +36,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return have
 
 
-def shares(tmp_path: Path, count: int, **resources: Any) -> dict[type, Share]:
+def shares(tmp_path: Path, count: int, **resources: Any) -> dict[type, Reservation]:
     plan = plan_for(prompts_at(tmp_path), tmp_path / "out", resources=resources)
     return dict(pools_of(plan, count))
 
@@ -139,7 +139,7 @@ def test_nodes_that_are_lost_for_good_are_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(demand, "_coming", lambda: False)
     monkeypatch.setattr(demand, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(demand, "GONE_FOR_S", 0.02)
-    with demand.watched([(Generate, Share(1, 1, 0.9, 0.0))], interrupt):
+    with demand.watched([(Generate, Reservation(1, 1, 0.9, 0.0))], interrupt):
         assert asked.wait(30)
     assert len(said) == 1 and not answers[0]
     assert "nodes were lost and not replaced" in said[0] and "0.9 CPU" in said[0]

@@ -282,8 +282,8 @@ def test_report_and_card_tell_what_happened(made: tuple[Path, Path]) -> None:
     assert "Complete." in page and page.count("<figure>") == 24
     card = (output / "README.md").read_text()
     assert "| accepted | 24 |" in card and card.startswith("---\nlicense: unknown")
-    sheet = Image.open(output / "_batchgen" / "contact-sheet.png")
-    assert sheet.width > 1000
+    with Image.open(output / "_batchgen" / "contact-sheet.png") as sheet:
+        assert sheet.width > 1000
     plan = json.loads((output / "_batchgen" / "plan.json").read_text())
     assert plan["samples"] == 24 and plan["shards"] == 6
 

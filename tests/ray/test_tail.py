@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from batchgen.engine.actors import Generate
-from batchgen.engine.pools import Share
+from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import generate
 from batchgen.output.ledger import Ledger, Marker
 from batchgen.shard.frames import Frame
@@ -21,7 +21,7 @@ from tests.cluster.nodes import until
 from tests.datasets_on_disk import plan_for
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-TWO = Share(min_replicas=1, max_replicas=2, start_replicas=2, num_cpus=0.5, num_gpus=0)
+TWO = Reservation(min_replicas=1, max_replicas=2, start_replicas=2, num_cpus=0.5, num_gpus=0)
 SHARDS = 4
 ENDS_WITHIN_S = 60
 
