@@ -6,8 +6,6 @@ one that was ever given keeps its name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 # Reason -> its cause. <image> is image or mask, <setting> and <text> are names of columns' parts.
 REASONS: dict[str, str] = {
     "null-prompt": "the prompt is null",
@@ -48,17 +46,6 @@ FAILURES: dict[str, str] = {
     "fails-its-shard": "every attempt at the shard ended while it worked on this sample, the last "
     "time on this sample alone",
 }
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A reason that a scorer finds: the field of ``policy`` that asks for it, and the message."""
-
-    policy: str
-    message: str
-
-
-FLAGS = {"flat-image": Flag("reject_flat", "every pixel has the same colour")}
 
 
 def is_reason(name: str) -> bool:

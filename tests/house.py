@@ -85,7 +85,8 @@ HEAD = """\
 
 This page is generated: `python -m tests.house > docs/code.md`. A test compares it with the code.
 
-Data flows one way, through rooms (modules and packages of `batchgen/`) named for the stream:
+`batchgen/` has one module or package, here called a room, for each step of the work. Data passes
+through them in one direction:
 
 ```
  spec ──> plan ──> input ──> shard ─────────────────────────────> output ──> report
@@ -97,9 +98,11 @@ Data flows one way, through rooms (modules and packages of `batchgen/`) named fo
  runner: the page that joins them          cli: commands over the runner and over finished outputs
 ```
 
-Read `batchgen/runner.py` first: it is the job on a page. A room imports lower floors only, never
-its own or a higher one. To find the files that a change touches, see
-[How do I add ...](../CONTRIBUTING.md#how-do-i-add-).
+Read `batchgen/runner.py` first: it is the job on a page. A room may import only rooms with a lower
+floor number. To find the files that a change touches, see
+[How do I add ...](../CONTRIBUTING.md#how-do-i-add-). Two folders hold no code:
+`batchgen/templates/` (HTML of the report, font of the contact sheet) and `batchgen/shipped/`
+(weights of the demo model).
 
 | floor | room | what it is for | may load |
 | ---: | --- | --- | --- |
@@ -117,8 +120,8 @@ def page() -> str:
 
 
 FOOT = """
-The words have one meaning each; [CONTRIBUTING.md](../CONTRIBUTING.md) lists them. The reasons for
-the large decisions are in [docs/decisions](decisions/README.md). `tests/unit/test_rules.py` asserts
+Terms such as shard, sample and pool have one meaning each;
+[CONTRIBUTING.md](../CONTRIBUTING.md) defines them. The reasons for the large decisions are in [docs/decisions](decisions/README.md). `tests/unit/test_rules.py` asserts
 the rules:
 
 ```bash
@@ -139,9 +142,15 @@ def _files(room: str) -> str:
     lines = [
         f"- `{path.relative_to(place)}`: {_sentence(path)}\n"
         for path in sorted(place.rglob("*.py"))
-        if path.name != "__init__.py"
+        if path.name != "__init__.py" or _defines(path)
     ]
     return f"\n### {room}\n\n{''.join(lines)}"
+
+
+def _defines(face: Path) -> bool:
+    """A package's face holds more than its docstring and names of other files."""
+    kinds = (ast.FunctionDef, ast.ClassDef, ast.AnnAssign)
+    return any(isinstance(node, kinds) for node in ast.parse(face.read_text()).body)
 
 
 def _sentence(path: Path) -> str:

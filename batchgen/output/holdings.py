@@ -5,11 +5,11 @@ Files of others are never removed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from batchgen.errors import InputError
+from batchgen.output.formats import FORMATS
 from batchgen.output.lease import LEASES
 from batchgen.output.ledger import DATA, FAILED, JOB, PLAN, RECORDS, REJECTS, SHARDS, Ledger
 from batchgen.spec.spec import Spec
@@ -19,9 +19,6 @@ CARD = "README.md"
 CARD_MARK = "<!-- Each batchgen run replaces this file; without this line it stays as it is. -->\n"
 _FIRST_CARDS = b"\n# Synthetic images made with batchgen "  # cards of version 0.1 have no mark
 _LITTER = {".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".keep", "lost+found/", ".nfs"}
-_DATA_FILE = re.compile(
-    rf"{DATA}/(train-\d{{5,}}-of-\d{{5,}}\.parquet|\d{{5,}}\.tar|[^/]+/\d{{5,}}/[^/]+)"
-)
 _NAMED = 4
 
 
@@ -100,7 +97,7 @@ def holdings_of(ledger: Ledger) -> Holdings:
     if not is_output(ledger):
         return Holdings({}, ())
     data = {f"{DATA}/{name}": size for name, size in store.find(DATA).items()}
-    own_data = {name for name in data if _DATA_FILE.fullmatch(name)}
+    own_data = {name for name in data if any(form.is_ours(name) for form in FORMATS.values())}
     kept = (f"{LEASES}/", f"{TEMPORARY}/")
     records = {f"{RECORDS}/{name}": size for name, size in store.find(RECORDS).items()}
     records = {name: size for name, size in records.items() if not name.startswith(kept)}

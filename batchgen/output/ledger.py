@@ -82,6 +82,7 @@ class Marker:
     batch_size: Count = 0
     micro_batches: Count = 0
     parameter_counts: dict[str, dict[str, Count]] = field(default_factory=dict)
+    measures: dict[str, Number] = field(default_factory=dict)
     attempt: Count = 1
     examples: dict[str, Example] = field(default_factory=dict)
     labels: dict[str, Count] = field(default_factory=dict)
@@ -154,7 +155,7 @@ def rejects_name(shard: int) -> str:
     return f"{REJECTS}/{shard:05d}.parquet"
 
 
-def _marker_name(shard: int) -> str:
+def marker_name(shard: int) -> str:
     return f"{SHARDS}/{shard:05d}.json"
 
 
@@ -267,10 +268,10 @@ class Ledger:
             DamagedRecord: it is not a marker, or that of another shard.
             NewerFormat: a later version wrote it.
         """
-        place = f"{self.store.url}/{_marker_name(shard)}"
+        place = f"{self.store.url}/{marker_name(shard)}"
         remedy = "`batchgen resume` generates the shard again"
         try:
-            marker = parse_marker(self.store.read_record(_marker_name(shard)), place, remedy)
+            marker = parse_marker(self.store.read_record(marker_name(shard)), place, remedy)
         except FileNotFoundError:
             return None
         if marker.shard != shard:
@@ -295,7 +296,7 @@ class Ledger:
     def foreign(self, shard: int) -> PlanChanged:
         """The error to raise for a marker that belongs to another plan."""
         return PlanChanged(
-            f"{self.store.url}/{_marker_name(shard)} belongs to another plan, with other inputs, "
+            f"{self.store.url}/{marker_name(shard)} belongs to another plan, with other inputs, "
             "settings or weights; restore this output's own marker and data, or delete this "
             "marker: `batchgen resume` then generates the shard again"
         )
@@ -325,14 +326,14 @@ class Ledger:
         Raises:
             PlanChanged: there is a marker of another plan.
         """
-        if not self.store.put_new(_marker_name(marker.shard), marker.to_json()):
+        if not self.store.put_new(marker_name(marker.shard), marker.to_json()):
             first = self._readable(marker.shard)
             if first is not None and not first.shares_plan(marker):
                 raise self.foreign(marker.shard)
             if first is not None and (first.files == marker.files or self._holds(first)):
                 self._remove_others(marker, first)
                 return first
-            self.store.put(_marker_name(marker.shard), marker.to_json())
+            self.store.put(marker_name(marker.shard), marker.to_json())
         self.store.delete(_failed_name(marker.shard))
         return marker
 
@@ -351,6 +352,10 @@ class Ledger:
             )
         except (FileNotFoundError, InputError):
             return False
+
+    def withdraw(self, shard: int) -> None:
+        """Make a committed shard pending again; its files stay."""
+        self.store.delete(marker_name(shard))
 
     def fail(self, failed: FailedMarker) -> None:
         self.store.put(_failed_name(failed.shard), failed.to_json())

@@ -23,7 +23,7 @@ from batchgen.output.formats import (
     image_extension,
     read_parquet,
 )
-from batchgen.output.ledger import SHARDS, Counts, Ledger, Marker, rejects_name
+from batchgen.output.ledger import Counts, Ledger, Marker, marker_name, rejects_name
 from batchgen.output.planned import Names, columns_of, constants_of, names_of, seeds_of, type_text
 from batchgen.plan.plan import Plan
 
@@ -180,7 +180,7 @@ class Prover:
         return contents
 
     def _name_lost(self, proof: Proof) -> None:
-        marker = f"{SHARDS}/{proof.shard:05d}.json"
+        marker = marker_name(proof.shard)
         missing = [name for name in proof.lost if name not in self.sizes]
         changed = [name for name in proof.lost if name in self.sizes]
         for names, what in (

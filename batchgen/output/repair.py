@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from batchgen.errors import Interrupted, VerifyFailed
 from batchgen.output.lease import hold_lease
-from batchgen.output.ledger import DATA, REJECTS, SHARDS, Ledger
+from batchgen.output.ledger import DATA, REJECTS, Ledger, marker_name
 from batchgen.output.proof import SKIPPABLE
 from batchgen.output.verify import Findings, numbers, verify
 
@@ -49,7 +50,7 @@ class Repaired:
                 f"; {len(found.other)} of {found.shards} shards are undamaged but do not match the "
                 f"plan ({numbers(found.other)}): they were left as they are, and no file was set "
                 "aside, since plan.json may be that of another output; if it belongs to this one, "
-                f"remove their markers ({SHARDS}/{found.other[0]:05d}.json"
+                f"remove their markers ({marker_name(found.other[0])}"
                 f"{', ...' if found.other[1:] else ''}), and `batchgen resume {url}` "
                 "regenerates them"
             )
@@ -83,11 +84,15 @@ def repair(ledger: Ledger, quick: bool = False) -> Repaired:
         # If the plan is that of another output, no file would seem to belong to a shard.
         strays = () if found.other else found.strays
         aside = {name: f"{ASIDE}/{name}" for name in strays}
-        for name in (*(f"{SHARDS}/{shard:05d}.json" for shard in found.damaged), *found.lost):
+        removed = [name for name in found.lost if name.startswith((f"{DATA}/", f"{REJECTS}/"))]
+        steps = [
+            *(partial(ledger.withdraw, shard) for shard in found.damaged),
+            *(partial(store.delete, name) for name in removed),
+        ]
+        for step in steps:
             if lease.lost.is_set():
                 raise Interrupted("another run has taken over this output's lease")
-            if name.startswith((f"{SHARDS}/", f"{DATA}/", f"{REJECTS}/")):
-                store.delete(name)
+            step()
         for name, place in aside.items():
             store.move(name, place)
     return Repaired(found, tuple(found.damaged), aside)

@@ -11,7 +11,16 @@ import numpy as np
 from batchgen.errors import BatchgenError, DamagedRecord, SpecError, VerifyFailed
 from batchgen.output.formats import SCHEMAS, format_of
 from batchgen.output.holdings import is_litter
-from batchgen.output.ledger import DATA, REJECTS, SHARDS, Ledger, Marker, States, rejects_name
+from batchgen.output.ledger import (
+    DATA,
+    REJECTS,
+    SHARDS,
+    Ledger,
+    Marker,
+    States,
+    marker_name,
+    rejects_name,
+)
 from batchgen.output.proof import SKIPPABLE, Proof, Prover
 from batchgen.plan.plan import Plan, row_key
 
@@ -86,7 +95,7 @@ class Findings:
         if self.other:
             yield (
                 f"{len(self.other)} of {self.shards} shards do not match the plan "
-                f"({numbers(self.other)}): remove their markers ({SHARDS}/{self.other[0]:05d}.json"
+                f"({numbers(self.other)}): remove their markers ({marker_name(self.other[0])}"
                 f"{', ...' if self.other[1:] else ''}), and {resume} regenerates them"
             )
         undone = self.pending + self.failed_shards

@@ -40,6 +40,12 @@ STAGES = {
 }
 
 
+# Measure of a marker -> what its sum over all shards is.
+MEASURES = {
+    "padding": "samples generated and thrown away, to fill micro-batches",
+}
+
+
 def write(
     plan: Plan,
     ledger: Ledger,
@@ -81,6 +87,7 @@ def write(
         "state": _state(tally, exit_code),
         "message": message,
         "stages": STAGES,
+        "measures": MEASURES,
         "version": __version__,
         "changed": changed,
         "others": others,

@@ -56,7 +56,6 @@ _MEANINGS = {
     "lora": "LoRA adapters and their weights",
     "conditioning": "how conditioning images were prepared",
     **{name: one.about for name, one in CALL_SETTINGS.items()},
-    **{column.name: column.about for column in score_columns()},
 }
 
 
@@ -137,7 +136,9 @@ def _columns(plan: Plan) -> str:
     kept = kept_columns(plan.spec, names, plan.model.settings)
     own = own_columns(plan.spec, plan.model.settings)
     types = dict(plan.columns)
-    rows = [(one.name, _kind(one, plan, types), _MEANINGS.get(one.name, "")) for one in own]
+    scores = score_columns(plan.spec.scorers)
+    meanings = _MEANINGS | {column.name: column.about for column in scores}
+    rows = [(one.name, _kind(one, plan, types), meanings.get(one.name, "")) for one in own]
     rows += [(output, types[name], "copied from the input") for name, output in kept.items()]
     more = len(rows) - SHOWN_COLUMNS
     table = _table(("column", "type", ""), rows[:SHOWN_COLUMNS])

@@ -15,6 +15,7 @@ class Digest:
     """Sums over all markers; ``labels`` counts images of at most MOST_LABELS different labels."""
 
     timings_s: Counter[str] = field(default_factory=Counter)
+    measures: Counter[str] = field(default_factory=Counter)
     environments: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -30,6 +31,8 @@ class Digest:
             if label in self.labels or len(self.labels) < MOST_LABELS:
                 self.labels[label] += count
         self.parameter_counts |= marker.parameter_counts
+        for name, amount in marker.measures.items():
+            self.measures[name] += amount  # type: ignore[assignment]
         self.retried_shards += marker.attempt > 1
         self.bytes += sum(file.bytes for file in marker.files)
         self.read_bytes += marker.read_bytes

@@ -24,11 +24,12 @@ from batchgen.output.formats import (
 from batchgen.output.ledger import Counts, Example, Ledger, Marker
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
-from batchgen.reasons import FLAGS
 from batchgen.records import Dropped, ImageBatch, Sample
 from batchgen.secrets import redact
 from batchgen.shard.work import ShardWork
-from batchgen.stages.scorers.choose import scorers
+from batchgen.stages.scorers.choose import scorer_named
+from batchgen.stages.scorers.filters import FILTERS, Filter
+from batchgen.stages.scorers.scorer import Array
 
 ENCODE_THREADS = 2
 PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
@@ -74,24 +75,29 @@ class ImagePool:
         self, samples: Sequence[Sample], batch: ImageBatch
     ) -> list[Future[Finished] | Dropped]:
         """Score a micro-batch, and queue its accepted images for encoding."""
-        scored = [scorer(samples, batch) for scorer in scorers()]
-        columns = {name: values for one in scored for name, values in one.columns.items()}
-        flags = {name: values for one in scored for name, values in one.flags.items()}
+        scorers = [scorer_named(name) for name in self._spec.scorers]
+        every: dict[str, Array] = {}
+        for scorer in scorers:
+            every |= scorer(samples, batch)
+        columns = [column.name for scorer in scorers for column in scorer.columns]
         judged: list[Future[Finished] | Dropped] = []
         for index, sample in enumerate(samples):
-            unfit = [reason for reason in flags if flags[reason][index] and self._refuses(reason)]
+            scores = {name: values[index].item() for name, values in every.items()}
             if not batch.finite[index]:
                 said = "the model produced NaN or infinite pixels"
                 judged.append(_dropped(sample, "failed", "non-finite", said))
-            elif unfit:
-                judged.append(_dropped(sample, "rejected", unfit[0], FLAGS[unfit[0]].message))
+            elif (unfit := self._refused_by(scores)) is not None:
+                judged.append(_dropped(sample, "rejected", unfit.reason, unfit.message))
             else:
-                scores = {name: values[index].item() for name, values in columns.items()}
-                judged.append(self._pool.submit(self._encode, sample, batch, index, scores))
+                kept = {name: scores[name] for name in columns}
+                judged.append(self._pool.submit(self._encode, sample, batch, index, kept))
         return judged
 
-    def _refuses(self, reason: str) -> bool:
-        return bool(getattr(self._spec.policy, FLAGS[reason].policy))
+    def _refused_by(self, scores: dict[str, object]) -> Filter | None:
+        """The first filter that rejects an image with these scores."""
+        policy = self._spec.policy
+        refusing = (one for one in FILTERS if one.refuses(getattr(policy, one.policy), scores))
+        return next(refusing, None)
 
     def _encode(
         self, sample: Sample, batch: ImageBatch, index: int, scores: dict[str, object]
@@ -138,6 +144,7 @@ def commit(
         batch_size=plan.spec.resources.batch_size,
         micro_batches=images.micro_batches,
         parameter_counts=dict(work.notes.parameter_counts),
+        measures=dict(work.notes.measures),
         attempt=attempt,
         environment=environment(device, tuple(packages_used(plan.spec.model))),
         spec_fingerprint=plan.fingerprints.spec,

@@ -44,8 +44,10 @@ def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Pr
         prepared = prepare(rows, plan, trial.without, trial.working_on)
     trial.on(())
     shared = [sample for sample in prepared.samples if sample.key not in trial.alone]
-    groups = micro_batches(shared, plan.spec.resources.batch_size)
+    size = plan.spec.resources.batch_size
+    groups = micro_batches(shared, size)
     groups += [(sample,) for sample in prepared.samples if sample.key in trial.alone]
+    notes.measures["padding"] = sum(size - len(group) for group in groups)
     mapped = plan.spec.input.columns.mapped()
     kept = plan.spec.input.keep_columns or ()
     images = {mapped[part] for part in prepared.images} - set(kept)

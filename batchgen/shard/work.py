@@ -16,6 +16,7 @@ class Notes:
 
     timings_s: dict[str, float] = field(default_factory=dict)
     parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -88,6 +88,11 @@ class Spec(Section):
             raise Faults(faults)
         return self
 
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names of the scorers of this job. What is added to every job changes every output."""
+        return ("pixel-statistics",)
+
     def result_fields(self) -> dict[str, Any]:
         """Return the fields that change the images, by dotted name; others may differ on resume."""
         return result_fields(self.model_dump(mode="json"))

@@ -250,9 +250,9 @@ def test_scores_are_in_8_bit_levels() -> None:
     pixels[2, ..., 0] = 255  # one colour, though its channels differ
     pixels[3, 0, 0] = 1
     scores = PixelStatistics()((), ImageBatch(pixels, (True,) * 4, (False,) * 4))
-    assert scores.flags["flat-image"].tolist() == [True, True, True, False]
-    assert scores.columns["pixel_mean"].tolist() == [0.0, 200.0, 85.0, 0.25]
-    deviations = scores.columns["pixel_std"]
+    assert scores["is_flat"].tolist() == [True, True, True, False]
+    assert scores["pixel_mean"].tolist() == [0.0, 200.0, 85.0, 0.25]
+    deviations = scores["pixel_std"]
     assert deviations.dtype == np.float32
     assert deviations[:2].tolist() == [0.0, 0.0]
     assert deviations[2] == pytest.approx(np.std([255, 0, 0]))

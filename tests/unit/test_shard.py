@@ -12,18 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen import reasons
 from batchgen.input.reader import make_spans, read_columns, read_span
 from batchgen.output import ledger as ledgers
 from batchgen.output.ledger import Ledger
 from batchgen.output.tally import Tally
+from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.records import ImageBatch, Sample, ShardRows
 from batchgen.report.finalize import finalize
 from batchgen.shard import images, prepare
 from batchgen.shard.stages import Device, encode_shard
 from batchgen.shard.work import Trial
-from batchgen.stages.scorers import choose
+from batchgen.spec.spec import Spec
+from batchgen.stages.scorers import choose, filters
+from batchgen.stages.scorers.filters import Filter
 from batchgen.stages.scorers.pixel_statistics import PixelStatistics
 from batchgen.stages.scorers.scorer import ScoreColumn, Scores
 from batchgen.storage import open_store
@@ -76,7 +78,7 @@ def test_a_staged_encoder_prepares_its_shard_while_another_has_the_device(
 
 
 class Colours:
-    """A scorer as a user would write one: two columns, and a reason of its own."""
+    """A scorer as a user would write one: two columns, and a figure that only a filter reads."""
 
     columns = (
         ScoreColumn("red", pa.float64(), "mean of the red channel"),
@@ -86,18 +88,18 @@ class Colours:
     def __call__(self, samples: Sequence[Sample], batch: ImageBatch) -> Scores:
         words = np.array([len(sample.prompt.split()) for sample in samples], np.int32)
         red = batch.pixels[..., 0].mean(axis=(1, 2))
-        return Scores({"red": red, "prompt_words": words}, {"one-word": words == 1})
+        return {"red": red, "prompt_words": words, "words": words}
 
 
-def test_a_scorer_brings_its_columns_and_its_reason(
+def test_a_scorer_brings_its_columns_and_a_filter_reads_its_figures(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = (PixelStatistics(), Colours())
-    monkeypatch.setattr(choose, "scorers", lambda: both)
-    monkeypatch.setattr(images, "scorers", lambda: both)
-    flag = reasons.Flag("reject_flat", "the prompt is one word")
-    monkeypatch.setitem(reasons.FLAGS, "one-word", flag)
-    plan = planned(tmp_path, out, {"prompt": ["a cat", "dog", "a red star"]})
+    monkeypatch.setitem(choose.SCORERS, "colours", Colours)
+    monkeypatch.setattr(Spec, "scorers", ("pixel-statistics", "colours"))
+    above = Filter("one-word", "rejected_limit", lambda limit, one: one["words"] <= 10 * limit, "x")
+    monkeypatch.setattr(images, "FILTERS", (*filters.FILTERS, above))
+    plan = planned(tmp_path, out, {"prompt": ["a cat", "dog", "a red star", "flat picture"]})
+    assert plan.spec.policy.rejected_limit == 0.1
     ledger = Ledger(open_store(str(out)))
     make_output(plan, ledger)
     table = pq.read_table(out / "data")
@@ -105,11 +107,23 @@ def test_a_scorer_brings_its_columns_and_its_reason(
     assert names[names.index("prompt_truncated") + 1 :][:4] == [
         *("pixel_mean", "pixel_std", "red", "prompt_words"),
     ]
+    assert "words" not in names
     assert table["prompt_words"].to_pylist() == [2, 3]
     assert all(0 < red < 255 for red in table["red"].to_pylist())
     marker = ledger.marker(0)
-    assert marker is not None and marker.reasons == {"one-word": 1}
-    assert marker.examples["one-word"].message == "the prompt is one word"
+    assert marker is not None and marker.reasons == {"one-word": 1, "flat-image": 1}
+    assert marker.examples["one-word"].message == "x"
+
+
+def test_an_output_made_without_a_scorer_verifies_where_there_is_one_more(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path, out, {"prompt": ["a cat", "a dog"]})
+    ledger = Ledger(open_store(str(out)))
+    ledger.freeze(plan, plan.spec)
+    make_output(plan, ledger)
+    monkeypatch.setitem(choose.SCORERS, "colours", Colours)
+    assert verify(ledger).ok
 
 
 def test_images_are_scored_while_the_device_goes_on(
@@ -125,7 +139,7 @@ def test_images_are_scored_while_the_device_goes_on(
             assert every_batch_made.wait(30), "the device waited for a score"
             return super().__call__(samples, batch)
 
-    monkeypatch.setattr(images, "scorers", lambda: (Late(),))
+    monkeypatch.setattr(images, "scorer_named", lambda name: Late())
     add = images.ImagePool.add
 
     def added(pool: images.ImagePool, samples: Sequence[Sample], batch: ImageBatch) -> None:

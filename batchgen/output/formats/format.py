@@ -49,6 +49,10 @@ class Format(Protocol):
         """The data file that every shard has; None if a shard may have any number of files."""
         ...
 
+    def is_ours(self, name: str) -> bool:
+        """Whether a run of any plan in this format could have written a file of this name."""
+        ...
+
     def shard_of(self, name: str, shards: int) -> int | None:
         """The shard to which a file of this name in ``data/`` belongs; None if to no shard."""
         ...

@@ -20,7 +20,7 @@ from batchgen.storage import Store
 
 UNLABELLED = "images"
 METADATA = "metadata.jsonl"
-_NAME = re.compile(r"data/[^/]+/(\d+)/[^/]+")
+_NAME = re.compile(r"data/[^/]+/(\d{5,})/[^/]+")
 _RESERVED = {UNLABELLED, "con", "prn", "aux", "nul"} | {
     f"{port}{number}" for port in ("com", "lpt") for number in range(10)
 }
@@ -51,6 +51,9 @@ class ImageFolder:
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return None
+
+    def is_ours(self, name: str) -> bool:
+        return _NAME.fullmatch(name) is not None
 
     def shard_of(self, name: str, shards: int) -> int | None:
         found = _NAME.fullmatch(name)

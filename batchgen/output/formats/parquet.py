@@ -17,7 +17,7 @@ from batchgen.spec.spec import Spec
 from batchgen.storage import Store
 
 ROW_GROUP_BYTES = 32 << 20  # small enough for readers that stream
-_NAME = re.compile(r"data/train-(\d+)-of-\d+\.parquet")
+_NAME = re.compile(r"data/train-(\d{5,})-of-\d{5,}\.parquet")
 
 
 class Parquet:
@@ -31,6 +31,9 @@ class Parquet:
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return data_name(shard, shards)
+
+    def is_ours(self, name: str) -> bool:
+        return _NAME.fullmatch(name) is not None
 
     def shard_of(self, name: str, shards: int) -> int | None:
         found = _NAME.fullmatch(name)

@@ -97,7 +97,7 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
         "conditioning": any(is_image(part) for part in spec.input.columns.mapped()),
     }
     extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
-    scores = [pa.field(column.name, column.kind) for column in score_columns()]
+    scores = [pa.field(column.name, column.kind) for column in score_columns(spec.scorers)]
     return pa.schema([*COLUMNS, *scores, *extra])
 
 
@@ -230,7 +230,8 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         "sha256": [hashlib.sha256(one.image).hexdigest() for one in finished],
         "prompt_truncated": [one.truncated for one in finished],
         **{
-            column.name: [one.scores[column.name] for one in finished] for column in score_columns()
+            column.name: [one.scores[column.name] for one in finished]
+            for column in score_columns(spec.scorers)
         },
         "class_label": [sample.class_label for sample in samples],
         "lora": [lora_text(sample.call.lora) for sample in samples],

@@ -19,7 +19,7 @@ from batchgen.output.ledger import DATA
 from batchgen.spec.spec import Spec
 from batchgen.storage import Store
 
-_NAME = re.compile(r"data/(\d+)\.tar")
+_NAME = re.compile(r"data/(\d{5,})\.tar")
 
 
 class WebDataset:
@@ -39,6 +39,9 @@ class WebDataset:
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return f"{DATA}/{shard:05d}.tar"
+
+    def is_ours(self, name: str) -> bool:
+        return _NAME.fullmatch(name) is not None
 
     def shard_of(self, name: str, shards: int) -> int | None:
         found = _NAME.fullmatch(name)

@@ -23,10 +23,8 @@ class PixelStatistics:
         pixels = batch.pixels
         flat = pixels.reshape(len(pixels), -1)  # (n, H*W*3)
         colours = pixels.reshape(len(pixels), -1, pixels.shape[-1])  # (n, H*W, 3)
-        return Scores(
-            columns={
-                "pixel_mean": flat.mean(axis=1, dtype=np.float64).astype(np.float32),
-                "pixel_std": flat.std(axis=1, dtype=np.float64).astype(np.float32),
-            },
-            flags={"flat-image": (colours == colours[:, :1]).all(axis=(1, 2))},
-        )
+        return {
+            "pixel_mean": flat.mean(axis=1, dtype=np.float64).astype(np.float32),
+            "pixel_std": flat.std(axis=1, dtype=np.float64).astype(np.float32),
+            "is_flat": (colours == colours[:, :1]).all(axis=(1, 2)),
+        }

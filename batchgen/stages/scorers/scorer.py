@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,18 +23,7 @@ class ScoreColumn:
     about: str
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scores of a micro-batch of n images.
-
-    Attributes:
-        columns: name -> (n,) values, one for each column of the scorer.
-        flags: reason of rejection -> (n,) bool, true for images to which the reason applies. The
-            policy decides whether they are rejected.
-    """
-
-    columns: Mapping[str, Array]
-    flags: Mapping[str, Array] = field(default_factory=dict)
+Scores = Mapping[str, Array]  # name -> (n,): the columns, and figures that only filters read
 
 
 class Scorer(Protocol):
