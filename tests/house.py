@@ -121,8 +121,8 @@ def page() -> str:
 
 FOOT = """
 Terms such as shard, sample and pool have one meaning each;
-[CONTRIBUTING.md](../CONTRIBUTING.md) defines them. The reasons for the large decisions are in [docs/decisions](decisions/README.md). `tests/unit/test_rules.py` asserts
-the rules:
+[CONTRIBUTING.md](../CONTRIBUTING.md) defines them. The reasons for the large decisions are in
+[docs/decisions](decisions/README.md). `tests/unit/test_rules.py` asserts the rules:
 
 ```bash
 python -m pytest --collect-only -q tests/unit/test_rules.py

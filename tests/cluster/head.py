@@ -42,8 +42,7 @@ def install(folder: Path) -> dict[str, str]:
     }
 
 
-def start(folder: Path) -> str:
-    """Start a head; returns the address that drivers join."""
+def start(folder: Path) -> None:
     stop(folder)  # of a block that failed before its own stop
     ports = json.loads((folder / "ports.json").read_text())
     command = [
@@ -58,14 +57,13 @@ def start(folder: Path) -> str:
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     (folder / "pid").write_text(str(head.pid))
-    address = f"127.0.0.1:{ports['gcs']}"
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline and head.poll() is None:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{ports['dashboard']}/api/version", timeout=5)
-            return address
+            return
         except urllib.error.HTTPError:  # it answers, to those who have its token
-            return address
+            return
         except (urllib.error.URLError, ConnectionError):
             pass
         time.sleep(0.2)

@@ -68,24 +68,9 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def joined(environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """With a head that runs join: each would else start a Ray of its own, as those of README do."""
-    folder = Path(tempfile.mkdtemp(prefix="bgj"))
-    head.install(folder)
-    yield {**environment, "RAY_ADDRESS": head.start(folder)}
-    head.stop(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def starts_ray(page: Path) -> bool:
-    """The README shows a run from nothing, others a head, or a job that is submitted to one."""
-    return page.name == "README.md" or any("ray start" in block for block in blocks(page))
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page: Path, checkout: Path, request: pytest.FixtureRequest) -> None:
-    env = request.getfixturevalue("environment" if starts_ray(page) else "joined")
+def test_commands_run(page: Path, checkout: Path, environment: dict[str, str]) -> None:
+    env = environment
     if page.name != "README.md" and not (checkout / "out" / "demo").exists():
         subprocess.run(["make", "demo"], cwd=checkout, env=env, check=True, capture_output=True)
     left_out = S3_SERVER if missing() and not os.environ.get("CI") else None
