@@ -111,7 +111,7 @@ def _used(store: Store) -> tuple[str, str]:
 
 
 def _exclusive(store: Store) -> tuple[str, str]:
-    if store.creates_alone():
+    if store.supports_create_only():
         return "ok", "if two writers create the same name, the second is refused"
     return "warning", (
         "this store ignores create-only writes: a second writer overwrites the first. Runs that "

@@ -167,17 +167,17 @@ class Lease:
 
     def beat(self, released: bool = False) -> None:
         """Renew it once, without retries: the next heartbeat is the retry."""
-        self.store.impatient().put(_lease_name(self.number), self.text(released))
+        self.store.without_retries().put(_lease_name(self.number), self.text(released))
 
     def is_gone(self) -> bool:
         """Whether the output was deleted or moved: its lease or its witness no longer exists."""
-        store = self.store.impatient()
+        store = self.store.without_retries()
         wanted = [_lease_name(self.number), *filter(None, [self.witness])]
         return not all(_is_there(store, name) for name in wanted)
 
     def still_held(self) -> bool:
         """Whether no other run has taken a later lease with shards of this one."""
-        store = self.store.impatient()
+        store = self.store.without_retries()
         for number in _leases(store):
             if number <= self.number or number in self._strangers:
                 continue
@@ -258,7 +258,7 @@ def acquire_lease(
         if _wait_for_doubtful(store, _holders(store, numbers), part, dead, say):
             continue
         lease = Lease(store, max(numbers, default=0) + 1, owner, part)
-        alone = store.creates_alone()
+        alone = store.supports_create_only()
         created = store.put_new(_lease_name(lease.number), lease.text())
         if not alone:  # two runs may have created the name: the one that wrote last gets it
             time.sleep(SETTLE_SECONDS)

@@ -382,7 +382,7 @@ class Ledger:
     def log(self, lease: int, lines: Sequence[str]) -> None:
         """Save the messages so far of the run that holds this lease."""
         text = "".join(f"{line}\n" for line in lines)
-        self.store.impatient().put(f"{LOGS}/{lease:05d}.txt", text.encode())
+        self.store.without_retries().put(f"{LOGS}/{lease:05d}.txt", text.encode())
 
     def logs(self) -> str:
         """The messages of all runs on this output, the oldest run first."""

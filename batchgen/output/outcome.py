@@ -265,7 +265,7 @@ def unchanged(outcome: Outcome) -> Outcome:
 def advised(error: Interrupted, ledger: Ledger, planned: bool) -> Interrupted:
     """The error with advice on how to continue, if the output has a plan to continue."""
     with suppress(BatchgenError, OSError):
-        planned = PLAN.rpartition("/")[2] in ledger.store.impatient().list(RECORDS)
+        planned = PLAN.rpartition("/")[2] in ledger.store.without_retries().list(RECORDS)
     if not planned:
         return error
     url = ledger.store.url

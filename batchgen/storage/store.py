@@ -69,7 +69,7 @@ class Store:
             )
         return posixpath.join(self.root, *parts)
 
-    def impatient(self) -> Store:
+    def without_retries(self) -> Store:
         """Return this store without retries; the caller handles every fault."""
         return replace(self, patience_s=0.0)
 
@@ -153,7 +153,7 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self.attempt(f"delete {self.url}/{name}", lambda: self.fs.rm_file(self.path(name)))
 
-    def creates_alone(self) -> bool:
+    def supports_create_only(self) -> bool:
         """Test whether the store honours create-only writes, which leases and markers rely on."""
         if self.local:
             return True

@@ -66,7 +66,7 @@ class _Parts:
             self._complete(parts)
         except BaseException:
             with contextlib.suppress(BatchgenError, OSError):
-                _abort(self.store.impatient(), self.place, self.doing)
+                _abort(self.store.without_retries(), self.place, self.doing)
             raise
 
     def _send(self, number: int) -> dict[str, Any]:

@@ -326,7 +326,7 @@ def test_a_policy_that_denies_is_named(
 
 def test_one_of_many_writers_creates_a_name(s3_bucket: str) -> None:
     store = open_store(f"{s3_bucket}/out")
-    assert store.creates_alone()
+    assert store.supports_create_only()
     gate = threading.Barrier(12)
     won: list[int] = []
 
