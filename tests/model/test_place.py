@@ -138,5 +138,5 @@ def test_work_over_two_devices_comes_to_the_same_bytes(
 def test_a_model_that_fits_nowhere_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, "_free", lambda device: 1000)
     known = stages(saved, TASK)
-    with pytest.raises(ModelError, match=r"UNet2DConditionModel takes .* \(num_gpus\)"):
+    with pytest.raises(ModelError, match=r"UNet2DConditionModel needs .* \(num_gpus\)"):
         models.load_denoiser(known.info, known.spec, TWO)

@@ -112,7 +112,7 @@ def test_the_manifest_is_that_of_the_files_that_would_be_loaded(folder: Path) ->
 def test_a_variant_is_found_and_loaded(tmp_path: Path) -> None:
     folder = build_model(tmp_path / "v", variant="fp16", dtype=torch.float16)
     assert "unet" not in refusal(folder)  # the first one named is the text encoder
-    assert "there are model.fp16.safetensors (model.variant is None)" in refusal(folder)
+    assert "found: model.fp16.safetensors (model.variant is None)" in refusal(folder)
     info, ready = inspect(folder, IMAGE, variant="fp16"), spec_of(folder, IMAGE, variant="fp16")
     for load in (models.load_encoder, models.load_denoiser, models.load_decoder):
         assert parameter_dtypes(load(info, ready)) == {torch.float32}
