@@ -105,6 +105,7 @@ HEADLINES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 # Called in a new process by Bench.elsewhere.
 APART = {
     "fresh": ("gpu_bytes", "fresh"),
+    "strict": ("gpu_bytes", "strict"),
     "warm": ("gpu_kernels", "warm"),
     "full_card": ("gpu_memory", "full_card"),
 }
@@ -182,6 +183,16 @@ def end_group(leader: int) -> None:
             os.kill(leader, signal.SIGKILL)
 
 
+def refuse_without_gpu(device: str) -> None:
+    import torch
+
+    if device != "cpu" and not torch.cuda.is_available():
+        sys.exit(
+            f"gpu.py: torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU here; "
+            "--small runs on the CPU"
+        )
+
+
 def uses_device(device: str) -> None:
     import torch
 
@@ -205,6 +216,7 @@ def start_method_of(device: str) -> str:
 def run(options: argparse.Namespace, sections: list[Section], work: Path) -> dict[str, Any]:
     """Run the sections in turn; the results file is complete after each."""
     load_libraries()
+    refuse_without_gpu(options.device)
     method = start_method_of(options.device)
     ready = time.monotonic() - STARTED_AT
     command = f"python benchmarks/gpu.py {' '.join(sys.argv[1:])}".strip()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from typing import Any
 
@@ -12,6 +14,9 @@ from benchmarks.gpu_parts import inputs, latents_of, speed, step, teraflop
 from benchmarks.gpu_stages import Arguments, Loaded, load
 
 ARTIFACTS = "compiled.bin"
+# A folder that holds torchao, used by this measurement only: diffusers would import it, and
+# torchao's import may start CUDA, after which no process can be forked that uses it.
+TORCHAO_AT = "TORCHAO_AT"
 
 
 def compiled(bench: Bench, loaded: Loaded, size: int, blocks: bool = False) -> dict[str, Any]:
@@ -109,6 +114,8 @@ def warm(bench: Bench) -> dict[str, Any]:
 
 def float8(bench: Bench, loaded: Loaded, size: int) -> dict[str, Any] | str:
     """Linear layers in FP8 with one scale a row (torchao), which no neighbour can change."""
+    if TORCHAO_AT in os.environ:
+        sys.path.append(os.environ[TORCHAO_AT])
     try:
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,

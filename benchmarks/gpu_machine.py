@@ -128,7 +128,12 @@ def float8(bench: Bench, size: int) -> float:
 
     def product() -> torch.Tensor:
         return torch._scaled_mm(
-            left, right, scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16
+            left,
+            right,
+            scale_a=rows,
+            scale_b=columns,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
 
     return rate(bench, 2 * size**3, product)

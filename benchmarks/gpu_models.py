@@ -147,8 +147,8 @@ def build(model: str, folder: Path, small: bool, device: str, dtype: Any) -> Pat
 def _denoiser(model: str, small: bool, device: str, dtype: Any) -> Any:
     if small:
         return random(lambda: unet(8, 4, **(TINY_SDXL if model == "sdxl" else {})), device, dtype)
-    size = {**UNETS[model], "norm_num_groups": 32}
-    return random(lambda: unet(int(size["sample_size"]), 4, **size), device, dtype)
+    size = {**UNETS[model], "in_channels": 4, "norm_num_groups": 32}
+    return random(lambda: unet(**size), device, dtype)
 
 
 def _sd15(folder: Path, small: bool, device: str, dtype: Any) -> Any:

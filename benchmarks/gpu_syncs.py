@@ -65,7 +65,7 @@ def waits(bench: Bench, counted: Counter[str]) -> Iterator[None]:
             if bench.cuda:
                 torch.cuda.set_sync_debug_mode("default")
     counted.update(reads.seen)
-    said = sum("synchroniz" in str(one.message) for one in warned)
+    said = sum("called a synchronizing" in str(one.message) for one in warned)
     if said:
         counted["cuda syncs"] += said
 

@@ -166,6 +166,14 @@ def test_without_time_all_is_skipped_and_the_most_valuable_would_come_first(
     assert json.loads((tmp_path / "gpu.json").read_text())["sections"] == found["sections"]
 
 
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu, "load_libraries", lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    options = argparse.Namespace(device="cuda:0", small=False, out=tmp_path, seconds=1.0)
+    with pytest.raises(SystemExit, match="sees no GPU here; --small runs on the CPU"):
+        gpu.run(options, list(gpu.SECTIONS), tmp_path)
+
+
 def test_a_measurement_fails_or_is_skipped_in_one_line(tmp_path: Path) -> None:
     bench = Bench("cpu", False, tmp_path, time.monotonic() + 5, tmp_path / "part.json")
     assert bench.measure("late", lambda: 1, needs_s=60) is None
