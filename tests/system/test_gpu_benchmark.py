@@ -23,6 +23,7 @@ from benchmarks.gpu_job import summed
 ROOT = Path(__file__).parents[2]
 ORDER = ["machine", "families", "syncs", "bytes", "sd15", "sdxl", "flux", "jobs"]
 ORDER += ["rivals", "memory"]
+pytestmark = pytest.mark.long
 forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
