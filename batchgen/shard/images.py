@@ -121,9 +121,6 @@ def commit(
 ) -> Marker:
     """Commit the shard; every planned sample is in its data or in its rejects."""
     finished, late = images.finished()
-    committed = ledger.committed(plan, work.rows.shard)
-    if committed is not None:
-        return committed
     dropped = [*work.dropped, *late]
     with work.notes.timed("table"):
         accepted = data_table(plan, work.rows, finished)

@@ -197,6 +197,22 @@ def test_the_end_of_a_run_reads_each_marker_once(
     assert set(read) == {f"{shard:05d}.json" for shard in range(4)} and shown <= 4
 
 
+def test_a_commit_looks_once_for_an_earlier_marker(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path, out, {"prompt": ["a cat", "a dog"]})
+    looked: list[int] = []
+    marker = Ledger.marker
+
+    def count(ledger: Ledger, shard: int) -> ledgers.Marker | None:
+        looked.append(shard)
+        return marker(ledger, shard)
+
+    monkeypatch.setattr(Ledger, "marker", count)
+    make_output(plan, Ledger(open_store(str(out))))
+    assert looked == [0]
+
+
 def test_versions_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     images.environment.cache_clear()
     asked: list[str] = []
