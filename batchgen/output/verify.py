@@ -177,7 +177,8 @@ class LostFiles:
 
 def damaged(url: str, names: Sequence[str]) -> tuple[int, str]:
     """The exit code and message for an output that lost files which its markers name."""
-    more = f" and {len(names) - 1} more files" if names[1:] else ""
+    others = len(names) - 1
+    more = f" and {others} more file{'s' if others > 1 else ''}" if others else ""
     return VerifyFailed.exit_code, (
         f"{names[0]}{more} of {url}: missing or damaged, though committed; `batchgen verify {url} "
         f"--repair` withdraws the damaged shards, then `batchgen resume {url}` regenerates them"
