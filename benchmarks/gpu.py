@@ -121,7 +121,7 @@ def function_of(module: str, name: str) -> Callable[..., Any]:
 def load_libraries() -> None:
     """Import once what all sections need; processes that are forked from this one have it."""
     os.environ.update(ENVIRONMENT)
-    from batchgen.models.load import quiet_libraries
+    from batchgen.models.libraries import quiet_libraries
 
     quiet_libraries()
     for section in SECTIONS:
@@ -277,7 +277,7 @@ def show(name: str, found: dict[str, Any]) -> None:
 
 def apart(options: argparse.Namespace, work: Path) -> None:
     """Call one of ``APART`` and print its result as the last line."""
-    from batchgen.models.load import quiet_libraries
+    from batchgen.models.libraries import quiet_libraries
 
     quiet_libraries()
     warnings.simplefilter("ignore")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import PNDMScheduler, StableDiffusionPipeline
 
-from batchgen.models.load import quiet_libraries
+from batchgen.models.libraries import quiet_libraries
 from batchgen.models.tiny.parts import (
     autoencoder,
     clip_text_encoder,

@@ -113,7 +113,7 @@ def make_tiny(task: Task, family: str, folder: str) -> Path:
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"folder {folder} is not empty; use a new one")
-    from batchgen.models.load import quiet_libraries
+    from batchgen.models.libraries import quiet_libraries
     from batchgen.models.tiny import BUILDERS
 
     quiet_libraries()

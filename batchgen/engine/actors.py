@@ -17,7 +17,7 @@ from batchgen import models
 from batchgen.attempts import Attempts, Judgement, judge
 from batchgen.cluster.devices import devices
 from batchgen.cluster.join import living_nodes, this_actor, this_node
-from batchgen.engine.loading import load_model
+from batchgen.engine.loading import import_libraries, load_model
 from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.watch import Watch
 from batchgen.errors import RetryShard, StopJob, StorageFailed
@@ -248,6 +248,7 @@ class Generate(StageActor):
         return self.plan.spec.resources.generate
 
     def load(self) -> None:
+        import_libraries()
         self.stages = stages.FusedStages(
             models.load_encoder(self.plan.model, self.plan.spec, self.devices),
             models.load_denoiser(self.plan.model, self.plan.spec, self.devices),
@@ -269,6 +270,7 @@ class Encode(StageActor):
         return self.plan.spec.resources.encode
 
     def load(self) -> None:
+        import_libraries()
         self.stage = models.load_encoder(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
@@ -289,6 +291,7 @@ class Denoise(StageActor):
         return self.plan.spec.resources.denoise
 
     def load(self) -> None:
+        import_libraries()
         self.stage = models.load_denoiser(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
@@ -309,6 +312,7 @@ class Decode(StageActor):
         return self.plan.spec.resources.decode
 
     def load(self) -> None:
+        import_libraries()
         self.stage = models.load_decoder(self.plan.model, self.plan.spec, self.devices)
 
     def work(self, frame: Frame, trial: Trial) -> Frame:

@@ -9,6 +9,7 @@ from batchgen.families.schedulers import (
 )
 from batchgen.models.find import shipped_names
 from batchgen.models.inspection import inspect, packages_used
+from batchgen.models.libraries import import_libraries
 from batchgen.models.load import (
     load_decoder,
     load_denoiser,
@@ -24,6 +25,7 @@ __all__ = [
     "check_prompt",
     "check_scheduler",
     "chosen_scheduler",
+    "import_libraries",
     "inspect",
     "load_decoder",
     "load_denoiser",

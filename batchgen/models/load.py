@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -22,6 +20,7 @@ from batchgen.models.files import (
 )
 from batchgen.models.find import FoundModel, find_model
 from batchgen.models.inspection import components_of, family_for, inspect
+from batchgen.models.libraries import prepare
 from batchgen.models.place import place
 from batchgen.models.quantize import elements_of, is_quantized, loading
 from batchgen.models.single_file import from_single_file, load_single_file
@@ -141,7 +140,7 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     Other components are None, or stubs if the pipeline reads their configuration. Components of
     batchgen's own classes are set as attributes, since the pipeline's class does not know them.
     """
-    _prepare_libraries(spec.resources.torch_threads)
+    prepare(spec.resources.torch_threads)
     import torch
 
     found = _planned_model(info, spec.model.model_dump_json(), spec.task)
@@ -316,35 +315,6 @@ def _without_weights(component: Component) -> Any:
         return _class_of(component).from_config(
             _class_of(component).load_config(component.folder / config_name(component.name))
         )
-
-
-def quiet_libraries() -> None:
-    """Silence the logs and progress bars of the model libraries: they tell users nothing."""
-    for name in ("torchao", "torch.utils._pytree"):  # diffusers imports torchao if it is installed
-        logging.getLogger(name).setLevel(logging.ERROR)
-    import transformers
-
-    speaking: Any = transformers.utils.logging
-    speaking.set_verbosity_error()  # before diffusers' import, which makes transformers log
-    speaking.disable_progress_bar()
-    import diffusers
-
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-
-
-def _prepare_libraries(threads: int) -> None:
-    """Set what a sample's bytes depend on in this process, and silence the libraries."""
-    # By default Intel's MKL adds in another order if the memory of the weights is aligned
-    # differently: two copies of a model gave latents that differ by 5e-6 (Sapphire Rapids). The
-    # setting costs no time.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    import torch
-
-    quiet_libraries()
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
 
 
 @cache
