@@ -100,9 +100,11 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) 
     return True
 
 
-def kill_drivers(source: Path, output: Path, kills: int, steps: int, dice: random.Random) -> Tally:
+def kill_drivers(
+    source: Path, output: Path, kills: int, steps: int, dice: random.Random, replicas: int = 2
+) -> Tally:
     """Kill the driver ``kills`` times, each time after a few more shards, and run it again."""
-    words, codes, done = command(source, output, steps), [], 0
+    words, codes, done = command(source, output, steps, replicas), [], 0
     log = output.with_suffix(".log")
     shards = rows_of(source) // SAMPLES_PER_SHARD
     while done < kills:
@@ -195,13 +197,19 @@ def tally_of(fault: str, kills: int, output: Path, source: Path, codes: list[int
     )
 
 
-def chaos(folder: Path, kills: int, shards: int, steps: int, seed: int) -> list[Tally]:
-    """An undisturbed run, and runs in which drivers, replicas or Ray are killed."""
+def quiet_run(folder: Path, shards: int, steps: int, replicas: int = 2) -> Path:
+    """A run that nobody disturbs, with which the others are compared; returns its input."""
     source = folder / "prompts.parquet"
     write_prompts(source, shards * SAMPLES_PER_SHARD)
-    quiet = start(command(source, folder / "quiet", steps), folder / "quiet.log")
+    quiet = start(command(source, folder / "quiet", steps, replicas), folder / "quiet.log")
     if quiet.wait(LONGEST_S) != 0:
         raise RuntimeError(f"the quiet run failed: see {folder / 'quiet.log'}")
+    return source
+
+
+def chaos(folder: Path, kills: int, shards: int, steps: int, seed: int) -> list[Tally]:
+    """An undisturbed run, and runs in which drivers, replicas or Ray are killed."""
+    source = quiet_run(folder, shards, steps)
     dice = random.Random(seed)
     return [
         kill_drivers(source, folder / "drivers", kills, steps, dice),
