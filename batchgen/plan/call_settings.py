@@ -55,11 +55,19 @@ def read_setting(settings: Settings, name: str, value: Any) -> Any:
     try:
         checked = CALL_SETTINGS[name].adapter.validate_python(given)
     except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"].removeprefix("Input should be ")) from error
+        raise ValueError(_allowed(error)) from error
     _check_limits(settings.info, name, checked)
     if name == "control_scale":
         return _scales(settings.info, checked)
     return float(checked) if name == "guidance_scale" else checked
+
+
+def _allowed(error: ValidationError) -> str:
+    """Say what pydantic allows instead of the refused value."""
+    text: str = error.errors()[0]["msg"].removeprefix("Input should be ")
+    return text.replace("String should have", "text of").replace(
+        "String should match pattern", "text of the form"
+    )
 
 
 def _check_limits(info: ModelInfo, name: str, value: Any) -> None:
