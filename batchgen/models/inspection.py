@@ -33,7 +33,7 @@ from batchgen.models.find import (
 )
 from batchgen.models.quantize import BACKENDS, check_quantization
 from batchgen.models.single_file import NAME, from_single_file
-from batchgen.models.weighting import check_weighting
+from batchgen.models.weighting import check_weighting, settings_of
 from batchgen.records import ModelInfo
 from batchgen.secrets import without_secrets
 from batchgen.spec.model import Model
@@ -106,7 +106,7 @@ def _inspected(found: FoundModel, model: Model, task: str) -> ModelInfo:
         controls=sum(component.name in CONTROLS for component in components),
         upscale=family.upscale or latents.factor,
         fixed_size=family.fixed_size,
-        settings=family.settings,
+        settings=settings_of(family, model),
         strength=family.strength,
         optional_control=family.optional_control,
         needs=family.needs,

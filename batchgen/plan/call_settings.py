@@ -65,9 +65,8 @@ def read_setting(settings: Settings, name: str, value: Any) -> Any:
 def _allowed(error: ValidationError) -> str:
     """Say what pydantic allows instead of the refused value."""
     text: str = error.errors()[0]["msg"].removeprefix("Input should be ")
-    return text.replace("String should have", "text of").replace(
-        "String should match pattern", "text of the form"
-    )
+    text = text.replace("String should have at most", "text, up to")
+    return text.replace("String should", "text that should")
 
 
 def _check_limits(info: ModelInfo, name: str, value: Any) -> None:
