@@ -18,9 +18,9 @@ REASONS: dict[str, str] = {
     "model: `bad-guidance_scale`, `bad-scheduler`, `bad-lora`, `bad-regions`, `bad-seed` and so on",
     "bad-prompt": "with `model.prompt_weighting`: a prompt whose weighting cannot be parsed",
     "bad-negative_prompt": "with `model.prompt_weighting`: the same for the negative prompt",
-    "long-<text>": "more than 10,000 characters in `prompt`, `negative_prompt`, `class_label`, "
-    "`lora` or `scheduler`. This is more than twice what the longest text encoder reads, so it is "
-    "a mistake and not a prompt; 3 MB of text took a minute to tokenize",
+    "long-<text>": "more than 10,000 characters in a column of text, such as `prompt`. This is "
+    "more than twice what the longest text encoder reads, so it is a mistake and not a prompt; "
+    "3 MB of text took a minute to tokenize",
     "strength-too-low": "strength x steps leaves no step to run",
     "null-<image>": "no image, or zero bytes",
     "forbidden-uri": "a URI outside `input.uri_roots`",

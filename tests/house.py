@@ -23,7 +23,7 @@ FLOORS: dict[int, dict[str, str]] = {
     },
     6: {
         "input": "rows and spans of the input dataset, conditioning images at URIs",
-        "output": "an output and its records: ledger, lease, markers, counts, rejects, the three "
+        "output": "an output and its records: ledger, lease, markers, counts, rejects, the "
         "formats; operations on a finished output: verify, repair, export, clean",
     },
     5: {

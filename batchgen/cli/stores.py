@@ -84,10 +84,7 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
 @click.argument("output")
 @click.argument("target")
 @click.option(
-    "--format",
-    "format_name",
-    required=True,
-    type=click.Choice(["parquet", "webdataset", "image-folder"]),
+    "--format", "format_name", required=True, metavar="FORMAT", help="The copy's output.format."
 )
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

@@ -81,6 +81,8 @@ class Adapter:
             the library encodes a missing one. None: the task reads no prompt.
         encode_label: (pipeline, class number, or None for no class) -> name -> (1, ...) tensors,
             for models that embed classes instead of prompts.
+        prompt_settings: settings of the call that ``encode_prompt`` (or ``encode_label``) takes as
+            keyword arguments. Prompts are encoded once for each combination of their values.
         encode_images: (pipeline, inputs) -> name -> (n, ...) tensors, n samples in order. None: the
             task reads no image. Images that the pipeline reads as pixels stay uint8 (n, H, W, 3).
         guided: whether negative prompts are encoded for a call.
@@ -92,8 +94,9 @@ class Adapter:
 
     denoise: Callable[[Any, Given], torch.Tensor]
     decode: Callable[[Any, torch.Tensor, Call], torch.Tensor]
-    encode_prompt: Callable[[Any, str, bool], Tensors] | None = None
-    encode_label: Callable[[Any, int | None], Tensors] | None = None
+    encode_prompt: Callable[..., Tensors] | None = None
+    encode_label: Callable[..., Tensors] | None = None
+    prompt_settings: tuple[str, ...] = ()
     encode_images: Callable[[Any, ImageInputs], Tensors] | None = None
     guided: Callable[[Call], bool] = is_guided
     tokenizers: tuple[tuple[str, int], ...] = ()

@@ -33,7 +33,7 @@ from batchgen.models.find import (
 )
 from batchgen.models.quantize import BACKENDS, check_quantization
 from batchgen.models.single_file import NAME, from_single_file
-from batchgen.models.weighting import check_weighting
+from batchgen.models.weighting import check_weighting, settings_of
 from batchgen.records import ModelInfo
 from batchgen.secrets import without_secrets
 from batchgen.spec.model import Model
@@ -106,7 +106,7 @@ def _inspected(found: FoundModel, model: Model, task: str) -> ModelInfo:
         controls=sum(component.name in CONTROLS for component in components),
         upscale=family.upscale or latents.factor,
         fixed_size=family.fixed_size,
-        settings=family.settings,
+        settings=settings_of(family, model),
         strength=family.strength,
         optional_control=family.optional_control,
         needs=family.needs,
@@ -193,9 +193,7 @@ def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family
 def _check_channels(components: list[Component], family: Family) -> None:
     """Check that the denoiser has the task's number of input channels; loading would not fail."""
     channels = latent_facts(_component(components, family.vae)).channels
-    first = next(
-        component for component in components if component.name in ("unet", "transformer", "prior")
-    )
+    first = _reads_latents(components, family)
     allowed = [times * channels + plus for times, plus in family.channels]
     for denoiser in (
         first,
@@ -214,6 +212,20 @@ def _check_channels(components: list[Component], family: Family) -> None:
             f"{family.vae} has {channels} latent channels; allowed for {family.task}:"
             f" {family.image_latent_channels}"
         )
+
+
+def _reads_latents(components: list[Component], family: Family) -> Component:
+    """Return the first component of the denoiser whose configuration has its input channels."""
+    main = [one for one in family.denoiser if one not in CONTROLS]
+    held = [one for name in main for one in components if one.name == name]
+    for component in held:
+        if "in_channels" in component.config:
+            return component
+    folders = ", ".join(str(one.folder) for one in held)
+    raise ModelError(
+        f"{', '.join(main)}: no configuration in {folders} has 'in_channels', which the denoiser "
+        f"of a {family.name} model needs"
+    )
 
 
 def components_of(

@@ -64,7 +64,14 @@ def weighted(adapter: Adapter, model: Model) -> Adapter:
     if model.prompt_weighting is None or adapter.encode_prompt is None:
         return adapter
     encode = partial(_ENCODERS[adapter.encode_prompt], learned=bool(model.textual_inversions))
-    return replace(adapter, encode_prompt=encode, words=_words)
+    return replace(adapter, encode_prompt=encode, prompt_settings=(), words=_words)
+
+
+def settings_of(family: Family, model: Model) -> tuple[str, ...]:
+    """List the family's settings; compel encodes prompts without those of the text encoder."""
+    if model.prompt_weighting is None:
+        return family.settings
+    return tuple(name for name in family.settings if name not in family.adapter.prompt_settings)
 
 
 def _encode(

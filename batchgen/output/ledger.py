@@ -25,6 +25,7 @@ FAILED = "_batchgen/failed"
 REJECTS = "_batchgen/rejects"
 LOGS = "_batchgen/logs"
 DATA = "data"
+SHARD_FOLDERS = (DATA, REJECTS)  # of the files that a shard has for itself
 
 MARKER_VERSION = 1
 _THREADS = 8  # reading many small markers: nearly all of the time is latency of the store
@@ -145,6 +146,11 @@ class States:
             frozenset(shard for shard in self.committed if shard in numbers),
             frozenset(shard for shard in self.failed if shard in numbers),
         )
+
+
+def is_of_a_shard(name: str) -> bool:
+    """Whether a file belongs to one shard alone, by its folder; schemas are shared."""
+    return name.startswith(tuple(f"{folder}/" for folder in SHARD_FOLDERS))
 
 
 def data_name(shard: int, shards: int) -> str:
@@ -340,7 +346,7 @@ class Ledger:
     def _remove_others(self, marker: Marker, first: Marker) -> None:
         """Delete files of this attempt that the first one did not write, except shared schemas."""
         for name in {one.name for one in marker.files} - {one.name for one in first.files}:
-            if name.startswith((f"{DATA}/", f"{REJECTS}/")):
+            if is_of_a_shard(name):
                 self.store.delete(name)
 
     def _holds(self, marker: Marker) -> bool:

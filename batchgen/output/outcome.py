@@ -34,7 +34,8 @@ class Outcome:
 
     ``images_made`` and the fields after it are about this run only; the counts before it are about
     all runs. ``images_per_second`` is over all of this run's ``seconds``; ``start_up_s`` are those
-    of them before work on the first shard began.
+    of them before work on the first shard began, and ``images_per_second_after_start_up`` is over
+    the others. Both are None if no work began.
     """
 
     output: str
@@ -52,6 +53,7 @@ class Outcome:
     seconds: float
     start_up_s: float | None
     images_per_second: float
+    images_per_second_after_start_up: float | None
     exit_code: int
     message: str
 
@@ -75,6 +77,7 @@ def outcome_of(counted: Tally, run: Tally, url: str, exit_code: int, message: st
         seconds=round(run.seconds, 3),
         start_up_s=None if start_up_s is None else round(start_up_s, 3),
         images_per_second=round(run.overall_rate, 3),
+        images_per_second_after_start_up=None if start_up_s is None else round(run.rate, 3),
         exit_code=exit_code,
         message=message,
     )

@@ -7,7 +7,7 @@ from functools import partial
 
 from batchgen.errors import Interrupted, VerifyFailed
 from batchgen.output.lease import hold_lease
-from batchgen.output.ledger import DATA, REJECTS, Ledger, marker_name
+from batchgen.output.ledger import Ledger, is_of_a_shard, marker_name
 from batchgen.output.proof import SKIPPABLE
 from batchgen.output.verify import Findings, numbers, verify
 
@@ -84,7 +84,7 @@ def repair(ledger: Ledger, quick: bool = False) -> Repaired:
         # If the plan is that of another output, no file would seem to belong to a shard.
         strays = () if found.other else found.strays
         aside = {name: f"{ASIDE}/{name}" for name in strays}
-        removed = [name for name in found.lost if name.startswith((f"{DATA}/", f"{REJECTS}/"))]
+        removed = [name for name in found.lost if is_of_a_shard(name)]
         steps = [
             *(partial(ledger.withdraw, shard) for shard in found.damaged),
             *(partial(store.delete, name) for name in removed),

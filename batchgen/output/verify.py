@@ -12,8 +12,7 @@ from batchgen.errors import BatchgenError, DamagedRecord, SpecError, VerifyFaile
 from batchgen.output.formats import SCHEMAS, format_of
 from batchgen.output.holdings import is_litter
 from batchgen.output.ledger import (
-    DATA,
-    REJECTS,
+    SHARD_FOLDERS,
     SHARDS,
     Ledger,
     Marker,
@@ -189,7 +188,7 @@ def _sizes(ledger: Ledger) -> dict[str, int]:
     """Name -> size in bytes of all files that markers may name."""
     return {
         f"{folder}/{name}": size
-        for folder in (DATA, REJECTS, SCHEMAS)
+        for folder in (*SHARD_FOLDERS, SCHEMAS)
         for name, size in ledger.store.find(folder).items()
     }
 

@@ -55,11 +55,18 @@ def read_setting(settings: Settings, name: str, value: Any) -> Any:
     try:
         checked = CALL_SETTINGS[name].adapter.validate_python(given)
     except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"].removeprefix("Input should be ")) from error
+        raise ValueError(_allowed(error)) from error
     _check_limits(settings.info, name, checked)
     if name == "control_scale":
         return _scales(settings.info, checked)
     return float(checked) if name == "guidance_scale" else checked
+
+
+def _allowed(error: ValidationError) -> str:
+    """Say what pydantic allows instead of the refused value."""
+    text: str = error.errors()[0]["msg"].removeprefix("Input should be ")
+    text = text.replace("String should have at most", "text, up to")
+    return text.replace("String should", "text that should")
 
 
 def _check_limits(info: ModelInfo, name: str, value: Any) -> None:

@@ -9,17 +9,14 @@ from batchgen.images.conditions import check_maker
 from batchgen.plan.call_settings import ALWAYS, Settings, read_setting
 from batchgen.plan.columns import field_twice
 from batchgen.records import ModelInfo
-from batchgen.spec.call_settings import CALL_SETTINGS
+from batchgen.spec.call_settings import CALL_SETTINGS, OWN_RULES, CallSetting
 from batchgen.spec.checks import is_set
 from batchgen.spec.sections import Sampling
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image
 
-_TEXT_COLUMNS = ("prompt", "negative_prompt", "scheduler", "lora")
-_SINGLE = [one for one in CALL_SETTINGS.values() if not one.several]
-_WHOLE = ("seed", *(one.name for one in _SINGLE if one.number is int))
-_REAL = tuple(one.name for one in _SINGLE if one.number is float)
-_SEVERAL = tuple(one.name for one in CALL_SETTINGS.values() if one.several)
+_TEXTS = ("prompt", "negative_prompt", "scheduler", "lora")  # columns; settings are more
+_WORDS = {int: "integers", float: "numbers", str: "text", bool: "true or false"}
 
 
 def settle(spec: Spec, model: ModelInfo) -> Spec:
@@ -55,7 +52,7 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
     """
     mapped = spec.input.columns.mapped()
     for part, column in mapped.items():
-        is_setting = part in Sampling.model_fields and part not in (*ALWAYS, *_TEXT_COLUMNS)
+        is_setting = part in Sampling.model_fields and part not in (*ALWAYS, *OWN_RULES)
         if (is_setting or part == "regions") and part not in model.settings:
             because = _unsupported(spec, model, part)
             raise SpecError(f"input.columns.{part}", column, "null", because=because)
@@ -94,7 +91,7 @@ def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:
         SpecError: the field, what was given, what is allowed.
     """
     for name in Sampling.model_fields:
-        if name in (*ALWAYS, *_TEXT_COLUMNS) or name in model.settings or not is_set(spec, name):
+        if name in (*ALWAYS, *OWN_RULES) or name in model.settings or not is_set(spec, name):
             continue
         given, because = getattr(spec.sampling, name), _unsupported(spec, model, name)
         raise SpecError(f"sampling.{name}", given, "nothing", because=because)
@@ -136,21 +133,13 @@ def check_columns(spec: Spec, schema: pa.Schema, path: str) -> None:
 def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
     types = pa.types
     value = kind.value_type if types.is_dictionary(kind) else kind
-    text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
-    whole = types.is_integer(value)
+    text, whole = _is_text(value), types.is_integer(value)
     allowed = {
-        **dict.fromkeys(_TEXT_COLUMNS, (text or types.is_null(value), "text")),
+        **dict.fromkeys(_TEXTS, (_holds(str, value), _WORDS[str])),
         "key": (text or whole, "text or integers"),
-        **dict.fromkeys(_WHOLE, (whole, "integers")),
-        **dict.fromkeys(_REAL, (whole or types.is_floating(value), "numbers")),
+        "seed": (_holds(int, value), _WORDS[int]),
         "class_label": (text or whole, "class numbers or names"),
-        **dict.fromkeys(
-            _SEVERAL,
-            (
-                whole or types.is_floating(value) or types.is_list(value),
-                "numbers, or lists of them",
-            ),
-        ),
+        **{name: _fits(one, value) for name, one in CALL_SETTINGS.items()},
         "regions": (
             types.is_list(value) and types.is_struct(value.value_type),
             "lists of {phrase, box}",
@@ -162,6 +151,24 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
         raise InputError(
             f"input.columns.{part}: column {name!r} in {path} has type {kind}; needed: {allowed[1]}"
         )
+
+
+def _fits(setting: CallSetting, kind: pa.DataType) -> tuple[bool, str]:
+    """Whether a column of this type can hold the setting, and what can."""
+    fits, words = _holds(setting.kind, kind), _WORDS[setting.kind]
+    if setting.several:
+        return fits or pa.types.is_list(kind), f"{words}, or lists of them"
+    return fits, words
+
+
+def _holds(wanted: type, kind: pa.DataType) -> bool:
+    """Whether a column of this type holds values of one of ``KINDS``."""
+    types = pa.types
+    if wanted is str:
+        return _is_text(kind) or bool(types.is_null(kind))
+    if wanted is bool:
+        return bool(types.is_boolean(kind))
+    return bool(types.is_integer(kind) or (wanted is float and types.is_floating(kind)))
 
 
 def _holds_image(kind: pa.DataType) -> bool:

@@ -29,6 +29,7 @@ from batchgen.models import check_prompt
 from batchgen.plan.call_settings import Settings, read_setting
 from batchgen.plan.plan import Plan, null_key, python_values, safe_key
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
+from batchgen.spec.call_settings import TEXT_SETTINGS
 from batchgen.spec.sections import MAX_SIZE, MAX_TEXT, Conditioning, Seed
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image, task_named
@@ -39,7 +40,7 @@ LEFT_OUT = "fails-its-shard"  # of reasons.FAILURES
 CALL_FIELDS = frozenset(field.name for field in fields(Call))
 SHRINKING = "downscale"  # the only maker that changes the size, so it runs before fitting
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
-_TEXT_PARTS = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler")
+_TEXTS = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler", *TEXT_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _require_text(values: Mapping[str, Any], spec: Spec) -> None:
     mapped = spec.input.columns.mapped()
     if "key" in values and values["key"] is None:
         raise RejectRow("null-key", f"column {mapped['key']!r} is null; every row needs a key")
-    for part in _TEXT_PARTS:
+    for part in _TEXTS:
         value = values.get(part)
         if isinstance(value, bytes):
             raise RejectRow(

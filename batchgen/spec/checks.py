@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import SpecError
 from batchgen.secrets import secret_in
 from batchgen.spec.faults import NEEDED, missing
-from batchgen.spec.sections import Columns, Conditioning, Output, Sampling
+from batchgen.spec.model import OnlyWith, Section
+from batchgen.spec.sections import Columns, Conditioning, Sampling
 from batchgen.spec.tasks import TASKS, Task, is_image, parse_lora, task_named
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _places(spec: Spec) -> Iterator[SpecError]:
 
 
 def _idle(spec: Spec) -> Iterator[SpecError]:
-    """Refuse settings that have no effect on this task or with this image format."""
+    """Refuse settings that have no effect on this task or with another field's value."""
     task = task_named(spec.task)
     for name in Sampling.model_fields:
         if name in Columns.model_fields and name not in task.parts and is_set(spec, name):
@@ -79,13 +80,26 @@ def _idle(spec: Spec) -> Iterator[SpecError]:
     is_other = resize != Conditioning.model_fields["resize"].default
     if is_other and not any(is_image(part) for part in task.parts):
         yield _unused(spec, task, "image", "conditioning.resize", resize)
-    for name, forms in (("image_quality", ("jpeg", "webp")), ("jpeg_subsampling", ("jpeg",))):
-        given = getattr(spec.output, name)
-        if spec.output.image_format not in forms and given != Output.model_fields[name].default:
-            kind, fitting = spec.output.image_format, " or ".join(forms)
-            allowed = f"with output.image_format {fitting}"
-            because = f"output.image_format is {kind}; remove it, or set image_format to {fitting}"
-            yield SpecError(f"output.{name}", given, allowed, because=because)
+    for place in type(spec).model_fields:
+        section = getattr(spec, place)
+        if isinstance(section, Section):
+            yield from _ineffective(section, place)
+
+
+def _ineffective(section: Section, place: str) -> Iterator[SpecError]:
+    """Refuse fields of a section that are set, but are marked as working with other values only."""
+    for name, field in type(section).model_fields.items():
+        given = getattr(section, name)
+        for mark in field.metadata:
+            if not isinstance(mark, OnlyWith) or given == field.default:
+                continue
+            value, fitting = getattr(section, mark.field), " or ".join(mark.values)
+            if value not in mark.values:
+                allowed = f"with {place}.{mark.field} {fitting}"
+                because = (
+                    f"{place}.{mark.field} is {value}; remove it, or set {mark.field} to {fitting}"
+                )
+                yield SpecError(f"{place}.{name}", given, allowed, because=because)
 
 
 def _unused(spec: Spec, task: Task, part: str, field: str, given: object) -> SpecError:

@@ -80,8 +80,9 @@ def described(node: Node, schema: Node) -> str:
     if kind in ("integer", "number"):
         return _WORDS[kind] + _bounds(node)
     if kind == "string":
-        form = node.get("pattern")
-        return f"text of the form {form}" if form else "text"
+        form, most = node.get("pattern"), node.get("maxLength")
+        text = f"text of the form {form}" if form else "text"
+        return f"{text}, up to {most:,} characters" if most else text
     if kind == "boolean":
         return "true or false"
     if kind == "array":

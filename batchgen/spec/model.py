@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +24,14 @@ class FreeOnResume:
 
 
 FREE = FreeOnResume()
+
+
+@dataclass(frozen=True)
+class OnlyWith:
+    """Marks a field that has an effect only with some values of another field of its section."""
+
+    field: str
+    values: tuple[str, ...]
 
 
 class Section(BaseModel):

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
 from batchgen.spec.faults import NEEDED, Faults, missing
-from batchgen.spec.model import FREE, Section
+from batchgen.spec.model import FREE, OnlyWith, Section
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
@@ -190,10 +190,12 @@ class Output(Section):
     format: Literal["parquet", "webdataset", "image-folder"] = "parquet"
     samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 64
     image_format: Literal["png", "jpeg", "webp"] = "png"
-    image_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = Field(
-        default="4:4:4", description="chroma subsampling of JPEG output"
-    )
+    image_quality: Annotated[
+        int, Field(ge=1, le=100), OnlyWith("image_format", ("jpeg", "webp"))
+    ] = 95
+    jpeg_subsampling: Annotated[
+        Literal["4:4:4", "4:2:2", "4:2:0"], OnlyWith("image_format", ("jpeg",))
+    ] = Field(default="4:4:4", description="chroma subsampling of JPEG output")
     license: Annotated[str, FREE] = "unknown"
 
 

@@ -17,8 +17,8 @@ _LOW_BITS = 0xFFFFFFFF
 _STATE_WORDS = 24  # offset of the 624 words in the bytes of torch's generator state
 
 Tensors = Mapping[str, torch.Tensor]
-# prompt (or class), whether a negative one, LoRA in effect
-_PromptKey = tuple[str | int | None, bool, object]
+# prompt (or class), whether a negative one, LoRA in effect, values of adapter.prompt_settings
+_PromptKey = tuple[str | int | None, bool, object, tuple[object, ...]]
 _TRIMS = 8  # calls of malloc_trim while one full cache is evicted
 CACHE_BYTES = 256 << 20  # 1,100 prompts of Stable Diffusion 1 in float32; 64 of Flux in float16
 
@@ -70,13 +70,14 @@ class Encoder:
         by_class = self.adapter.encode_label is not None
         reads = by_class or self.adapter.encode_prompt is not None
         guided, lora = self.adapter.guided(batch.call), batch.call.lora
+        given = tuple(getattr(batch.call, name) for name in self.adapter.prompt_settings)
         prompts: list[_PromptKey] = [
-            (one.class_label if by_class else one.prompt, False, lora)
+            (one.class_label if by_class else one.prompt, False, lora, given)
             for one in batch.samples
             if reads
         ]
         negatives: list[_PromptKey] = [
-            (None if by_class else one.negative_prompt, True, lora)
+            (None if by_class else one.negative_prompt, True, lora, given)
             for one in batch.samples
             if reads and guided
         ]
@@ -100,14 +101,17 @@ class Encoder:
     def _encode_prompt(self, key: _PromptKey) -> tuple[Tensors, bool]:
         known = self._prompts.pop(key, None)
         if known is None:
-            prompt, negative, _ = key
+            prompt, negative, _, given = key
+            settings = dict(zip(self.adapter.prompt_settings, given, strict=True))
+            tensors: Tensors  # (1, ...) each
             if isinstance(prompt, str):
                 assert self.adapter.encode_prompt is not None
-                tensors = self.adapter.encode_prompt(self.pipeline, prompt, negative)  # (1, ...)
+                tensors = self.adapter.encode_prompt(self.pipeline, prompt, negative, **settings)
                 known = tensors, self._is_truncated(prompt)
             else:
                 assert self.adapter.encode_label is not None
-                known = self.adapter.encode_label(self.pipeline, prompt), False  # (1, ...) each
+                tensors = self.adapter.encode_label(self.pipeline, prompt, **settings)
+                known = tensors, False
             self._cached += _bytes(known[0])
         self._prompts[key] = known
         while self._cached > self._cache_bytes and len(self._prompts) > 1:

@@ -58,6 +58,20 @@ def test_each_unique_prompt_is_encoded_once_and_kept(folder: Path) -> None:
     assert shapes == [(1, 16)] * 5  # "seven" as a prompt, and "grey" as a negative, are new
 
 
+def test_rows_with_another_setting_of_the_prompt_share_no_embedding(folder: Path) -> None:
+    encoder = Stages(folder, "text-to-image").encode
+
+    def encode_prompt(pipeline: Any, prompt: str, negative: bool, eta: float) -> Any:
+        return {"prompt_embeds": torch.full((1, 2), eta)}
+
+    adapter = replace(encoder.adapter, encode_prompt=encode_prompt, prompt_settings=("eta",))
+    encode = Encoder(encoder.pipeline, adapter, B)
+    for eta in (0.25, 0.75, 0.25):
+        encoded = encode(batch_of("text-to-image", [0, 1], eta=eta))
+        assert torch.equal(encoded.prompts["prompt_embeds"], torch.full((3, 2), eta))
+    assert len(encode._prompts) == 6
+
+
 def test_the_oldest_prompts_are_forgotten(folder: Path) -> None:
     encoder = Stages(folder, "text-to-image").encode
     small = Encoder(encoder.pipeline, encoder.adapter, B, cache_bytes=2 * 16 * 32 * 4)

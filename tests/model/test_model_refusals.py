@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import pytest
 
 from batchgen import models
+from batchgen.families import family_named
+from batchgen.models import inspection
 from tests.model_folders import IMAGE, TEXT, edit, inspect, refusal, spec_of
 from tests.tiny_models import build_model
 
@@ -131,6 +134,29 @@ def test_a_variant_that_is_not_there_is_refused(saved: Path) -> None:
     message = refusal(saved, variant="fp16")
     assert "model.fp16.safetensors are missing" in message
     assert "found: model.safetensors (model.variant is 'fp16')" in message
+
+
+def test_a_denoiser_of_another_name_is_checked_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = replace(
+        family_named(TEXT, "stable-diffusion"),
+        denoiser=("scheduler", "prior_unet"),
+        size=("prior_unet", "sample_size"),
+    )
+    monkeypatch.setattr(inspection, "FAMILIES", (odd,))
+    (folder / "unet").rename(folder / "prior_unet")
+    index = folder / "model_index.json"
+    edit(index, unet=None, prior_unet=json.loads(index.read_text())["unet"])
+    assert inspect(folder).width == 32
+    config = folder / "prior_unet" / "config.json"
+    edit(config, in_channels=9)
+    assert "prior_unet takes 9 channels, but a stable-diffusion model" in refusal(folder)
+    edit(config, in_channels=None)
+    assert refusal(folder).startswith(
+        f"scheduler, prior_unet: no configuration in {folder / 'scheduler'}, "
+        f"{folder / 'prior_unet'} has 'in_channels'"
+    )
 
 
 def test_parts_that_do_not_fit_are_refused(folder: Path) -> None:

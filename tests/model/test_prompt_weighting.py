@@ -19,6 +19,7 @@ from batchgen.models import weighting
 from batchgen.models.tiny import BUILDERS
 from batchgen.records import Call, ConditionBatch
 from batchgen.shard.prepare import prepare
+from batchgen.spec.model import Model
 from batchgen.stages.encode import Encoder
 from tests.added_files import build_lora, drawn, lora_call, named, token_file
 from tests.family_stages import (
@@ -220,6 +221,17 @@ def test_a_bad_prompt_rejects_its_row_alone() -> None:
     )
     unread = prepare(shard_of(columns), settled(("negative_prompt",)))
     assert len(unread.samples) == 3, "without the option these are words as any"
+
+
+def test_compel_takes_no_settings_of_the_prompt() -> None:
+    plain = next(one for one in FAMILIES if (one.task, one.name) == (TASK, SD))
+    adapter = replace(plain.adapter, prompt_settings=("clip_skip",))
+    family = replace(plain, settings=("eta", "clip_skip"), adapter=adapter)
+    assert weighting.settings_of(family, Model()) == ("eta", "clip_skip")
+    assert weighting.weighted(adapter, Model()) is adapter
+    weights = Model(prompt_weighting="compel")
+    assert weighting.settings_of(family, weights) == ("eta",)
+    assert weighting.weighted(adapter, weights).prompt_settings == ()
 
 
 def test_the_families_that_take_weights(tmp_path: Path) -> None:

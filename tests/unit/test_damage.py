@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,15 @@ from click.testing import CliRunner, Result
 
 from batchgen import runner
 from batchgen.cli import main
+from batchgen.output import ledger as ledger_module
+from batchgen.output import verify as verify_module
 from batchgen.output.formats import FORMATS
 from batchgen.output.lease import acquire_lease
-from batchgen.output.ledger import DATA, Ledger
+from batchgen.output.ledger import DATA, SHARD_FOLDERS, Ledger, Written, marker_name
 from batchgen.output.outcome import Outcome
-from batchgen.output.verify import verify
+from batchgen.output.proof import Prover
+from batchgen.output.repair import repair
+from batchgen.output.verify import LostFiles, verify
 from batchgen.progress.display import Tally
 from batchgen.report.finalize import finalize
 from batchgen.storage import open_store
@@ -220,6 +226,28 @@ def test_a_damaged_output_says_what_is_wrong_and_what_to_do(out: Path) -> None:
     assert "planned sample" not in result.output and len(result.output.splitlines()) == 3
     quick = invoke("verify", out, "--quick")
     assert quick.output.count("missing, but") == 2 and "None" not in quick.output
+
+
+def test_another_folder_of_a_shards_files_is_listed_and_repaired(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (ledger_module, verify_module):
+        monkeypatch.setattr(module, "SHARD_FOLDERS", (*SHARD_FOLDERS, "_batchgen/masks"))
+    monkeypatch.setattr(Prover, "_is_own", lambda *name: True)
+    marker, name = at(out).marker(1), "_batchgen/masks/00001.bin"
+    assert marker is not None
+    mask = Written(name, 4, hashlib.sha256(b"mask").hexdigest(), 0)
+    at(out).store.put(marker_name(1), replace(marker, files=(*marker.files, mask)).to_json())
+    at(out).store.put(name, b"mask")
+    lost = LostFiles(at(out))
+    lost.see(at(out).marker(1) or marker)
+    assert lost.names == []
+    at(out).store.put(name, b"other")
+    at(out).store.put("_batchgen/masks/00009.bin", b"stray")
+    repaired = repair(at(out))
+    assert repaired.withdrawn == (1,) and repaired.found.lost == [name]
+    assert list(repaired.aside) == ["_batchgen/masks/00009.bin"]
+    assert at(out).store.list("_batchgen/masks") == {}
 
 
 def test_many_lost_files_of_a_shard_are_one_line(out: Path) -> None:

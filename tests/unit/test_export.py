@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from batchgen.cli import main
 from batchgen.errors import InputError, OutputBusy, PlanChanged, SpecError
 from batchgen.output import export as exporting
 from batchgen.output.export import export
@@ -163,6 +165,16 @@ def test_a_target_in_the_source_is_refused(place: str, source: Path) -> None:
 def test_an_unknown_format_is_refused(source: Path, target: Store) -> None:
     with pytest.raises(SpecError, match=r"output\.format"):
         export(at(source), target, "zip")
+
+
+def test_the_command_names_the_formats_that_there_are(
+    source: Path, target: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMATS, "another", FORMATS["parquet"])
+    words = ["export", str(source), target.url, "--format", "zip"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 1
+    assert f"allowed: {', '.join(FORMATS)}\n" in result.output and "another" in result.output
 
 
 def test_a_target_that_is_written_to_is_refused(source: Path, target: Store) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.output import ledger as ledger_module
 from batchgen.output.formats import FORMATS
-from batchgen.output.ledger import Ledger
+from batchgen.output.ledger import SHARD_FOLDERS, Ledger, Written
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.shard.work import Trial
@@ -38,6 +40,22 @@ def test_a_late_worker_looks_before_it_writes(form: str, tmp_path: Path) -> None
     after = {one: one.read_bytes() for one in (tmp_path / "out").rglob("*") if one.is_file()}
     assert after == before
     assert verify(ledger).problems == []
+
+
+def test_a_late_commit_removes_its_files_from_every_folder_of_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "SHARD_FOLDERS", (*SHARD_FOLDERS, "masks"))
+    plan = plan_for(write_prompts(tmp_path / "a.parquet", 3), tmp_path / "out")
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    (first,) = make_output(plan, ledger)
+    shared = "_batchgen/schemas/00000.bin"
+    more = tuple(Written(name, 1, "0" * 64, 1) for name in ("masks/00000.bin", shared))
+    for one in more:
+        ledger.store.put(one.name, b"x")
+    assert ledger.commit(replace(first, files=(*first.files, *more))) == first
+    assert ledger.store.list("masks") == {}
+    assert ledger.store.read(shared) == b"x"
 
 
 def test_without_the_marker_the_later_attempt_is_what_counts(tmp_path: Path) -> None:

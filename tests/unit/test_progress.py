@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from batchgen.attempts import Attempts, News
 from batchgen.output import tally as tally_module
+from batchgen.output.outcome import outcome_of
 from batchgen.output.tally import Tally, duration, figure
 from batchgen.progress import display as progress_module
 from batchgen.progress.bars import ECHO
@@ -96,6 +97,18 @@ def test_the_first_micro_batch_promises_an_end(clock: Clock) -> None:
     assert tally.rate == pytest.approx(2.0)
     assert tally.eta_s == pytest.approx(92 / 2)
     assert tally.start_up_s == pytest.approx(31)
+
+
+def test_the_outcome_has_the_rate_with_and_without_start_up(clock: Clock) -> None:
+    tally = tally_at(clock)
+    before = outcome_of(tally, tally, "out", 0, "")
+    assert (before.start_up_s, before.images_per_second_after_start_up) == (None, None)
+    clock.now_s += 30
+    tally.hear({}, 0.0)
+    finish(tally, clock, 10, 20)
+    outcome = outcome_of(tally, tally, "out", 0, "")
+    assert (outcome.seconds, outcome.start_up_s) == (40.0, 30.0)
+    assert (outcome.images_per_second, outcome.images_per_second_after_start_up) == (0.5, 2.0)
 
 
 def test_what_is_committed_is_under_way_no_more(clock: Clock) -> None:

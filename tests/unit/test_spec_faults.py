@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,14 +13,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field, ValidationError
 
 from batchgen.cli import FIELDS, main
 from batchgen.cli.options import DEMO, DTYPES, IMAGE_FORMATS, LAYOUTS
 from batchgen.errors import BatchgenError, InputError, SpecError
 from batchgen.output.ledger import JOB, Ledger
 from batchgen.spec.build import build, stored
+from batchgen.spec.checks import _ineffective
 from batchgen.spec.faults import FLAGS
-from batchgen.spec.model import Model
+from batchgen.spec.model import Model, OnlyWith, Section
 from batchgen.spec.sections import Output, Resources
 from batchgen.spec.spec import Spec
 from batchgen.spec.tree import flatten, merge
@@ -136,6 +138,36 @@ def test_settings_without_effect_are_refused(field: str) -> None:
     assert "remove it, or use a task that does (" in line
     default = flatten(build(MINIMAL).model_dump())[field]
     build(merge(MINIMAL, {field: default}))  # as in every job.yaml
+
+
+@pytest.mark.parametrize(
+    ("dotted", "fitting"),
+    [
+        ({"output.image_quality": 80}, "jpeg or webp"),
+        ({"output.jpeg_subsampling": "4:2:0"}, "jpeg"),
+        ({"output.jpeg_subsampling": "4:2:0", "output.image_format": "webp"}, "jpeg"),
+    ],
+)
+def test_fields_of_other_image_formats_are_refused(dotted: dict[str, Any], fitting: str) -> None:
+    (line,) = said(merge(MINIMAL, dotted))
+    kind = dotted.get("output.image_format", "png")
+    assert line.endswith(
+        f"output.image_format is {kind}; remove it, or set image_format to {fitting}"
+    )
+    build(merge(MINIMAL, dotted | {"output.image_format": "jpeg"}))
+
+
+def test_a_mark_at_a_field_is_all_that_its_check_needs() -> None:
+    class Shape(Section):
+        kind: Literal["round", "square"] = "round"
+        side: Annotated[int, Field(ge=1), OnlyWith("kind", ("square",))] = 1
+
+    assert list(_ineffective(Shape(kind="square", side=2), "shape")) == []
+    assert list(_ineffective(Shape(side=1), "shape")) == []
+    (fault,) = _ineffective(Shape(side=2), "shape")
+    assert (fault.field, fault.given, fault.allowed) == ("shape.side", 2, "with shape.kind square")
+    with pytest.raises(ValidationError):
+        Shape(side=0)
 
 
 @pytest.mark.parametrize("field", [*IDLE, "input.path", "storage_options"])

@@ -1,4 +1,4 @@
-"""Writes a shard's files: accepted samples in one of three formats, and rejects as Parquet."""
+"""Writes a shard's files: accepted samples in the format of the plan, and rejects as Parquet."""
 
 from __future__ import annotations
 

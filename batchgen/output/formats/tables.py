@@ -22,6 +22,7 @@ from batchgen.spec.tasks import is_image
 from batchgen.stages.scorers.choose import score_columns
 
 MOST_LABELS = 100
+_TYPES = {int: pa.int32(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 COLUMNS = pa.schema(
@@ -50,7 +51,7 @@ COLUMNS = pa.schema(
 
 
 def _kind_of(setting: CallSetting) -> pa.DataType:
-    kind = pa.int32() if setting.number is int else pa.float64()
+    kind = _TYPES[setting.kind]
     return pa.list_(kind) if setting.several else kind
 
 
