@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent
 TIERS = {
     "unit": "nothing is started; no torch, no Ray, no model",
     "model": "torch, diffusers and tiny models in this process",
-    "ray": "Ray, processes of batchgen, an S3 server",
+    "ray": "Ray, processes of batchgen, an S3 server, a browser",
     "system": "clusters, chaos, the launcher, the wheel",
 }
 HEAVY = ("torch", "diffusers", "transformers", "ray")  # what no unit test loads
@@ -32,7 +32,14 @@ GROUPS = {  # fixture -> the files whose tests use it
 }
 GROUP = {file: fixture for fixture, files in GROUPS.items() for file in files}
 LONG = (  # the longest first
-    *("test_docs", "test_engine", "test_docs_jobs", "test_s3_run", "test_crash", "test_family_stream"),
+    *(
+        "test_docs",
+        "test_engine",
+        "test_docs_jobs",
+        "test_s3_run",
+        "test_crash",
+        "test_family_stream",
+    ),
     *("test_gpu_benchmark", "test_devices", "test_quantization", "test_additions"),
     *("test_cluster", "test_session", "test_submit", "test_launcher", "test_s3_long"),
 )
