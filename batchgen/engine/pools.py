@@ -67,11 +67,14 @@ def pools_of(plan: Plan, shards: int) -> Pools:
     for _, reservation in pools:
         for _ in range(reservation.min_replicas):
             room.take(reservation.demand)
-    # Staged pools start at their minimum: a first pool that took all the room would leave the
-    # others without replicas. Ray Data then gives more to the busy ones.
-    if resources.layout == "staged":
-        return [(actor, replace(one, start_replicas=one.min_replicas)) for actor, one in pools]
-    return [(actor, _started(reservation, room)) for actor, reservation in pools]
+    # Staged: denoising is most of the work, so its pool starts with all the room that the other
+    # pools' minimum leaves. Ray Data would add replicas one by one, each after it has loaded.
+    return [
+        (actor, replace(one, start_replicas=one.min_replicas))
+        if actor in (Encode, Decode)
+        else (actor, _started(one, room))
+        for actor, one in pools
+    ]
 
 
 def _reservation(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Reservation:

@@ -68,12 +68,18 @@ def test_replicas_may_have_every_cpu(tmp_path: Path, nodes: Callable[..., None])
 
 
 def test_staged_pools_share_the_devices(tmp_path: Path, nodes: Callable[..., None]) -> None:
-    """They start small and grow while they are busy; see benchmarks/scaling.py."""
+    """Denoisers take what the others leave; all grow while they are busy: benchmarks/scaling.py."""
     nodes(GPU_NODE)
     found = shares(tmp_path, 100, layout="staged")
-    assert [found[kind].num_gpus for kind in (Encode, Denoise, Decode)] == [0.1, 0.8, 0.1]
-    assert [found[kind].start_replicas for kind in (Encode, Denoise, Decode)] == [1, 1, 1]
-    assert {found[kind].max_replicas for kind in (Encode, Denoise, Decode)} == {100}
+    kinds = (Encode, Denoise, Decode)
+    assert [found[kind].num_gpus for kind in kinds] == [0.1, 0.8, 0.1]
+    assert [found[kind].start_replicas for kind in kinds] == [1, 4, 1]
+    assert {found[kind].max_replicas for kind in kinds} == {100}
+    nodes({"CPU": 2.0})
+    found = shares(tmp_path, 100, layout="staged")
+    assert [found[kind].start_replicas for kind in kinds] == [1, 2, 1]
+    found = shares(tmp_path, 100, layout="staged", denoise={"max_replicas": 1})
+    assert [found[kind].start_replicas for kind in kinds] == [1, 1, 1]
 
 
 def test_a_cheap_node_encodes_and_a_big_one_denoises(
