@@ -9,7 +9,7 @@ Tensors and arrays hold only the n real samples; each stage pads them to the fix
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -155,6 +155,11 @@ class EncodedBatch:
     labels: tuple[int, ...]
     generator_states: torch.Tensor
     truncated: tuple[bool, ...]
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The tensors on the stage's device."""
+        yield from self.prompts.values()
+        yield from self.conditions.values()
 
     def take(self, places: list[int]) -> EncodedBatch:
         """The samples at these positions, with all of the prompts."""

@@ -36,7 +36,8 @@ from batchgen.records import (
     tupled,
 )
 from batchgen.shard import frames, tensor_bytes
-from batchgen.shard.stages import Device, FusedStages, decode_shard, denoise_shard, encode_shard
+from batchgen.shard.device import Device
+from batchgen.shard.stages import FusedStages, decode_shard, denoise_shard, encode_shard
 from batchgen.spec.build import build as build_spec
 from batchgen.spec.places import anywhere, reach_stores
 from batchgen.spec.spec import Spec

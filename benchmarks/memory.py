@@ -46,6 +46,7 @@ from batchgen.shard.frames import Frame
 from batchgen.shard.stages import FusedStages
 from batchgen.shard.work import Trial
 from batchgen.spec.build import build
+from batchgen.stages.queue import Later, Queue
 from batchgen.storage import open_store
 from benchmarks.sleepers import logical_cpus, machine
 
@@ -68,11 +69,11 @@ class Denoise(Half):
 
 
 class Decode(Half):
-    def __call__(self, batch: LatentBatch) -> ImageBatch:
+    def start(self, batch: LatentBatch) -> Later[ImageBatch]:
         count = len(batch.latents)
         shape = (count, batch.call.height, batch.call.width, 3)
         noise = np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
-        return ImageBatch(noise, (True,) * count, batch.truncated)
+        return Later(Queue().mark(), lambda: ImageBatch(noise, (True,) * count, batch.truncated))
 
 
 class Metered(Generate):

@@ -13,6 +13,7 @@ from batchgen.output.ledger import Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import Call, ConditionBatch, EncodedBatch, ImageBatch, LatentBatch, Sample
 from batchgen.shard.stages import FusedStages
+from batchgen.stages.queue import Later, Queue
 
 SEED, PROMPT, FLAT, BROKEN = range(4)
 
@@ -49,6 +50,10 @@ class ArithmeticDenoiser(Arithmetic):
 
 
 class ArithmeticDecoder(Arithmetic):
+    def start(self, batch: LatentBatch) -> Later[ImageBatch]:
+        decoded = self(batch)
+        return Later(Queue().mark(), lambda: decoded)
+
     def __call__(self, batch: LatentBatch) -> ImageBatch:
         facts = batch.latents.tolist()
         return ImageBatch(

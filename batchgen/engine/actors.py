@@ -25,6 +25,7 @@ from batchgen.output.ledger import FailedMarker, Ledger
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
 from batchgen.shard import frames, stages
+from batchgen.shard.device import Device
 from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from batchgen.spec.sections import Pool
@@ -111,7 +112,7 @@ class StageActor(ABC):
         configure(self.plan.spec.storage_options, self.plan.spec.storage.limits())
         self.ledger = Ledger(open_store(self.url).in_place())
         self.devices = devices()
-        self.device = stages.Device(self.devices[0])
+        self.device = Device(self.devices[0])
         with self.watch:
             self.load()
 
@@ -184,7 +185,7 @@ class StageActor(ABC):
             self._tell_made(frame.shard, done)
 
         number = max(frame.attempt, judged.begun + 1)
-        trial = Trial(judged.alone, judged.without, working_on, made)
+        trial = Trial(judged.alone, judged.without, working_on, made, careful=tell)
         try:
             with self.watch:
                 return self.work(replace(frame, attempt=number), trial)

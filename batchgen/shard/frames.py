@@ -82,7 +82,7 @@ def from_work(work: ShardWork, state: str, attempt: int, tensors: bytes) -> Fram
         **_row_facts(work.rows),
         "groups": [[asdict(sample) for sample in group] for group in work.groups],
         "dropped": [asdict(dropped) for dropped in work.dropped],
-        "notes": asdict(work.notes),
+        "notes": work.notes.facts(),
     }
     table = _table_bytes(work.rows.table)
     return Frame(work.rows.shard, state, attempt, json.dumps(facts).encode(), table, tensors)

@@ -27,6 +27,7 @@ from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, ImageBatch, Sample
 from batchgen.secrets import redact
 from batchgen.shard.work import ShardWork
+from batchgen.stages.queue import Later
 from batchgen.stages.scorers.choose import scorer_named
 from batchgen.stages.scorers.filters import FILTERS, Filter
 from batchgen.stages.scorers.scorer import Array
@@ -36,10 +37,14 @@ PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", 
 
 
 class ImagePool:
-    """Scores and encodes images in threads while the device works on the next micro-batch."""
+    """Scores and encodes images in threads while the device works on the next micro-batch.
+
+    One thread waits for each micro-batch and scores it; others encode its images.
+    """
 
     def __init__(self, plan: Plan, work: ShardWork) -> None:
         self._spec = plan.spec
+        self._judge_pool = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._pool = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="image")
         self._notes = work.notes
         self._batches: list[Future[list[Future[Finished] | Dropped]]] = []
@@ -48,15 +53,16 @@ class ImagePool:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._judge_pool, self._pool):
+            pool.shutdown(cancel_futures=True)
 
     @property
     def micro_batches(self) -> int:
         return len(self._batches)
 
-    def add(self, samples: Sequence[Sample], batch: ImageBatch) -> None:
-        """Queue one decoded micro-batch, with images in the order of ``samples``."""
-        self._batches.append(self._pool.submit(self._judge, samples, batch))
+    def add(self, samples: Sequence[Sample], batch: Later[ImageBatch]) -> None:
+        """Queue one micro-batch that is being decoded, with images in the order of ``samples``."""
+        self._batches.append(self._judge_pool.submit(self._judge, samples, batch))
 
     def finished(self) -> tuple[list[Finished], list[Dropped]]:
         """Wait for all images; returns the accepted and the dropped samples, in the order added."""
@@ -72,9 +78,10 @@ class ImagePool:
         return finished, dropped
 
     def _judge(
-        self, samples: Sequence[Sample], batch: ImageBatch
+        self, samples: Sequence[Sample], decoded: Later[ImageBatch]
     ) -> list[Future[Finished] | Dropped]:
         """Score a micro-batch, and queue its accepted images for encoding."""
+        batch = decoded.result()
         scorers = [scorer_named(name) for name in self._spec.scorers]
         every: dict[str, Array] = {}
         for scorer in scorers:
@@ -121,6 +128,7 @@ def commit(
 ) -> Marker:
     """Commit the shard; every planned sample is in its data or in its rejects."""
     finished, late = images.finished()
+    work.notes.settle()
     dropped = [*work.dropped, *late]
     with work.notes.timed("table"):
         accepted = data_table(plan, work.rows, finished)

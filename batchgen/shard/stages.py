@@ -1,15 +1,13 @@
 """Composes the stages for one shard, from its rows to its committed marker; needs no Ray.
 
-Every stage holds its device's lock only while the device works, so that other threads can
+A shard holds its device's lock only while it gives the device work, so that other threads can
 meanwhile prepare, score, encode or upload their own shards.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from batchgen.models import parameter_counts
@@ -23,6 +21,7 @@ from batchgen.records import (
     ShardRows,
     micro_batches,
 )
+from batchgen.shard.device import Device, Flight
 from batchgen.shard.images import ImagePool, commit
 from batchgen.shard.prepare import Prepared, left_out, prepare
 from batchgen.shard.work import Notes, ShardWork, Trial
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from batchgen.stages.denoise import Denoiser
     from batchgen.stages.encode import Encoder
 
-In = TypeVar("In")
-Out = TypeVar("Out")
 UNTRIED = Trial()
 
 
@@ -99,30 +96,6 @@ def isolate(
     return replace(work, groups=tuple(groups), dropped=tuple(dropped)), cut
 
 
-def run_stage(stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
-    """Run one stage on one micro-batch and record its time."""
-    with notes.timed(name):
-        return stage(batch)
-
-
-@dataclass(frozen=True)
-class Device:
-    """The device of a stage's model, and the lock with which one shard at a time uses it."""
-
-    name: str = "cpu"
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @contextmanager
-    def held(self, notes: Notes) -> Iterator[None]:
-        """Inside, only this shard uses the device; the time waited for it is recorded."""
-        with notes.timed("wait"):
-            self.lock.acquire()
-        try:
-            yield
-        finally:
-            self.lock.release()
-
-
 class FusedStages:
     """All stages in one process; images are encoded while the next micro-batch is generated."""
 
@@ -145,16 +118,20 @@ class FusedStages:
         work, prepared = start_work(rows, plan, trial)
         work.notes.parameter_counts.update(self.parameter_counts)
         batches = condition_batches(work, prepared)
+        run, queue, notes = self.device.run, self.device.queue, work.notes
+        flight = Flight(queue, trial)
         with ImagePool(plan, work) as images:
-            with self.device.held(work.notes):
+            with self.device.held(notes):
                 for batch in batches:
-                    trial.on(batch.samples)
-                    encoded = run_stage(self.encoder, batch, "encode", work.notes)
-                    latents = run_stage(self.denoiser, encoded, "denoise", work.notes)
-                    decoded = run_stage(self.decoder, latents, "decode", work.notes)
+                    flight.begin(batch.samples)
+                    with queue.beside():  # while the device works on the micro-batch before
+                        encoded = run(self.encoder, batch, "encode", notes)
+                    queue.join(encoded.tensors())
+                    latents = run(self.denoiser, encoded, "denoise", notes)
+                    decoded = run(self.decoder.start, latents, "decode", notes)
                     images.add(batch.samples, decoded)
-                    trial.made(len(batch.samples))
-            trial.on(())
+                    flight.given(batch.samples, decoded.mark)
+            flight.end()
             return commit(work, images, plan, ledger, attempt, self.device.name)
 
 
@@ -165,11 +142,15 @@ def encode_shard(
     work, prepared = start_work(rows, plan, trial)
     work.notes.parameter_counts["encoder"] = parameter_counts(encoder)
     encoded = []
+    batches = condition_batches(work, prepared)
+    flight = Flight(device.queue, trial)
     with device.held(work.notes):
-        for batch in condition_batches(work, prepared):
-            trial.on(batch.samples)
-            encoded.append(run_stage(encoder, batch, "encode", work.notes))
-    trial.on(())
+        for batch in batches:
+            flight.begin(batch.samples)
+            encoded.append(device.run(encoder, batch, "encode", work.notes))
+            flight.given(batch.samples, device.queue.mark())
+    flight.end()
+    work.notes.settle()
     return work, encoded
 
 
@@ -184,12 +165,14 @@ def denoise_shard(
     work, encoded = isolate(work, batches, trial)
     work.notes.parameter_counts["denoiser"] = parameter_counts(denoiser)
     latents = []
+    flight = Flight(device.queue, trial)
     with device.held(work.notes):
         for group, batch in zip(work.groups, encoded, strict=True):
-            trial.on(group)
-            latents.append(run_stage(denoiser, batch, "denoise", work.notes))
-            trial.made(len(group))
-    trial.on(())
+            flight.begin(group)
+            latents.append(device.run(denoiser, batch, "denoise", work.notes))
+            flight.given(group, device.queue.mark())
+    flight.end()
+    work.notes.settle()
     return work, latents
 
 
@@ -206,10 +189,13 @@ def decode_shard(
     """The last pool of the staged layout: decode, score, write, commit."""
     work, latents = isolate(work, batches, trial)
     work.notes.parameter_counts["decoder"] = parameter_counts(decoder)
+    flight = Flight(device.queue, trial)
     with ImagePool(plan, work) as images:
         with device.held(work.notes):
             for group, batch in zip(work.groups, latents, strict=True):
-                trial.on(group)
-                images.add(group, run_stage(decoder, batch, "decode", work.notes))
-        trial.on(())
+                flight.begin(group)
+                decoded = device.run(decoder.start, batch, "decode", work.notes)
+                images.add(group, decoded)
+                flight.given(group, decoded.mark)
+        flight.end()
         return commit(work, images, plan, ledger, attempt, device.name)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from batchgen.records import Dropped, Sample, ShardRows
+from batchgen.stages.queue import Mark
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Notes:
     timings_s: dict[str, float] = field(default_factory=dict)
     parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     measures: dict[str, float] = field(default_factory=dict)
+    _between: list[tuple[str, Mark, Mark]] = field(default_factory=list, init=False)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -24,8 +26,24 @@ class Notes:
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - start
-            self.timings_s[stage] = round(self.timings_s.get(stage, 0.0) + elapsed, 6)
+            self._add(stage, time.perf_counter() - start)
+
+    def between(self, stage: str, start: Mark, end: Mark) -> None:
+        """Count the device's time between two marks, which it may not have passed yet."""
+        self._between.append((stage, start, end))
+
+    def settle(self) -> None:
+        """Add up the times between marks; the device has passed them all."""
+        while self._between:
+            stage, start, end = self._between.pop()
+            self._add(stage, end.seconds_since(start))
+
+    def facts(self) -> dict[str, object]:
+        """The measurements by name, from which ``Notes(**facts)`` is made again."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+
+    def _add(self, stage: str, seconds: float) -> None:
+        self.timings_s[stage] = round(self.timings_s.get(stage, 0.0) + seconds, 6)
 
 
 @dataclass(frozen=True)
@@ -46,13 +64,15 @@ class Trial:
         alone: keys of the samples that each get a micro-batch of their own.
         without: key -> error, for samples that are recorded as failed without being processed.
         working_on: called with the keys of the samples that are processed next.
-        made: called with the number of samples that a micro-batch has just denoised.
+        made: called with the number of samples of a micro-batch that the device has finished.
+        careful: the device finishes each micro-batch before it is given the next one.
     """
 
     alone: Collection[str] = ()
     without: Mapping[str, str] = field(default_factory=dict)
     working_on: Callable[[Iterable[str]], None] = lambda keys: None
     made: Callable[[int], None] = lambda samples: None
+    careful: bool = False
 
     def on(self, samples: Iterable[Sample]) -> None:
         self.working_on(sample.key for sample in samples)

@@ -8,7 +8,8 @@ import torch
 
 from batchgen.families.adapter import Adapter
 from batchgen.records import ImageBatch, LatentBatch
-from batchgen.stages.denoise import filled
+from batchgen.stages.denoise import chosen_rows, filled
+from batchgen.stages.queue import Later, queue_of
 
 
 class Decoder:
@@ -28,10 +29,15 @@ class Decoder:
         self.pipeline = pipeline
         self.adapter = adapter
         self.batch_size = batch_size
+        self._queue = queue_of(str(pipeline.device))
+
+    def __call__(self, batch: LatentBatch) -> ImageBatch:
+        """Decode one micro-batch to uint8 RGB (n, height, width, 3) on the host."""
+        return self.start(batch).result()
 
     @torch.no_grad()
-    def __call__(self, batch: LatentBatch) -> ImageBatch:
-        """Decode one micro-batch to uint8 RGB (n, height, width, 3) on the host.
+    def start(self, batch: LatentBatch) -> Later[ImageBatch]:
+        """Queue the decoding of one micro-batch and the copy of its images to the host.
 
         Pixels that are not a number become black, and ``finite`` is False for their sample.
 
@@ -40,15 +46,17 @@ class Decoder:
             torch.OutOfMemoryError: the batch size is too large for the device.
         """
         count = len(batch.latents)
-        latents = batch.latents[filled(count, self.batch_size)].to(self.pipeline.device)  # (B, ...)
+        rows = filled(count, self.batch_size)
+        latents = chosen_rows(batch.latents.to(self.pipeline.device), rows)  # (B, ...)
         decoded = self.adapter.decode(self.pipeline, latents, batch.call)[:count]  # (n, 3, H, W)
         unit = (decoded / 2 + 0.5).clamp(0, 1)
         finite = torch.isfinite(decoded).flatten(1).all(dim=1)
-        return ImageBatch(
-            pixels=to_bytes(unit).cpu().numpy(),
-            finite=tuple(finite.tolist()),
-            truncated=batch.truncated,
-        )
+        copied, judged = self._queue.to_host(to_bytes(unit)), self._queue.to_host(finite)
+
+        def read() -> ImageBatch:
+            return ImageBatch(copied.numpy(), tuple(judged.tolist()), batch.truncated)
+
+        return Later(self._queue.mark(), read)
 
 
 def to_bytes(unit: torch.Tensor) -> torch.Tensor:

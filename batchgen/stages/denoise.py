@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class Denoiser:
             prompts=self._chosen(batch, batch.prompt_index, rows),
             negatives=self._chosen(batch, batch.negative_index or (), rows),
             conditions={
-                name: tensor[rows].to(self.pipeline.device)
+                name: chosen_rows(tensor.to(self.pipeline.device), rows)
                 for name, tensor in batch.conditions.items()
             },
             labels=[batch.labels[row] for row in rows] if batch.labels else (),
@@ -73,7 +73,16 @@ class Denoiser:
             return {}
         chosen = [index[row] for row in rows]
         device = self.pipeline.device
-        return {name: tensor.to(device)[chosen] for name, tensor in batch.prompts.items()}
+        return {
+            name: chosen_rows(tensor.to(device), chosen) for name, tensor in batch.prompts.items()
+        }
+
+
+def chosen_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """``tensor[rows]``, without a copy of the indices to the device, for which the host waits."""
+    if list(rows) == list(range(len(tensor))):
+        return tensor
+    return torch.cat([tensor[row : row + 1] for row in rows])
 
 
 def filled(count: int, batch_size: int) -> list[int]:

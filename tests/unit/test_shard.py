@@ -21,7 +21,8 @@ from batchgen.plan.plan import Plan
 from batchgen.records import ImageBatch, Sample, ShardRows
 from batchgen.report.finalize import finalize
 from batchgen.shard import images, prepare
-from batchgen.shard.stages import Device, encode_shard
+from batchgen.shard.device import Device
+from batchgen.shard.stages import encode_shard
 from batchgen.shard.work import Trial
 from batchgen.spec.spec import Spec
 from batchgen.stages.scorers import choose, filters
