@@ -30,12 +30,24 @@ def prepare(threads: int) -> None:
     # differently: two copies of a model gave latents that differ by 5e-6 (Sapphire Rapids). The
     # setting costs no time.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    # With several streams, cuBLAS gives the same sums only with workspaces of a fixed size. It
+    # reads this when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import_libraries()
     import torch
 
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # float32 is float32: otherwise convolutions round to 10 bits on GPUs that have TF32, and a
+    # float32 job gives other images on other GPUs. Products of matrices do not, by torch's default.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if torch.cuda.is_available():
+        # Warns where an operation has only kernels whose sums depend on the order of threads.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic: Any = torch.utils.deterministic
+        deterministic.fill_uninitialized_memory = False  # it would only take time
 
 
 @cache

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 from batchgen.images.files import encode_image
 from batchgen.models import packages_used
@@ -33,6 +35,7 @@ from batchgen.stages.scorers.filters import FILTERS, Filter
 from batchgen.stages.scorers.scorer import Array
 
 ENCODE_THREADS = 2
+DRIVER = Path("/sys/module/nvidia/version")
 PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
 
 
@@ -171,19 +174,40 @@ def examples_of(dropped: Iterable[Dropped]) -> dict[str, Example]:
 def environment(device: str, also: tuple[str, ...] = ()) -> dict[str, str]:
     """Host, device and versions. Images are reproducible if all of these except the host are equal.
 
-    A CPU is described by its instruction set, because torch chooses kernels by it.
+    A CPU is described by its instruction set, because torch chooses kernels by it; a GPU also by
+    its driver, its libraries and the kernels of attention that torch may choose.
     """
     torch = sys.modules.get("torch")  # stages that compute without it do not load it for its name
     if torch is None:
-        kind = "CPU"
+        kind = {"device": "CPU"}
     elif device == "cpu":
-        kind = f"CPU {torch.backends.cpu.get_cpu_capability()}"
+        kind = {"device": f"CPU {torch.backends.cpu.get_cpu_capability()}"}
     else:
-        kind = torch.cuda.get_device_name(device)
+        kind = _gpu(torch, device)
     found = {}
     for name in (*PACKAGES, *also):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return {"host": socket.gethostname(), "device": kind, **found}
+    return {"host": socket.gethostname(), **kind, **found}
+
+
+def _gpu(torch: Any, device: str) -> dict[str, str]:
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    attention = {
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "flash": cuda.flash_sdp_enabled(),
+        "efficient": cuda.mem_efficient_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+    }
+    tf32 = cudnn.allow_tf32 or cuda.matmul.allow_tf32
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "compute_capability": ".".join(map(str, torch.cuda.get_device_capability(device))),
+        "driver": DRIVER.read_text().strip() if DRIVER.exists() else "unknown",
+        "cuda": str(torch.version.cuda or torch.version.hip),
+        "cudnn": str(cudnn.version()),
+        "attention": ", ".join(name for name, allowed in attention.items() if allowed),
+        "float32": "tf32" if tf32 else "ieee",
+    }
