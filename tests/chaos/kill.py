@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -25,7 +26,10 @@ import pyarrow.parquet as pq
 
 from batchgen.output.ledger import Ledger
 from batchgen.output.verify import verify
+from batchgen.spec.build import build
+from batchgen.spec.tree import merge
 from batchgen.storage import open_store
+from tests.in_process import stream
 from tests.outputs import digests_of
 
 SAMPLES_PER_SHARD = 8
@@ -65,16 +69,21 @@ def write_prompts(path: Path, rows: int) -> None:
     pq.write_table(pa.table({"prompt": [f"a red star {row}" for row in range(rows)]}), path)
 
 
-def command(source: Path, output: Path, steps: int, replicas: int = 2) -> list[str]:
-    pool = f"min_replicas: {replicas}, max_replicas: {replicas}"
-    settings = {
+def settings_of(steps: int, replicas: int = 2) -> dict[str, Any]:
+    return {
         "output.samples_per_shard": SAMPLES_PER_SHARD,
         "sampling.num_inference_steps": steps,
         "resources.batch_size": 4,
-        "resources.generate": f"{{{pool}, num_cpus: 0.5}}",
+        "resources.generate.min_replicas": replicas,
+        "resources.generate.max_replicas": replicas,
+        "resources.generate.num_cpus": 0.5,
         "policy.shard_retries": 20,
     }
-    sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+def command(source: Path, output: Path, steps: int, replicas: int = 2) -> list[str]:
+    settings = settings_of(steps, replicas).items()
+    sets = [word for name, value in settings for word in ("--set", f"{name}={value}")]
     flags = ["--input", str(source), "--output", str(output)]
     return [sys.executable, "-m", "batchgen", "run", *flags, *sets]
 
@@ -197,13 +206,12 @@ def tally_of(fault: str, kills: int, output: Path, source: Path, codes: list[int
     )
 
 
-def quiet_run(folder: Path, shards: int, steps: int, replicas: int = 2) -> Path:
-    """A run that nobody disturbs, with which the others are compared; returns its input."""
+def quiet_run(folder: Path, shards: int, steps: int) -> Path:
+    """The stream in this process, with which runs are compared; returns its input."""
     source = folder / "prompts.parquet"
     write_prompts(source, shards * SAMPLES_PER_SHARD)
-    quiet = start(command(source, folder / "quiet", steps, replicas), folder / "quiet.log")
-    if quiet.wait(LONGEST_S) != 0:
-        raise RuntimeError(f"the quiet run failed: see {folder / 'quiet.log'}")
+    places = {"input": {"path": str(source)}, "output": {"url": str(folder / "quiet")}}
+    stream(build(merge(places, settings_of(steps))))
     return source
 
 

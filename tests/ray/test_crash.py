@@ -27,7 +27,7 @@ from tests.chaos.kill import (
 
 
 def test_a_killed_driver_loses_and_changes_nothing(tmp_path: Path) -> None:
-    source = quiet_run(tmp_path, shards=4, steps=16, replicas=1)
+    source = quiet_run(tmp_path, shards=4, steps=16)
     tally = kill_drivers(source, tmp_path / "drivers", 1, 16, random.Random(3), replicas=1)
     assert tally.clean and tally.kills == 1, tally
     assert tally.exit_codes == [-signal.SIGKILL, 0]

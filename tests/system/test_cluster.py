@@ -14,6 +14,8 @@ from tests.cluster.nodes import Nodes
 from tests.object_store.server import PROGRAMS
 from tests.object_store.server import missing as no_store
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
@@ -38,7 +40,6 @@ def test_a_whole_job(cluster: Nodes, quiet: tuple[str, Counter[tuple[str, str]]]
     assert result.clean, result
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", losses.SHORT)
 def test_a_loss_costs_no_image(
     cluster: Nodes, quiet: tuple[str, Counter[tuple[str, str]]], name: str

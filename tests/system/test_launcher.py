@@ -19,6 +19,7 @@ def nodes_of(machine: Machine) -> int:
     return listed.stdout.count('"state": "ALIVE"')
 
 
+@pytest.mark.long
 def test_ray_up_and_a_job() -> None:
     words = launcher.missing()
     if words and os.environ.get("CI"):
