@@ -1,4 +1,5 @@
-"""The values that stages receive and return, and what is known of a model before it is loaded.
+"""The values that stages receive and return, and what is known of model and device
+before the model is loaded.
 
     ShardRows -> ConditionBatch -> EncodedBatch -> LatentBatch -> ImageBatch -> files and a marker
                  (one micro-batch each; n real samples, n <= batch size)
@@ -225,6 +226,25 @@ def derive_seed(run_seed: int, key: str) -> int:
     """The 63-bit seed of a sample: BLAKE2b of the run seed and the sample's key."""
     digest = hashlib.blake2b(f"{run_seed}\x1f{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """The device that a plan is made for: the weakest that its replicas may get.
+
+    Attributes:
+        name: the driver's name (``NVIDIA L40S``) or Ray's (``L40S``); ``CPU`` if it is no GPU.
+        memory_bytes: of one GPU; 0 if it is not known, and for the CPU.
+        capability: CUDA compute capability; None if it is not known, and for other devices.
+    """
+
+    name: str = "CPU"
+    memory_bytes: int = 0
+    capability: tuple[int, int] | None = None
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.name != "CPU"
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
+from batchgen.cluster.gpus import device_for
 from batchgen.engine.interrupt import interruptible
 from batchgen.errors import Interrupted
 from batchgen.models import inspect
-from batchgen.output.claim import claim, job_of, plan_to_keep
+from batchgen.output.claim import claim, job_of, plan_ahead, plan_to_keep
 from batchgen.output.holdings import refuse_to_remove, refuse_unless_free, remove_output
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import PLAN, Ledger, States
 from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, unchanged
 from batchgen.output.shard_range import parse_range
-from batchgen.plan.plan import Plan, make_plan, pinned
+from batchgen.plan.choices import keep_choices, pinned
+from batchgen.plan.plan import Plan, make_plan
 from batchgen.progress.display import Progress
 from batchgen.progress.lines import line_of, opening, teller
 from batchgen.progress.log import kept
@@ -25,10 +27,12 @@ from batchgen.spec.spec import Spec
 from batchgen.storage import configure, open_store
 
 
-def plan_job(spec: Spec) -> Plan:
-    """The plan of a run of this spec; writes nothing."""
+def plan_job(spec: Spec, address: str | None = None) -> Plan:
+    """The plan of a run of this spec, on local Ray or a cluster at ``address``; writes nothing."""
     reach_stores(spec)
-    return make_plan(anywhere(spec), inspect(spec.model, spec.task))
+    spec = anywhere(spec)
+    spec = keep_choices(spec, plan_ahead(spec))
+    return make_plan(spec, inspect(spec.model, spec.task), device_for(spec, address))
 
 
 def run(
@@ -65,9 +69,10 @@ def _run(
     planned = False
     try:
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
-        saved = None if overwrite else plan_to_keep(ledger)
+        saved = None if overwrite else plan_to_keep(ledger, whole=shards is None)
+        spec = keep_choices(spec, saved)
         model = inspect(pinned(spec.model, saved), spec.task)
-        plan = make_plan(spec, model, check_keys=saved is None)
+        plan = make_plan(spec, model, device_for(spec, address), check_keys=saved is None)
         part = parse_range(shards, plan.shards)
         with (
             interruptible() as interrupt,
@@ -102,14 +107,9 @@ def resume(
     storage_options: Mapping[str, Mapping[str, Any]] | None = None,
     shards: str | None = None,
 ) -> Outcome:
-    """Continue the job of an output; its failed shards are retried.
+    """Continue the job of the output at ``url``; its failed shards are retried.
 
-    Args:
-        url: the output.
-        address: a Ray cluster to join.
-        quiet: display no progress.
-        storage_options: options of stores that differ from those of the first run.
-        shards: "A:B", to generate only shards A to B-1.
+    ``storage_options`` are those that differ from the first run's; the others are as in ``run``.
     """
     configure(storage_options or {})
     asked = job_of(Ledger(open_store(url)))

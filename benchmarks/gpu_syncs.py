@@ -92,7 +92,7 @@ def _of_scheduler(bench: Bench, folder: str, name: str) -> dict[str, Any]:
         {
             "task": TEXT,
             "input": {"path": str(prompts(bench))},
-            "model": {"path": folder, "scheduler": name},
+            "model": {"path": folder, "dtype": "float32", "scheduler": name},
             "output": {"url": str(bench.work / "outputs" / "none")},
             "resources": {"batch_size": 4},
         }

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from batchgen.plan.choices import chosen
 from batchgen.plan.plan import Plan, SourceFile, make_plan
-from batchgen.records import ModelInfo
+from batchgen.records import DeviceInfo, ModelInfo
 from batchgen.spec.build import build
 from batchgen.spec.spec import Spec
 from batchgen.spec.tree import merge
@@ -55,13 +56,13 @@ def model_for(spec: Spec) -> ModelInfo:
 
 
 def paper_plan(rows_of_files: Sequence[Sequence[int]], **dotted: Any) -> Plan:
-    """A plan for files of which only the row counts exist."""
+    """A plan for files of which only the row counts exist, made for the CPU."""
     files = tuple(
         SourceFile(f"/in/{index}.parquet", f"{index}.parquet", 100, "tag", tuple(groups))
         for index, groups in enumerate(rows_of_files)
     )
     rows = sum(file.rows for file in files)
-    spec = spec_for("/in", **dotted)
+    spec = chosen(spec_for("/in", **dotted), DeviceInfo())
     return Plan(spec, model_for(spec), files, (("prompt", "string"),), rows)
 
 

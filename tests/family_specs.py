@@ -17,7 +17,7 @@ FAMILY_IDS = [f"{family.task}-{family.name}" for family in FAMILIES]
 
 def model_fields(family: Family, folder: Path) -> dict[str, Any]:
     """The section ``model`` for a tiny model that ``make-tiny`` wrote."""
-    fields: dict[str, Any] = {"path": str(folder)}
+    fields: dict[str, Any] = {"path": str(folder), "dtype": "float32"}
     if family.name.startswith("ip-adapter"):
         fields["ip_adapter"] = {"path": str(folder / "ip_adapter")}
     if (folder / "refiner").is_dir():

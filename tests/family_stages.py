@@ -46,7 +46,7 @@ class FamilyStages:
                 "input": {"path": "in.parquet", "columns": columns},
                 "output": {"url": "out"},
                 "task": task,
-                "model": {"path": str(folder), **model},
+                "model": {"path": str(folder), "dtype": "float32", **model},
                 "sampling": dict(sampling or {}),
                 "resources": {"batch_size": batch_size},
             }

@@ -28,7 +28,7 @@ def spec_of(folder: Path, task: str = TEXT, **model: Any) -> Spec:
             "input": {"path": "x", "columns": {"image": "image"} if task == IMAGE else {}},
             "output": {"url": "y"},
             "task": task,
-            "model": {"path": str(folder), **model},
+            "model": {"path": str(folder), "dtype": "float32", **model},
             "resources": {"batch_size": 2},
         }
     )

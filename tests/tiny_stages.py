@@ -43,7 +43,7 @@ class Stages:
                 "input": {"path": "in.parquet", "columns": columns},
                 "output": {"url": "out"},
                 "task": task,
-                "model": {"path": str(folder), **model},
+                "model": {"path": str(folder), "dtype": "float32", **model},
                 "resources": {"batch_size": batch_size},
             }
         )

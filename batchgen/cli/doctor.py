@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from batchgen.cli.machine import Check, gib, gpus
+from batchgen.cli.machine import Check, device, gib, gpus
 from batchgen.errors import BatchgenError
 from batchgen.input.reader import make_spans, read_columns, read_span
-from batchgen.models import inspect
-from batchgen.plan.plan import Plan, make_plan
+from batchgen.plan.plan import Plan
 from batchgen.records import Dropped
+from batchgen.runner import plan_job
 from batchgen.shard.prepare import prepare
 from batchgen.spec.spec import Spec
 from batchgen.storage import Store, open_store
@@ -35,6 +35,7 @@ def examine(spec: Spec) -> Iterator[Check]:
     yield _tried("input and model", lambda: _planned(spec, plans))
     for plan in plans:
         yield _tried("first rows", partial(_first_rows, plan))
+        yield device(plan)
     yield gpus()
     store = open_store(spec.output.url)
     written = _tried("output: write, read, list, delete", lambda: _used(store))
@@ -54,7 +55,7 @@ def _tried(name: str, check: Callable[[], tuple[str, str]]) -> Check:
 
 
 def _planned(spec: Spec, plans: list[Plan]) -> tuple[str, str]:
-    plan = make_plan(spec, inspect(spec.model, spec.task))
+    plan = plan_job(spec)
     plans.append(plan)
     return "ok", f"{plan.rows} rows, {plan.samples} samples, {plan.model.model_id}"
 

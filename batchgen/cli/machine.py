@@ -17,7 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchgen import __version__
+from batchgen.cluster import driver
+from batchgen.cluster.gpus import uses_running_ray, weakest
 from batchgen.cluster.ray_token import is_open, token_file
+from batchgen.plan.choices import SLOW_ON_GPU, dtype_on
+from batchgen.plan.plan import Plan
+from batchgen.records import DeviceInfo
 
 LIBRARIES = ("torch", "diffusers", "transformers", "ray", "pyarrow")
 LITTLE_BYTES = 2 << 30
@@ -61,14 +66,41 @@ def _libraries() -> Check:
 
 def gpus() -> Check:
     """List the GPUs that torch can use, or why it cannot use one that is there."""
-    from batchgen.cluster import devices
-
-    seen = devices.seen_by_torch()
+    seen = driver.seen_by_torch()
     if seen:
-        return Check("GPUs", "ok", ", ".join(seen))
-    if hidden := devices.hidden_gpu():
-        return Check("GPUs", "warning", f"{hidden}; torch cannot use it: {devices.why_none()}")
+        dtype = dtype_on(weakest(driver.visible_gpus()))
+        return Check("GPUs", "ok", f"{', '.join(seen)}; model.dtype: auto is {dtype} here")
+    if hidden := driver.hidden_gpu():
+        return Check("GPUs", "warning", f"{hidden}; {_unusable()}")
     return Check("GPUs", "ok", "none; jobs run on the CPUs")
+
+
+def device(plan: Plan, address: str | None = None) -> Check:
+    """The device that a plan is made for, the dtype there, and whether torch can use the device."""
+    found, dtype, elsewhere = plan.device, plan.spec.model.dtype, uses_running_ray(address)
+    if found is None:
+        said = f"the cluster's, which is not asked, since model.dtype is {dtype} already"
+        return Check("device", "ok", said)
+    parts, troubles = [f"{_described(found)}, {dtype}"], []
+    if found.is_gpu and dtype == "float32":
+        troubles.append(SLOW_ON_GPU)
+    if found.is_gpu and not elsewhere:
+        seen = driver.seen_by_torch()
+        (parts if seen else troubles).append("torch sees it" if seen else _unusable())
+    elif plan.spec.resources.may_use_gpus and not elsewhere and driver.hidden_gpu():
+        troubles.append(f"{driver.hidden_gpu()}; {_unusable()}")
+    return Check("device", "warning" if troubles else "ok", "; ".join([*parts, *troubles]))
+
+
+def _described(found: DeviceInfo) -> str:
+    if not found.is_gpu:
+        return found.name
+    known = f"{found.memory_bytes / (1 << 30):.0f} GiB" if found.memory_bytes else "memory unknown"
+    return f"{found.name}, {known}"
+
+
+def _unusable() -> str:
+    return f"torch cannot use it: {driver.why_none()}"
 
 
 def _temporary() -> str:

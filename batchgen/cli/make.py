@@ -52,7 +52,7 @@ def run(
     batchgen run --input prompts.parquet --output out/images --variants 4
     """
     if dry_run:
-        _show_plan(spec, as_json)
+        _show_plan(spec, as_json, address)
         return 0
     from batchgen import runner
 
@@ -132,11 +132,15 @@ def resume(
 @click.option("--print-spec", is_flag=True, help="Print the spec with every default filled in.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
-    """Show the plan of a run, made from the input's footers; writes nothing."""
+    """Show the plan of a run, made from the input's footers; writes nothing.
+
+    The printed spec keeps `auto`, so that it is the same on every machine.
+    """
     if print_spec:
         from batchgen import runner
 
-        echo(runner.plan_job(spec).spec.to_yaml(), nl=False)
+        made = runner.plan_job(spec).spec
+        echo(made.model_copy(update={"model": spec.model}).to_yaml(), nl=False)
     else:
         _show_plan(spec, as_json)
     return 0
@@ -179,10 +183,11 @@ def _source(plan: Plan) -> str:
     return f"in {len(plan.files)} files of {given.path}" if given.path else "without an input"
 
 
-def _show_plan(spec: Spec, as_json: bool) -> None:
+def _show_plan(spec: Spec, as_json: bool, address: str | None = None) -> None:
     from batchgen import runner
+    from batchgen.cli.machine import device
 
-    made: Plan = runner.plan_job(spec)
+    made: Plan = runner.plan_job(spec, address)
     if as_json:
         echo_json(json.loads(made.to_json()), indent=1)
         return
@@ -196,6 +201,7 @@ def _show_plan(spec: Spec, as_json: bool) -> None:
         f"{made.spec.sampling.num_inference_steps} steps, "
         f"guidance {made.spec.sampling.guidance_scale}, "
         f"{made.spec.sampling.width}x{made.spec.sampling.height}, {made.spec.model.dtype}\n"
+        f"device   {device(made, address).message}\n"
         f"output   {spec.output.url}\n"
         f"plan     spec {made.fingerprints.spec[:12]}, input {made.fingerprints.input[:12]}, "
         f"weights {made.model.manifest_sha256[:12]}"

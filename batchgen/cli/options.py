@@ -26,7 +26,7 @@ rejected samples than the policy allows; 3 interrupted, can be resumed; 4 verifi
 """
 
 DEMO = "no --model: using the 32 x 32 demo model digits-shapes, which can draw digits and shapes"
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 LAYOUTS = ("fused", "staged")
 
@@ -46,7 +46,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--task": ("task", Offered(TASK_NAMES), "See `batchgen tasks`. [default: text-to-image]"),
     "--model": ("model.path", str, "Shipped model, folder, hub id, URL. [default: digits-shapes]"),
     "--revision": ("model.revision", str, "Hub revision (branch, tag or commit)."),
-    "--dtype": ("model.dtype", Offered(DTYPES), "Precision of the model. [default: float32]"),
+    "--dtype": ("model.dtype", Offered(DTYPES), "Precision of the model. [default: auto]"),
     "--scheduler": ("model.scheduler", str, "A diffusers scheduler class; default: the model's."),
     "--prompt-column": ("input.columns.prompt", str, "Column of prompts. [default: prompt]"),
     "--negative-prompt-column": ("input.columns.negative_prompt", str, "Negative prompts."),

@@ -12,6 +12,7 @@ from batchgen.cluster.join import cluster, refuse_unshared
 from batchgen.engine.demand import await_room, watched
 from batchgen.engine.pools import Pools, described, pools_of
 from batchgen.output.ledger import PLAN, Ledger
+from batchgen.plan.choices import SLOW_ON_GPU
 from batchgen.plan.plan import Plan
 from batchgen.progress.display import Progress
 
@@ -38,6 +39,8 @@ def ready(
         await_room(pools_of(plan, shards), joined, progress.say)
         pools = pools_of(plan, shards)  # again: nodes may have joined during the wait
         refuse_unshared(_local_paths(plan, ledger))
+        if plan.spec.model.dtype == "float32" and any(one.num_gpus for _, one in pools):
+            progress.say(SLOW_ON_GPU)
         progress.enter_phase(f"loading {plan.model.model_id} on {described(pools)}")
         with guarded(interrupt), watched(pools, interrupt):
             yield pools

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchgen.errors import DamagedRecord, PlanChanged
+from batchgen.errors import DamagedRecord, InputError, PlanChanged, RetryShard, StorageFailed
 from batchgen.output.holdings import anything_made, forget_failures
 from batchgen.output.ledger import JOB, PLAN, Ledger
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare
 from batchgen.spec.spec import Spec
+from batchgen.storage import open_store
 
 _ANEW = "start over in this one with `batchgen run --overwrite`"
 
 
-def plan_to_keep(ledger: Ledger) -> Plan | None:
+def plan_to_keep(ledger: Ledger, whole: bool = True) -> Plan | None:
     """The output's plan, which a run must keep; None if it has none or nothing was generated yet.
+
+    A run that does not generate the ``whole`` output keeps an unused plan as well, since runs of
+    other shards may have begun with it.
 
     Raises:
         DamagedRecord, NewerFormat: the plan cannot be read, and something was generated.
@@ -26,7 +30,20 @@ def plan_to_keep(ledger: Ledger) -> Plan | None:
         if anything_made(ledger):
             raise
         return None
-    return saved if saved is None or anything_made(ledger) else None
+    return saved if saved is None or not whole or anything_made(ledger) else None
+
+
+def plan_ahead(spec: Spec) -> Plan | None:
+    """The plan that a run of this spec would keep; None as well if the output cannot be reached.
+
+    It is read only if a field of the spec depends on it.
+    """
+    if not spec.open_fields:
+        return None
+    try:
+        return plan_to_keep(Ledger(open_store(spec.output.url).without_retries()))
+    except (InputError, RetryShard, StorageFailed):
+        return None
 
 
 def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], whole: bool) -> Plan:

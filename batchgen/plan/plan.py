@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from batchgen import __version__
 from batchgen.errors import InputError
 from batchgen.plan.checks import check_columns, check_fit, refuse_idle_settings, settle
+from batchgen.plan.choices import chosen
 from batchgen.plan.columns import plain_type
-from batchgen.records import ModelInfo
-from batchgen.spec.model import Model
+from batchgen.records import DeviceInfo, ModelInfo
 from batchgen.spec.spec import Spec
 from batchgen.spec.tree import canonical_json
 from batchgen.storage import Stat, find_files, is_within, open_input
@@ -87,7 +87,11 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides which samples exist, and fingerprints of their sources."""
+    """Everything that decides which samples exist, and fingerprints of their sources.
+
+    ``device`` is not saved: it is that of the machine or cluster for which the plan was made, None
+    if it was not asked.
+    """
 
     spec: Spec
     model: ModelInfo
@@ -95,6 +99,7 @@ class Plan:
     columns: tuple[tuple[str, str], ...]
     rows: int
     frozen: Frozen | None = field(default=None, compare=False)
+    device: DeviceInfo | None = field(default=None, compare=False)
 
     @property
     def samples(self) -> int:
@@ -183,21 +188,14 @@ def plan_fingerprint(spec: str, source: str, model: ModelInfo) -> str:
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
 
 
-def pinned(model: Model, saved: Plan | None) -> Model:
-    """Pin the model to the hub commit of the saved plan, so that a resume ignores newer commits."""
-    if saved is None or model.revision is not None or saved.spec.model != model:
-        return model
-    revision = saved.model.revision
-    return (
-        model if revision.startswith("sha256:") else model.model_copy(update={"revision": revision})
-    )
-
-
-def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
+def make_plan(
+    spec: Spec, model: ModelInfo, device: DeviceInfo | None = None, check_keys: bool = True
+) -> Plan:
     """Make the plan from footers. Only the key column is read as data, to check that it is unique.
 
-    Without ``check_keys``, for an output that is planned already, settings that have no effect on
-    this model are allowed as well: earlier versions accepted them.
+    Fields that are ``auto`` get the values that fit ``device``; None means the CPU. Without
+    ``check_keys``, for an output that is planned already, settings that have no effect on this
+    model are allowed as well: earlier versions accepted them.
 
     Raises:
         InputError: no file, not Parquet, schemas that differ, a missing or ill-typed column, an
@@ -217,11 +215,12 @@ def make_plan(spec: Spec, model: ModelInfo, check_keys: bool = True) -> Plan:
     if rows == 0:
         raise InputError(f"input {spec.input.path}: the dataset has no rows")
     plan = Plan(
-        spec=settle(spec, model),
+        spec=chosen(settle(spec, model), device or DeviceInfo()),
         model=model,
         files=tuple(file for file, _ in footers),
         columns=tuple((field.name, str(field.type)) for field in schema),
         rows=min(rows, spec.input.limit or rows),
+        device=device,
     )
     if check_keys and spec.input.check_keys and spec.input.columns.key:
         refuse_duplicate_keys(plan)

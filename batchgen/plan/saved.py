@@ -84,6 +84,8 @@ def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
     """Name the part of the plan that does not match the plan's own fingerprints; None if all do."""
     rows = sum(file.rows for file in plan.files)
     tree = parse_json(text)
+    if plan.spec.open_fields:
+        return f"its {plan.spec.open_fields[0]} is auto"
     if not any(spec_fingerprint(one) == saved.spec_fingerprint for one in _readings(plan, tree)):
         return _OTHER_SPEC
     if input_fingerprint(tree["files"], tree["columns"]) != saved.input_fingerprint:

@@ -20,7 +20,7 @@ def opening(plan: Plan, states: States, samples: int) -> str:
         f"{samples:,} samples in {len(states.numbers):,} shards{made}{again}: {spec.task} with "
         f"{plan.model.model_id}, {plan.model.scheduler}, "
         f"{spec.sampling.num_inference_steps} steps, batch {spec.resources.batch_size}, "
-        f"{spec.resources.layout}"
+        f"{spec.resources.layout}, {spec.model.dtype}"
     )
 
 

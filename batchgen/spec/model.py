@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +24,7 @@ class FreeOnResume:
 
 
 FREE = FreeOnResume()
+AUTO: Final = "auto"  # the value is chosen while planning, for the device that the job runs on
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ class Model(Section):
         default=False,
         description="load weights that exist only as .bin, by torch.load with weights_only",
     )
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default=AUTO,
+        description="auto: bfloat16 on GPUs that have it, float16 on older ones, float32 on CPUs",
+    )
     scheduler: str | None = Field(
         default=None, description="a diffusers scheduler class; null: the model's own"
     )

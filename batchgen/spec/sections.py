@@ -256,6 +256,17 @@ class Resources(Section):
     denoise: Annotated[Pool, FREE] = Pool()
     decode: Annotated[Pool, FREE] = Pool()
 
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """Name -> pool, for the pools of the layout."""
+        names = ("generate",) if self.layout == "fused" else ("encode", "denoise", "decode")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def may_use_gpus(self) -> bool:
+        """Whether any pool of the layout may run on GPUs."""
+        return any(pool.num_gpus != 0 for pool in self.pools.values())
+
 
 class Policy(Section):
     """When to retry, reject or stop."""

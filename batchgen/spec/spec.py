@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from batchgen.errors import nearest
 from batchgen.spec.checks import refusals
 from batchgen.spec.faults import Faults
-from batchgen.spec.model import FREE, Model, Section, counted
+from batchgen.spec.model import AUTO, FREE, Model, Section, counted
 from batchgen.spec.sections import (
     Conditioning,
     Input,
@@ -93,13 +93,18 @@ class Spec(Section):
         """Names of the scorers of this job. What is added to every job changes every output."""
         return ("pixel-statistics",)
 
+    @property
+    def open_fields(self) -> tuple[str, ...]:
+        """Names of fields that are ``auto``; none in a plan, since planning chooses the values."""
+        return ("model.dtype",) if self.model.dtype == AUTO else ()
+
     def result_fields(self) -> dict[str, Any]:
         """Return the fields that change the images, by dotted name; others may differ on resume."""
         return result_fields(self.model_dump(mode="json"))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over ``result_fields``."""
+        """SHA-256 over ``result_fields``. That of a plan is computed without any ``auto``."""
         return spec_fingerprint(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:

@@ -20,14 +20,17 @@ from click.testing import CliRunner, Result
 from fsspec.implementations.memory import MemoryFileSystem
 
 from batchgen.cli import doctor, machine, main
+from batchgen.cluster import driver
 from batchgen.errors import InputError, OutputBusy
 from batchgen.output import clean
 from batchgen.output.lease import acquire_lease
 from batchgen.output.ledger import Ledger
+from batchgen.plan.choices import SLOW_ON_GPU
+from batchgen.records import DeviceInfo
 from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_prompts
-from tests.ray.test_devices import ANSWERS, fake_smi
+from tests.fake_driver import ANSWERS, MISMATCH, fake_smi
 
 
 def others_lease() -> bytes:
@@ -79,7 +82,7 @@ def test_doctor_tries_everything_and_leaves_nothing(tmp_path: Path) -> None:
     result = invoke("doctor", "--input", str(source), "--output", str(output), "--json")
     assert result.exit_code == 0
     checks = json.loads(result.stdout)
-    assert [check["grade"] for check in checks] == ["ok"] * 6, checks
+    assert [check["grade"] for check in checks] == ["ok"] * 7, checks
     assert checks[1] == {"name": "first rows", "grade": "ok", "message": "5 of 5 can be generated"}
     assert "5 images as png need up to" in checks[-1]["message"]
     assert not [path for path in output.rglob("*") if path.is_file()]
@@ -181,6 +184,68 @@ def test_doctor_tells_of_a_gpu_that_torch_cannot_use(
     check = machine.gpus()
     assert check.grade == "warning" and "NVIDIA L40S" in check.message
     assert f"torch {torch.__version__} is built" in check.message
+
+
+def a_card(monkeypatch: pytest.MonkeyPatch, is_usable: bool) -> None:
+    """What torch says about a GPU that it can use, or cannot."""
+    card = SimpleNamespace(name="NVIDIA L40S", total_memory=45 << 30, major=8, minor=9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_usable)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+
+
+def test_plan_and_doctor_show_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_prompts(tmp_path / "in.parquet", 5)
+    words = ("--input", str(source), "--output", str(tmp_path / "out"))
+
+    def shown(*more: str) -> tuple[str, str]:
+        """The line of `plan`, and the grade of the same line in `doctor`."""
+        lines = invoke("plan", *words, *more).stdout.splitlines()
+        (line,) = [one for one in lines if one.startswith("device")]
+        checks = json.loads(invoke("doctor", *words, *more, "--json").stdout)
+        (check,) = [one for one in checks if one["name"] == "device"]
+        assert line == f"device   {check['message']}"
+        return line.removeprefix("device   "), check["grade"]
+
+    fake_smi(tmp_path, "exit 6", monkeypatch)
+    assert shown() == ("CPU, float32", "ok")
+    fake_smi(tmp_path, ANSWERS, monkeypatch)
+    a_card(monkeypatch, is_usable=True)
+    assert shown() == ("NVIDIA L40S, 45 GiB, bfloat16; torch sees it", "ok")
+    assert "model.dtype: auto is bfloat16 here" in machine.gpus().message
+    line, grade = shown("--dtype", "float32")
+    assert line == f"NVIDIA L40S, 45 GiB, float32; torch sees it; {SLOW_ON_GPU}"
+    assert grade == "warning"
+    assert shown("--set", "resources.generate.num_gpus=0") == ("CPU, float32", "ok")
+    a_card(monkeypatch, is_usable=False)
+    line, grade = shown()
+    why = f"torch cannot use it: torch {torch.__version__} is built"
+    assert line.startswith(f"NVIDIA L40S, 45 GiB, bfloat16; {why}")
+    assert grade == "warning"
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere.invalid:6379")
+    assert shown("--dtype", "float16") == (
+        "the cluster's, which is not asked, since model.dtype is float16 already",
+        "ok",
+    )
+
+
+def test_a_gpu_that_the_driver_cannot_tell_of_is_shown_as_one_that_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_prompts(tmp_path / "in.parquet", 5)
+    fake_smi(tmp_path, MISMATCH, monkeypatch)
+    (tmp_path / "nvidia0").touch()
+    a_card(monkeypatch, is_usable=False)
+    said = invoke("plan", "--input", str(source), "--output", str(tmp_path / "out")).stdout
+    assert f"device   CPU, float32; {tmp_path}/nvidia0; the NVIDIA driver does not answer" in said
+    a_card(monkeypatch, is_usable=True)  # torch can use it all the same, so it is asked
+    assert driver.visible_gpus() == [DeviceInfo("NVIDIA L40S", 45 << 30, (8, 9))]
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert driver.visible_gpus() == [DeviceInfo("NVIDIA L40S", 45 << 30)]
+    (tmp_path / "nvidia0").rename(tmp_path / "kfd")  # the device file of AMD's driver
+    assert driver.visible_gpus() == [DeviceInfo("NVIDIA L40S", 45 << 30)]
+    (tmp_path / "kfd").unlink()
+    assert driver.visible_gpus() == []
 
 
 class Careless(MemoryFileSystem):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,8 @@ from batchgen.families import FAMILIES, Family
 from batchgen.models.tiny import BUILDERS
 from batchgen.output.ledger import Ledger
 from batchgen.output.verify import verify
+from batchgen.spec.build import build
+from batchgen.spec.tree import merge
 from batchgen.storage import open_store
 from jobs import task_inputs
 from tests.family_specs import FAMILY_IDS, family_spec
@@ -43,6 +46,23 @@ def test_both_layouts_commit_the_same_images(family: Family, rows: Path, tmp_pat
         check_parts(family, parts)
     facts = table_of(tmp_path / "fused").to_pylist()[0]
     assert (facts["task"], facts["model_id"]) == (family.task, str(model))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", FAMILIES, ids=FAMILY_IDS)
+def test_every_family_runs_in_16_bits(
+    family: Family, dtype: str, rows: Path, tmp_path: Path
+) -> None:
+    """The default on GPUs; here on the CPU. No part returns a dtype that the next one refuses."""
+    model = BUILDERS[family.task, family.name](tmp_path / "model")
+    changes: dict[str, Any] = {"model.dtype": dtype}
+    if family.optional_control:  # the tiny estimator's depths, 1e-8, are all 0 in float16
+        changes["input.columns.control"] = "map"
+    tree = family_spec(family, model, rows, tmp_path / "out").model_dump(mode="json")
+    stream(build(merge(tree, changes)))
+    findings = verify(Ledger(open_store(str(tmp_path / "out"))))
+    assert findings.ok, findings.problems
+    assert (findings.planned, findings.accepted) == (6, 6)
 
 
 def check_parts(family: Family, parts: dict[str, dict[str, int]]) -> None:

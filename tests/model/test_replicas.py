@@ -201,7 +201,7 @@ def test_loading_and_running_say_nothing(folder: Path) -> None:
         "from batchgen import models; from batchgen.spec.build import build\n"
         "from batchgen.records import Call, ConditionBatch, Sample\n"
         "ready = build({'input': {'path': 'x'}, 'output': {'url': 'y'},"
-        f" 'model': {{'path': {str(folder)!r}}}}})\n"
+        f" 'model': {{'path': {str(folder)!r}, 'dtype': 'float32'}}}})\n"
         "info = models.inspect(ready.model, ready.task)\n"
         "stages = [load(info, ready) for load in (models.load_encoder,"
         " models.load_denoiser, models.load_decoder)]\n"

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from batchgen import runner
+from batchgen.cluster.gpus import device_for
 from batchgen.engine import demand, pools
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate
 from batchgen.engine.pools import Reservation, lacking, pools_of
 from batchgen.errors import UsageError
+from batchgen.records import DeviceInfo
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
 
@@ -47,6 +49,12 @@ def prompts_at(folder: Path) -> Path:
 
     pq.write_table(pa.table({"prompt": ["a red star"]}), folder / "prompts.parquet")
     return folder / "prompts.parquet"
+
+
+def test_without_a_gpu_the_device_of_a_run_in_this_process_is_the_cpu(ray_session: None) -> None:
+    for pool in ({}, {"num_gpus": 2}):  # the second will be refused, since no node can join
+        spec = spec_for("in", "out", resources__generate=pool)
+        assert device_for(spec, None) == DeviceInfo()
 
 
 def test_one_replica_a_gpu_and_never_more_than_shards(

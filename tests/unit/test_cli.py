@@ -90,6 +90,7 @@ def test_flags_win_over_the_file_and_print_spec_shows_the_result(
     assert code == 0
     assert (spec["seed"], spec["variants"], spec["policy"]["shard_retries"]) == (5, 2, 7)
     assert spec["sampling"]["width"] == 32 and spec["sampling"]["num_inference_steps"] is not None
+    assert spec["model"]["dtype"] == "auto"  # the same spec on every machine
 
 
 @pytest.mark.parametrize("flag", FIELDS)

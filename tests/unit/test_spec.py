@@ -252,7 +252,7 @@ WRONG = [
     ("seed", -1, "a whole number of 0 or more and below 9,223,372,036,854,775,808"),
     ("seed", 2**63, "below 9,223,372,036,854,775,808"),
     ("task", "text-to-video", "text-to-image, image-to-image, inpainting"),
-    ("model.dtype", "fp16", "float32, float16 or bfloat16"),
+    ("model.dtype", "fp16", "auto, float32, float16 or bfloat16"),
     ("sampling.num_inference_steps", 0, "a whole number from 1 to 1,000"),
     ("sampling.guidance_scale", -0.5, "a number from 0 to 100"),
     ("sampling.guidance_scale", float("nan"), "a number from 0 to 100"),

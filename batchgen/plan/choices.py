@@ -1,0 +1,57 @@
+"""Settles what a spec leaves open: as in the output's plan, or so that it fits the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchgen.records import DeviceInfo
+from batchgen.spec.model import AUTO, Model
+from batchgen.spec.spec import Spec
+
+if TYPE_CHECKING:
+    from batchgen.plan.plan import Plan
+
+BFLOAT16_SINCE = (8, 0)  # compute capability of Ampere (A100), the first with bfloat16 units
+SLOW_ON_GPU = (
+    "model.dtype is float32: on a GPU this takes several times as long as 16 bits, and twice the "
+    "memory; auto chooses 16 bits there"
+)
+
+
+def chosen(spec: Spec, device: DeviceInfo) -> Spec:
+    """The spec with a value that fits the device wherever it says ``auto``."""
+    dtype = spec.model.dtype if spec.model.dtype != AUTO else dtype_on(device)
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"dtype": dtype})})
+
+
+def keep_choices(spec: Spec, saved: Plan | None) -> Spec:
+    """The spec with the value of the output's plan wherever it says ``auto``.
+
+    So an output keeps its values, whatever machine continues it.
+    """
+    if saved is None or not spec.open_fields:
+        return spec
+    model = spec.model.model_copy(update={"dtype": saved.spec.model.dtype})
+    return spec.model_copy(update={"model": model})
+
+
+def pinned(model: Model, saved: Plan | None) -> Model:
+    """Pin the model to the hub commit of the saved plan, so that a resume ignores newer commits."""
+    if saved is None or model.revision is not None or saved.spec.model != model:
+        return model
+    revision = saved.model.revision
+    return (
+        model if revision.startswith("sha256:") else model.model_copy(update={"revision": revision})
+    )
+
+
+def dtype_on(device: DeviceInfo) -> str:
+    """The dtype that ``auto`` means on a device.
+
+    GPUs without a known capability are those of AMD, or newer than the list of names; both have
+    bfloat16. Older GPUs compute it without hardware of their own, slower than float16.
+    """
+    if not device.is_gpu:
+        return "float32"
+    is_older = device.capability is not None and device.capability < BFLOAT16_SINCE
+    return "float16" if is_older else "bfloat16"
