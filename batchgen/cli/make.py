@@ -21,6 +21,7 @@ from batchgen.cli.options import (
 from batchgen.plain_text import plain
 
 if TYPE_CHECKING:
+    from batchgen.cli.machine import Check
     from batchgen.output.outcome import Outcome
     from batchgen.plan.plan import Plan
     from batchgen.spec.spec import Spec
@@ -130,15 +131,18 @@ def resume(
 @main.command()
 @spec_options
 @click.option("--print-spec", is_flag=True, help="Print the spec with every default filled in.")
+@click.option(
+    "--memory", is_flag=True, help="Also compute the memory that the model needs; takes seconds."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
+def plan(spec: Spec, print_spec: bool, memory: bool, as_json: bool) -> int:
     """Show the plan of a run, made from the input's footers; writes nothing."""
     if print_spec:
         from batchgen import runner
 
         echo(runner.plan_job(spec).spec.to_yaml(), nl=False)
     else:
-        _show_plan(spec, as_json)
+        _show_plan(spec, as_json, memory)
     return 0
 
 
@@ -179,12 +183,21 @@ def _source(plan: Plan) -> str:
     return f"in {len(plan.files)} files of {given.path}" if given.path else "without an input"
 
 
-def _show_plan(spec: Spec, as_json: bool) -> None:
+def _memory(plan: Plan) -> list[Check]:
+    from batchgen.cli.memory import needed, told
+    from batchgen.cluster.devices import memory_of_gpus
+
+    return list(told(plan, needed(plan), memory_of_gpus()))
+
+
+def _show_plan(spec: Spec, as_json: bool, memory: bool = False) -> None:
     from batchgen import runner
 
     made: Plan = runner.plan_job(spec)
+    checks = _memory(made) if memory else []
+    more = {"memory": [asdict(check) for check in checks]} if memory else {}
     if as_json:
-        echo_json(json.loads(made.to_json()), indent=1)
+        echo_json({**json.loads(made.to_json()), **more}, indent=1)
         return
     calls = -(-made.spec.output.samples_per_shard // made.spec.resources.batch_size)
     echo(
@@ -200,3 +213,5 @@ def _show_plan(spec: Spec, as_json: bool) -> None:
         f"plan     spec {made.fingerprints.spec[:12]}, input {made.fingerprints.input[:12]}, "
         f"weights {made.model.manifest_sha256[:12]}"
     )
+    for check in checks:
+        echo(f"{check.name}: {check.message}")

@@ -89,6 +89,18 @@ def driver() -> Driver:
     return Driver(names, rows[0][0], found[1] if found else "")
 
 
+def memory_of_gpus() -> list[tuple[str, int]]:
+    """Name and total bytes of memory of each GPU that ``nvidia-smi`` lists, without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1", "NoDevFiles"):
+        return []
+    ask = ["nvidia-smi", "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
+    try:
+        rows = [line.partition(", ") for line in _said(ask).splitlines()]
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [(name, int(mib) << 20) for mib, _, name in rows if mib.isdigit()]
+
+
 def _said(words: list[str]) -> str:
     done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_WITHIN_S, check=True)
     return done.stdout
