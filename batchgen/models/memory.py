@@ -19,7 +19,7 @@ FUSED = "fused"  # all stages in one process
 HEADROOM = 0.1  # fraction of a device's memory that stays free, see ``largest_batch``
 MAX_BATCH = 1024  # that of ``resources.batch_size``
 WITHIN_S = 300.0
-MEASURE = "batchgen.models.memory_trace"
+MEASURE = "batchgen.models.memory_measure"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 from batchgen import models
 from batchgen.cli import main
 from batchgen.errors import ModelError
-from batchgen.families import family_named
-from batchgen.models import memory, memory_trace
+from batchgen.families import FAMILIES, family_named
+from batchgen.families.schedulers import SCHEDULERS
+from batchgen.models import memory, memory_measure
 from batchgen.models.memory import FUSED, STAGES
 from batchgen.models.memory_trace import Unread, counting
 from batchgen.models.tiny import BUILDERS
@@ -27,9 +28,12 @@ from batchgen.plan.call_settings import usual_call
 from batchgen.plan.checks import settle
 from batchgen.records import GENERATOR_STATE_BYTES
 from batchgen.spec.build import build
+from batchgen.spec.model import Model, Quantization
+from tests.added_files import build_lora, named
 from tests.family_specs import family_spec
 from tests.model_configs import write_configs
 from tests.ray.test_devices import fake_smi
+from tests.tiny_models import build_model
 
 GIB = 1 << 30
 CASES = (
@@ -81,23 +85,28 @@ class Measured:
             spec.model_copy(update={"model": section, "sampling": sampling}), self.info
         )
         self.call = usual_call(self.spec, self.info)
-        self.need = memory_trace.measure(self.info, self.spec, self.call)
+        self.need = memory_measure.measure(self.info, self.spec, self.call)
 
     def real(self, batch_sizes: Sequence[int]) -> Iterator[tuple[str, int, int, int]]:
         """Stage, batch size, bytes of the weights, and peak of what a call allocates."""
         given = (self.info, self.spec)
         loaders = (models.load_encoder, models.load_denoiser, models.load_decoder)
         stages = dict(zip(STAGES, (load(*given) for load in loaders), strict=True))
-        call = memory_trace.shortened(self.info, self.call)
+        call = memory_measure.shortened(self.info, self.call)
         for size in (3, *batch_sizes):  # the first warms up
-            batch: Any = memory_trace.batch_of(*given, call, size)
+            batch: Any = memory_measure.batch_of(*given, call, size)
             held = 0
             for name, stage in stages.items():
                 stage.batch_size = size
                 batch, peak = allocated(lambda stage=stage, batch=batch: stage(batch))
                 if size != 3:
-                    yield name, size, bytes_of(memory_trace.weights_of(stage)), peak + held
-                held += bytes_of(memory_trace.results_of(batch))
+                    yield name, size, bytes_of(memory_measure.weights_of(stage)), peak + held
+                held += bytes_of(memory_measure.results_of(batch))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
@@ -119,6 +128,32 @@ def test_the_need_is_what_torch_allocates(task: str, name: str, tmp_path: Path) 
         assert need.weight_bytes == weights, stage
         near = pytest.approx(call, rel=FURTHEST, abs=host)
         assert need.call_bytes(size) == near, (stage, size)
+
+
+OTHERS = [(one.task, one.name) for one in FAMILIES if (one.task, one.name) not in CASES]
+
+
+@pytest.mark.parametrize(("task", "name"), OTHERS, ids=[f"{task}-{name}" for task, name in OTHERS])
+def test_every_family_can_be_measured(task: str, name: str, tmp_path: Path) -> None:
+    need = Measured(task, name, tmp_path).need
+    for stage in ("denoise", "decode"):
+        assert need.stages[stage].weight_bytes > 0
+        assert need.peak(FUSED, 2) > need.peak(FUSED, 1) > need.weights(FUSED)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_can_be_measured(scheduler: str, tiny: Path) -> None:
+    spec = build(
+        {
+            "input": {"path": "x"},
+            "output": {"url": "y"},
+            "model": {"path": str(tiny), "scheduler": scheduler},
+        }
+    )
+    info = models.inspect(spec.model, spec.task)
+    spec = settle(spec, info)
+    need = memory_measure.measure(info, spec, usual_call(spec, info))
+    assert need.stages["denoise"].image_bytes > 0
 
 
 def test_another_process_gives_the_same(tmp_path: Path) -> None:
@@ -183,6 +218,24 @@ def test_half_precision_halves_all_but_a_vae_that_overflows(
     assert (decoding > 0.95) == grows  # ``force_upcast``: it runs in float32
 
 
+def test_adapters_and_quantization_change_the_weights(tmp_path: Path) -> None:
+    name = ("text-to-image", "stable-diffusion")
+    plain = Measured(*name, tmp_path)
+    lora = build_lora(tmp_path / "model", tmp_path / "lora", 1, ("to_q", "q_proj"))
+    section = Model(path=str(tmp_path / "model"), **named({"one": lora}))
+    added = Measured(*name, tmp_path, loras=section.loras)
+    for stage, _, weights, _ in added.real((2,)):
+        assert added.need.stages[stage].weight_bytes == weights
+    assert added.need.weights("denoise") > plain.need.weights("denoise")
+    quantised = Quantization(backend="torchao", components=("unet",))
+    small = Measured(*name, tmp_path, quantization=quantised)
+    unet = models.load_denoiser(plain.info, plain.spec).pipeline.unet
+    linear = [one.weight for one in unet.modules() if isinstance(one, torch.nn.Linear)]
+    saved = sum(one.numel() for one in linear) * 3  # one byte instead of four
+    assert small.need.weights("denoise") == plain.need.weights("denoise") - saved
+    assert small.need.weights("decode") == plain.need.weights("decode")
+
+
 @pytest.mark.parametrize(("name", "parameters"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])
 def test_the_true_models(name: str, parameters: int, tmp_path: Path) -> None:
     """Sizes as published; SDXL's VAE decodes an image in float32 through 256 channels at 1024 px.
@@ -200,7 +253,7 @@ def test_the_true_models(name: str, parameters: int, tmp_path: Path) -> None:
     info = models.inspect(spec.model, spec.task)
     spec = settle(spec, info)
     start = time.process_time()
-    need = memory_trace.measure(info, spec, usual_call(spec, info))
+    need = memory_measure.measure(info, spec, usual_call(spec, info))
     assert time.process_time() - start < 60
     assert need.stages["denoise"].weight_bytes == pytest.approx(2 * parameters, rel=1e-6)
     decode = need.stages["decode"].image_bytes / GIB
