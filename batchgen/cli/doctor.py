@@ -37,6 +37,8 @@ def examine(spec: Spec) -> Iterator[Check]:
         yield _tried("first rows", partial(_first_rows, plan))
         yield device(plan)
     yield gpus()
+    for plan in plans:
+        yield from _memory(plan)
     store = open_store(spec.output.url)
     written = _tried("output: write, read, list, delete", lambda: _used(store))
     yield written
@@ -73,6 +75,20 @@ def _first_rows(plan: Plan) -> tuple[str, str]:
         return "ok", f"{rows} of {rows} can be generated"
     said = f"{len(dropped)} of {rows} would be rejected: {_reasons(list(dropped.values()))}"
     return "failed" if len(dropped) == rows else "warning", said
+
+
+def _memory(plan: Plan) -> Iterator[Check]:
+    """On a machine with GPUs, compare their memory, and the host's, with the job's need."""
+    from batchgen.cli.memory import needed, told
+    from batchgen.cluster.driver import visible_gpus
+
+    found = visible_gpus()
+    if not found:
+        return
+    try:
+        yield from told(plan, needed(plan), found)
+    except BatchgenError as error:
+        yield Check("memory", "warning", str(error))
 
 
 def _reasons(dropped: list[Dropped]) -> str:

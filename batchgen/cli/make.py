@@ -21,6 +21,7 @@ from batchgen.cli.options import (
 from batchgen.plain_text import plain
 
 if TYPE_CHECKING:
+    from batchgen.cli.machine import Check
     from batchgen.output.outcome import Outcome
     from batchgen.plan.plan import Plan
     from batchgen.spec.spec import Spec
@@ -52,7 +53,7 @@ def run(
     batchgen run --input prompts.parquet --output out/images --variants 4
     """
     if dry_run:
-        _show_plan(spec, as_json, address)
+        _show_plan(spec, as_json, address=address)
         return 0
     from batchgen import runner
 
@@ -130,8 +131,11 @@ def resume(
 @main.command()
 @spec_options
 @click.option("--print-spec", is_flag=True, help="Print the spec with every default filled in.")
+@click.option(
+    "--memory", is_flag=True, help="Also compute the memory that the model needs; takes seconds."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
+def plan(spec: Spec, print_spec: bool, memory: bool, as_json: bool) -> int:
     """Show the plan of a run, made from the input's footers; writes nothing.
 
     The printed spec keeps `auto`, so that it is the same on every machine.
@@ -142,7 +146,7 @@ def plan(spec: Spec, print_spec: bool, as_json: bool) -> int:
         made = runner.plan_job(spec).spec
         echo(made.model_copy(update={"model": spec.model}).to_yaml(), nl=False)
     else:
-        _show_plan(spec, as_json)
+        _show_plan(spec, as_json, memory)
     return 0
 
 
@@ -183,13 +187,22 @@ def _source(plan: Plan) -> str:
     return f"in {len(plan.files)} files of {given.path}" if given.path else "without an input"
 
 
-def _show_plan(spec: Spec, as_json: bool, address: str | None = None) -> None:
+def _memory(plan: Plan) -> list[Check]:
+    from batchgen.cli.memory import needed, told
+    from batchgen.cluster.driver import visible_gpus
+
+    return list(told(plan, needed(plan), visible_gpus()))
+
+
+def _show_plan(spec: Spec, as_json: bool, memory: bool = False, address: str | None = None) -> None:
     from batchgen import runner
     from batchgen.cli.machine import device
 
     made: Plan = runner.plan_job(spec, address)
+    checks = _memory(made) if memory else []
+    more = {"memory": [asdict(check) for check in checks]} if memory else {}
     if as_json:
-        echo_json(json.loads(made.to_json()), indent=1)
+        echo_json({**json.loads(made.to_json()), **more}, indent=1)
         return
     calls = -(-made.spec.output.samples_per_shard // made.spec.resources.batch_size)
     echo(
@@ -206,3 +219,5 @@ def _show_plan(spec: Spec, as_json: bool, address: str | None = None) -> None:
         f"plan     spec {made.fingerprints.spec[:12]}, input {made.fingerprints.input[:12]}, "
         f"weights {made.model.manifest_sha256[:12]}"
     )
+    for check in checks:
+        echo(f"{check.name}: {check.message}")

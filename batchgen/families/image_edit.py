@@ -111,7 +111,8 @@ def _estimated_depth(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> t
     pictures = [Image.fromarray(image) for image in images]
     pixels = pipeline.feature_extractor(images=pictures, return_tensors="pt").pixel_values
     device = pipeline.device
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+    kind = "cpu" if device.type == "meta" else device.type  # torch has no autocast for meta
+    with torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
         depth: torch.Tensor = estimator(pixels.to(device=device, dtype=dtype)).predicted_depth
     return depth
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from batchgen.stages.encode import Encoder
 
 CPU = ("cpu",)
+META = ("meta",)  # the device of tensors without memory: stages are loaded without reading weights
 
 
 class Stub:
@@ -58,7 +59,7 @@ def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> E
         info: the model as planned.
         spec: gives task, dtype, variant and thread count.
         devices: torch devices, such as ``cpu`` or ``cuda``; with several, the stage's largest
-            model is divided over them.
+            model is divided over them. With ``meta`` no weights are read.
 
     Raises:
         ModelError: the folder cannot be reached from this machine or holds another model, or the
@@ -66,7 +67,7 @@ def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> E
     """
     from batchgen.stages.encode import Encoder
 
-    family, pipeline = _load(info, spec, "encoder")
+    family, pipeline = _load(info, spec, "encoder", devices)
     if family.vae in family.encoder:
         _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
     add_to_encoder(pipeline, spec.model)
@@ -82,7 +83,7 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
     """Load U-Net or transformer, and scheduler, for calls of ``resources.batch_size`` samples."""
     from batchgen.stages.denoise import Denoiser
 
-    family, pipeline = _load(info, spec, "denoiser")
+    family, pipeline = _load(info, spec, "denoiser", devices)
     add_to_denoiser(pipeline, spec.model)
     switch = Switch(spec.model, pipeline.scheduler)
     pipeline.scheduler = switch.scheduler()
@@ -94,7 +95,7 @@ def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> D
     """Load the decoding half of the VAE, for calls of ``resources.batch_size`` samples."""
     from batchgen.stages.decode import Decoder
 
-    family, pipeline = _load(info, spec, "decoder")
+    family, pipeline = _load(info, spec, "decoder", devices)
     _drop(getattr(pipeline, family.vae), "encoder", "quant_conv")
     return Decoder(_on(devices, pipeline, family), family.adapter, spec.resources.batch_size)
 
@@ -134,7 +135,7 @@ def _drop(module: Any, *halves: str) -> None:
             setattr(module, name, torch.nn.Module().eval())
 
 
-def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
+def _load(info: ModelInfo, spec: Spec, stage: str, devices: Sequence[str]) -> tuple[Family, Any]:
     """Load the family and a pipeline of its class with the components of one stage.
 
     Other components are None, or stubs if the pipeline reads their configuration. Components of
@@ -143,7 +144,8 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     prepare(spec.resources.torch_threads)
     import torch
 
-    found = _planned_model(info, spec.model.model_dump_json(), spec.task)
+    bare = tuple(devices) == META
+    found = _planned_model(info, spec.model.model_dump_json(), spec.task, bare)
     folder = found.folder
     index = pipeline_index(folder)
     family = family_for(folder, index, spec.model, spec.task)
@@ -161,13 +163,13 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
         if component.library == "batchgen":
             del given[component.name]
             if component.name in held:
-                later[component.name] = _load_component(component, dtype, spec.model)
-        elif component.name in held and _comes_with(found, component, index, spec.model):
+                later[component.name] = _load_component(component, dtype, spec.model, bare)
+        elif component.name in held and _comes_with(found, component, index, spec.model, bare):
             given.pop(component.name, None)  # the pipeline's class loads it
         elif component.name in held:
-            _add(given, component, _load_component(component, dtype, spec.model))
+            _add(given, component, _load_component(component, dtype, spec.model, bare))
         elif component.name in family.stubs:
-            empty = _without_weights(component)
+            empty = _without_weights(component, dtype)
             given[component.name] = empty
             later[component.name] = Stub(empty.config, dtype)
     given = {name: _together(one) if type(one) is list else one for name, one in given.items()}
@@ -175,21 +177,27 @@ def _load(info: ModelInfo, spec: Spec, stage: str) -> tuple[Family, Any]:
     if "safety_checker" in family.null:
         given["requires_safety_checker"] = False
     pipeline = _whole(family.pipeline, found, spec, given, later)
-    for name, second in _second_pipelines(family, components, held, spec, empty, later):
+    for name, second in _second_pipelines(family, components, held, spec, empty, later, bare):
         setattr(pipeline, name, second)
     return family, pipeline
 
 
 def _comes_with(
-    found: FoundModel, component: Component, index: Mapping[str, Any], model: Model
+    found: FoundModel, component: Component, index: Mapping[str, Any], model: Model, bare: bool
 ) -> bool:
     """Whether the pipeline's class can load the part: it is in the usual folder and format."""
     in_place = component.folder == found.folder / component.label and index.get(component.name)
-    return bool(in_place) and not _is_loaded_alone(component, model)
+    return bool(in_place) and not _is_loaded_alone(component, model, bare)
 
 
-def _is_loaded_alone(component: Component, model: Model) -> bool:
-    return is_pickled(component, model) or is_quantized(component, model)
+def _is_loaded_alone(component: Component, model: Model, bare: bool) -> bool:
+    return (
+        _is_bare(component, bare) or is_pickled(component, model) or is_quantized(component, model)
+    )
+
+
+def _is_bare(component: Component, bare: bool) -> bool:
+    return bare and component.weighted
 
 
 def _second_pipelines(
@@ -199,6 +207,7 @@ def _second_pipelines(
     spec: Spec,
     empty: Mapping[str, Any],
     stubs: Mapping[str, Any],
+    bare: bool,
 ) -> Iterator[tuple[str, Any]]:
     """Yield name and pipeline of each second pipeline (a refiner) of which the stage has parts.
 
@@ -214,10 +223,11 @@ def _second_pipelines(
         known = [one for one, entry in pipeline_index(folder).items() if isinstance(entry, list)]
         given = {one: empty.get(one) for one in known if one not in loaded}
         later = {one: stubs[one] for one in empty if one in given}
-        alone = [one for one in inner if _is_loaded_alone(one, spec.model)]
+        alone = [one for one in inner if _is_loaded_alone(one, spec.model, bare)]
         dtype = getattr(torch, spec.model.dtype)
         given |= {
-            one.name.rpartition(".")[2]: _load_component(one, dtype, spec.model) for one in alone
+            one.name.rpartition(".")[2]: _load_component(one, dtype, spec.model, bare)
+            for one in alone
         }
         yield name, _whole(class_name, FoundModel(folder), spec, given, later)
 
@@ -294,8 +304,10 @@ def _class_of(component: Component) -> Any:
     )
 
 
-def _load_component(component: Component, dtype: Any, model: Model) -> Any:
-    """Load one component from its folder."""
+def _load_component(component: Component, dtype: Any, model: Model, bare: bool) -> Any:
+    """Load one component from its folder; if ``bare``, without its weights."""
+    if _is_bare(component, bare):
+        return _without_weights(component, dtype)
     options = {"dtype": dtype, "local_files_only": True, "variant": model.variant}
     if component.library != "transformers":
         options["torch_dtype"] = options.pop("dtype")
@@ -307,21 +319,34 @@ def _load_component(component: Component, dtype: Any, model: Model) -> Any:
     return loaded
 
 
-def _without_weights(component: Component) -> Any:
-    """Make a component from its configuration only; its weights have no memory (meta device)."""
+def _without_weights(component: Component, dtype: Any) -> Any:
+    """Make a component from its configuration only; its weights have no memory (meta device).
+
+    Those that ``from_pretrained`` would keep in float32 are float32 here as well.
+    """
     import torch
 
+    kind = _class_of(component)
+    if component.library == "transformers":
+        config = kind.config_class.from_pretrained(component.folder, local_files_only=True)
+        with torch.device("meta"):
+            made = kind._from_config(config, dtype=dtype)
+        kept = made._keep_in_fp32_modules if dtype == torch.float16 else ()
+        for name, module in made.named_modules():
+            if name.rpartition(".")[2] in (kept or ()):
+                module.to(torch.float32)
+        return made
     with torch.device("meta"):
-        return _class_of(component).from_config(
-            _class_of(component).load_config(component.folder / config_name(component.name))
-        )
+        made = kind.from_config(kind.load_config(component.folder / config_name(component.name)))
+    return made.to(dtype)
 
 
 @cache
-def _planned_model(info: ModelInfo, model_json: str, task: str) -> FoundModel:
+def _planned_model(info: ModelInfo, model_json: str, task: str, bare: bool) -> FoundModel:
     """Find the planned model on this machine, which need not be the one that planned.
 
-    Its files are hashed again, once for each process. Files of a hub commit cannot change.
+    Its files are hashed again, once for each process. Files of a hub commit cannot change. If
+    ``bare``, nothing is hashed, and weights in a single file are left aside.
     """
     model = Model.model_validate_json(model_json)
     here = Path(info.path).exists()
@@ -331,6 +356,8 @@ def _planned_model(info: ModelInfo, model_json: str, task: str) -> FoundModel:
         model = model.model_copy(update={"revision": info.revision})
     elif here:
         model = model.model_copy(update={"path": info.path})
+    if bare:
+        return FoundModel(find_model(model, task).folder)
     found = inspect(model, task)
     if found.manifest_sha256 != info.manifest_sha256:
         raise ModelError(

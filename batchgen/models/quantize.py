@@ -12,7 +12,7 @@ from typing import Any
 from batchgen.errors import ModelError, nearest
 from batchgen.families import Family
 from batchgen.models.files import Component
-from batchgen.spec.model import Model
+from batchgen.spec.model import Model, Quantization
 
 FIELD = "model.quantization"
 # The types of torchao that quantize weights only. The others also quantize activations, by the
@@ -23,6 +23,8 @@ TORCHAO_TYPES: Mapping[str, tuple[str, ...]] = {
     "Float8WeightOnlyConfig": ("weight_dtype",),
     "IntxWeightOnlyConfig": ("weight_dtype",),
 }
+_FEW_BITS = {"int2": 2.5, "int4": 4.5, "4bit": 4.5}  # others have 8
+_LEFT_OUT = ("llm_int8_skip_modules", "modules_to_not_convert")
 OUTLIERS = (
     "bitsandbytes_8bit looks for outliers in the complete micro-batch, so that a sample's pixels"
     " depend on its neighbours"
@@ -154,6 +156,21 @@ def loading(component: Component, model: Model) -> Iterator[dict[str, Any]]:
     ) as error:
         told = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ModelError(f"{what} cannot be quantized on this machine: {told}") from error
+
+
+def bits_of(asked: Quantization) -> float:
+    """Estimate the bits of one quantized weight, with its part of the scales of its group."""
+    options = asked.options
+    kind = f"{options.get('quant_type', '')}{options.get('weights_dtype', '')}{asked.backend}"
+    few = next((bits for word, bits in _FEW_BITS.items() if word in kind.lower()), None)
+    return 8.0 if few is None else few
+
+
+def is_left_out(asked: Quantization, layer: str) -> bool:
+    """Whether the options exclude a layer from quantization."""
+    given = (asked.options.get(name) or () for name in _LEFT_OUT)
+    names = {name for one in given for name in (one if isinstance(one, tuple) else (one,))}
+    return any(f".{name}." in f".{layer}." for name in names)
 
 
 def elements_of(parameter: Any) -> int:

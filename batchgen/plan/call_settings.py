@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pydantic import ValidationError
 
 from batchgen.errors import ModelError
 from batchgen.families.schedulers import chosen_scheduler
-from batchgen.records import ModelInfo
+from batchgen.records import Call, ModelInfo
 from batchgen.spec.call_settings import CALL_SETTINGS
 from batchgen.spec.model import Model
 from batchgen.spec.sections import MAX_TEXT, Sampling
+from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import parse_lora
 
 # Settings that every pipeline takes. Of the others, a pipeline takes those that its family lists.
 ALWAYS = ("num_inference_steps", "guidance_scale", "width", "height", "scheduler")
+ANY_REGION = [{"phrase": "a thing", "box": [0.1, 0.1, 0.9, 0.9]}]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class Settings:
 
     def takes(self, name: str) -> bool:
         return name in ALWAYS or name in self.info.settings or name == "lora"
+
+
+def usual_call(spec: Spec, info: ModelInfo) -> Call:
+    """The call of a row that sets nothing itself, to compute its cost; its regions are invented."""
+    settings = Settings(spec.sampling, info, spec.model)
+    given = {
+        one.name: read_setting(settings, one.name, None)
+        for one in fields(Call)
+        if one.name != "regions"
+    }
+    if "regions" in info.settings:
+        given["regions"] = _regions(ANY_REGION)
+    if spec.input.columns.image is None:
+        given["strength"] = None  # as for a row without a source image
+    return Call(**given)
 
 
 def read_setting(settings: Settings, name: str, value: Any) -> Any:

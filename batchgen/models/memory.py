@@ -1,0 +1,141 @@
+"""How much device memory a model needs, by stage and batch size, computed without its weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from batchgen.errors import ModelError, from_facts
+from batchgen.records import Call, ModelInfo
+from batchgen.spec.spec import Spec
+
+STAGES = ("encode", "denoise", "decode")
+FUSED = "fused"  # all stages in one process
+HEADROOM = 0.1  # fraction of a device's memory that stays free, see ``largest_batch``
+MAX_BATCH = 1024  # that of ``resources.batch_size``
+WITHIN_S = 300.0
+MEASURE = "batchgen.models.memory_measure"
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """Bytes of device memory that one stage needs.
+
+    Attributes:
+        weight_bytes: parameters and buffers.
+        fixed_bytes: the part of a call's tensors that does not depend on the batch size.
+        image_bytes: what each image of a micro-batch adds to the call's tensors.
+    """
+
+    weight_bytes: int
+    fixed_bytes: int
+    image_bytes: int
+
+    def call_bytes(self, batch_size: int) -> int:
+        """The largest sum of the tensors that are alive at one time during a call."""
+        return self.fixed_bytes + self.image_bytes * batch_size
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of device memory that a replica needs.
+
+    Attributes:
+        stages: ``encode``, ``denoise`` and ``decode``.
+        cache_bytes: the largest size of the cache of encoded prompts.
+    """
+
+    stages: Mapping[str, StageNeed]
+    cache_bytes: int
+
+    def weights(self, stage: str) -> int:
+        """Bytes of the weights of one stage, or of all (``fused``)."""
+        return sum(self.stages[one].weight_bytes for one in _stages(stage))
+
+    def peak(self, stage: str, batch_size: int) -> int:
+        """The most bytes that one stage needs at a time; ``fused``: all stages in one process.
+
+        Stages run one after the other, so ``fused`` is all weights and the largest call.
+        """
+        names = _stages(stage)
+        calls = max(self.stages[one].call_bytes(batch_size) for one in names)
+        cache = self.cache_bytes if "encode" in names else 0
+        return self.weights(stage) + cache + calls
+
+
+def _stages(stage: str) -> Sequence[str]:
+    return STAGES if stage == FUSED else (stage,)
+
+
+def largest_batch(
+    need: MemoryNeed,
+    memory_bytes: float,
+    headroom: float = HEADROOM,
+    stages: Sequence[str] = (FUSED,),
+) -> int:
+    """The largest batch size with which the stages fit into the memory together; 0 if none does.
+
+    Args:
+        need: of the model, at one image size and dtype.
+        memory_bytes: the memory that the replicas of these stages share.
+        headroom: fraction of the memory to leave free: for the CUDA context and loaded kernels,
+            the workspaces of cuDNN and cuBLAS, and gaps between the blocks of torch's allocator.
+        stages: names of stages, or ``fused``; one replica of each.
+    """
+    usable = memory_bytes * (1 - headroom)
+    fitting = (
+        size
+        for size in range(MAX_BATCH, 0, -1)
+        if sum(need.peak(stage, size) for stage in stages) <= usable
+    )
+    return next(fitting, 0)
+
+
+def need_of(info: ModelInfo, spec: Spec, call: Call, within_s: float = WITHIN_S) -> MemoryNeed:
+    """Compute the memory that a model needs for calls of this kind.
+
+    A new Python process does it, since it loads torch, which the driver must not. It reads
+    configurations and adapters, no weights.
+
+    Args:
+        info: the model as planned.
+        spec: as planned: task, dtype, columns, and the section ``model``.
+        call: gives the size of the images, guidance and scheduler.
+        within_s: the most seconds to wait for it.
+
+    Raises:
+        ModelError: it cannot be computed for this model, or takes too long.
+    """
+    asked = {"info": asdict(info), "spec": spec.model_dump(mode="json"), "call": asdict(call)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", MEASURE],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(
+            f"model {info.model_id}: computing its memory took longer than {within_s:.0f} s"
+        ) from error
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise ModelError(f"model {info.model_id}: its memory cannot be computed: {said}")
+    answer = json.loads(lines[-1])
+    if "error" in answer:
+        raise from_facts(answer)
+    return read_need(answer)
+
+
+def read_need(tree: Mapping[str, Any]) -> MemoryNeed:
+    """Read a need from the JSON values of ``dataclasses.asdict``."""
+    stages = {name: StageNeed(**one) for name, one in tree["stages"].items()}
+    return MemoryNeed(stages, tree["cache_bytes"])

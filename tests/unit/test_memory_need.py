@@ -1,0 +1,135 @@
+"""Arithmetic of a model's memory: peaks, the largest batch size, and what is told about devices."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchgen.cli import memory as told
+from batchgen.cli.memory import Group, available, fits, groups_of, host
+from batchgen.errors import ModelError
+from batchgen.models import memory
+from batchgen.models.memory import FUSED, MemoryNeed, StageNeed, largest_batch, need_of
+from batchgen.plan.call_settings import usual_call
+from batchgen.plan.plan import Plan
+from batchgen.spec.sections import Pool, Resources
+from tests.datasets_on_disk import plan_for
+
+GIB = 1 << 30
+RUN = subprocess.run
+NEED = MemoryNeed(
+    {
+        "encode": StageNeed(2 * GIB, 0, GIB // 8),
+        "denoise": StageNeed(5 * GIB, GIB, GIB // 2),
+        "decode": StageNeed(GIB, 0, 2 * GIB),
+    },
+    cache_bytes=GIB,
+)
+
+
+def test_a_replica_of_all_stages_needs_all_weights_and_the_largest_call() -> None:
+    assert NEED.peak("encode", 8) == 2 * GIB + GIB + GIB
+    assert NEED.peak("denoise", 8) == 5 * GIB + GIB + 4 * GIB
+    assert NEED.peak(FUSED, 8) == 8 * GIB + GIB + 16 * GIB
+
+
+def test_the_largest_batch_is_the_last_that_fits() -> None:
+    assert largest_batch(NEED, 25 * GIB, headroom=0) == 8
+    assert largest_batch(NEED, 25 * GIB - 1, headroom=0) == 7
+    assert largest_batch(NEED, 25 * GIB, headroom=0.1) == 6
+    assert largest_batch(NEED, 10 * GIB, headroom=0) == 0
+    assert largest_batch(NEED, 10 * GIB, headroom=0, stages=("decode",)) == 4
+    assert largest_batch(NEED, 1e18) == 1024
+    together = sum(NEED.peak(one, 3) for one in ("encode", "denoise", "decode"))
+    assert largest_batch(NEED, together, 0, ("encode", "denoise", "decode")) == 3
+
+
+def of(layout: str, **shares: float) -> list[Group]:
+    pools = {name: Pool(num_gpus=share) for name, share in shares.items()}
+    return groups_of(Resources(layout=layout, **pools))
+
+
+def test_stages_with_fractions_of_a_gpu_share_one() -> None:
+    assert of("fused") == [Group((FUSED,), 1.0)]
+    assert of("fused", generate=0.5) == [Group((FUSED,), 0.5)]
+    assert of("staged") == [Group(("encode", "denoise", "decode"), 1.0)]
+    assert of("staged", denoise=2) == [Group(("denoise",), 2.0), Group(("encode", "decode"), 1.0)]
+    each = of("staged", encode=0.5, denoise=1, decode=0.6)
+    assert each == [Group(("encode",), 0.5), Group(("denoise",), 1.0), Group(("decode",), 0.6)]
+
+
+def test_a_gpu_that_is_too_small_is_named_with_the_batch_size_that_fits() -> None:
+    fused = [Group((FUSED,), 1.0)]
+    check = fits(NEED, fused, 8, "NVIDIA L40S", 45 * GIB)
+    assert check.grade == "ok"
+    assert check.message == (
+        "a replica needs 25.0 GiB of a GPU; NVIDIA L40S has 45.0 GiB, 10% of it as reserve: batch "
+        "sizes up to 15 fit"
+    )
+    check = fits(NEED, fused, 8, "NVIDIA L4", 22 * GIB)
+    assert check.grade == "warning"
+    assert check.message.endswith("set resources.batch_size to 5 or less")
+    check = fits(NEED, fused, 8, "NVIDIA T4", 8 * GIB)
+    assert check.grade == "warning" and "no batch size fits; choose a smaller" in check.message
+    check = fits(NEED, of("staged", denoise=2), 8, "NVIDIA L4", 22 * GIB)
+    assert "denoise needs 10.0 GiB of 2 GPUs, encode + decode needs 21.0 GiB of" in check.message
+
+
+@pytest.fixture
+def planned(prompts: Callable[..., Path], tmp_path: Path) -> Callable[..., Plan]:
+    return lambda **fields: plan_for(prompts(12), tmp_path / "out", **fields)
+
+
+def test_the_replicas_of_a_machine_are_compared_with_its_memory(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(output__samples_per_shard=1)
+    fused = [Group((FUSED,), 1.0)]
+    monkeypatch.setattr(told, "available", lambda: 40 * GIB)
+    (check,) = host(plan, NEED, fused, 8)
+    assert (check.grade, check.message) == (
+        "warning",
+        "replicas that load at the same time: up to 8 x 6.0 GiB; 40.0 GiB are available",
+    )
+    (check,) = host(plan, NEED, fused, 2)
+    assert check.grade == "ok"
+    (check,) = host(planned(output__samples_per_shard=12), NEED, fused, 8)  # one shard
+    assert ": up to 1 x 6.0 GiB" in check.message
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    (check,) = host(plan, NEED, [], 0)
+    assert check.message == "replicas on the CPU: up to 2 x 26.0 GiB; 40.0 GiB are available"
+    monkeypatch.setattr(told, "available", lambda: None)
+    assert list(host(plan, NEED, fused, 8)) == []
+
+
+def test_the_memory_that_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(told, "MEMORY_FILE", tmp_path / "meminfo")
+    assert available() is None
+    told.MEMORY_FILE.write_text("MemTotal: 900 kB\nMemFree: 5 kB\nMemAvailable:  800 kB\n\n")
+    assert available() == 800 << 10
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Let another program answer instead of the one that measures."""
+
+    def other(_: Any, **how: Any) -> Any:
+        return RUN(["/bin/sh", "-c", " ".join(words)], **how)
+
+    monkeypatch.setattr(memory.subprocess, "run", other)
+
+
+def test_a_process_that_fails_or_hangs_is_an_error(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned()
+    call = usual_call(plan.spec, plan.model)
+    ending(monkeypatch, "cat >/dev/null; echo 'ImportError: no torch' >&2; exit 1")
+    with pytest.raises(ModelError, match="cannot be computed: ImportError: no torch"):
+        need_of(plan.model, plan.spec, call)
+    ending(monkeypatch, "cat >/dev/null; exec sleep 60")
+    with pytest.raises(ModelError, match="took longer than 1 s"):
+        need_of(plan.model, plan.spec, call, within_s=1)
