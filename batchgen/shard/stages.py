@@ -10,14 +10,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from batchgen.errors import OutOfMemory
 from batchgen.models import parameter_counts
+from batchgen.out_of_memory import is_out_of_memory
 from batchgen.output.ledger import Ledger, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import (
     ConditionBatch,
     EncodedBatch,
+    ImageBatch,
     LatentBatch,
     Sample,
     ShardRows,
@@ -100,9 +104,25 @@ def isolate(
 
 
 def run_stage(stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
-    """Run one stage on one micro-batch and record its time."""
+    """Run one stage on one micro-batch and record its time.
+
+    Raises:
+        OutOfMemory: memory is lacking; the library's error is its cause.
+    """
     with notes.timed(name):
-        return stage(batch)
+        try:
+            return stage(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(name, f"{type(error).__name__}: {error}") from error
+            raise
+
+
+def decoding(decoder: Decoder, trial: Trial) -> Callable[[LatentBatch], ImageBatch]:
+    """The decoder, with the size of calls that this attempt has memory for."""
+    if trial.decode_batch_size is None:
+        return decoder
+    return partial(decoder, batch_size=trial.decode_batch_size)
 
 
 @dataclass(frozen=True)
@@ -151,11 +171,11 @@ class FusedStages:
                     trial.on(batch.samples)
                     encoded = run_stage(self.encoder, batch, "encode", work.notes)
                     latents = run_stage(self.denoiser, encoded, "denoise", work.notes)
-                    decoded = run_stage(self.decoder, latents, "decode", work.notes)
-                    images.add(batch.samples, decoded)
+                    decode = decoding(self.decoder, trial)
+                    images.add(batch.samples, run_stage(decode, latents, "decode", work.notes))
                     trial.made(len(batch.samples))
             trial.on(())
-            return commit(work, images, plan, ledger, attempt, self.device.name)
+            return commit(work, images, plan, ledger, attempt, self.device.name, trial)
 
 
 def encode_shard(
@@ -210,6 +230,7 @@ def decode_shard(
         with device.held(work.notes):
             for group, batch in zip(work.groups, latents, strict=True):
                 trial.on(group)
-                images.add(group, run_stage(decoder, batch, "decode", work.notes))
+                decode = decoding(decoder, trial)
+                images.add(group, run_stage(decode, batch, "decode", work.notes))
         trial.on(())
-        return commit(work, images, plan, ledger, attempt, device.name)
+        return commit(work, images, plan, ledger, attempt, device.name, trial)

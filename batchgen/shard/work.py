@@ -47,12 +47,15 @@ class Trial:
         without: key -> error, for samples that are recorded as failed without being processed.
         working_on: called with the keys of the samples that are processed next.
         made: called with the number of samples that a micro-batch has just denoised.
+        decode_batch_size: number of samples in each call of the VAE's decoder, if this replica has
+            too little memory for the planned number; None: the planned number.
     """
 
     alone: Collection[str] = ()
     without: Mapping[str, str] = field(default_factory=dict)
     working_on: Callable[[Iterable[str]], None] = lambda keys: None
     made: Callable[[int], None] = lambda samples: None
+    decode_batch_size: int | None = None
 
     def on(self, samples: Iterable[Sample]) -> None:
         self.working_on(sample.key for sample in samples)
