@@ -16,11 +16,13 @@ from batchgen.output.ledger import PLAN, Ledger, States
 from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, unchanged
 from batchgen.output.shard_range import parse_range
 from batchgen.plan.plan import Plan, make_plan, pinned
+from batchgen.plan.sizes import as_planned, lowered, resized
 from batchgen.progress.display import Progress
 from batchgen.progress.lines import line_of, opening, teller
 from batchgen.progress.log import kept
 from batchgen.report.finalize import finalize
 from batchgen.spec.places import anywhere, reach_stores
+from batchgen.spec.sections import Resources
 from batchgen.spec.spec import Spec
 from batchgen.storage import configure, open_store
 
@@ -57,17 +59,21 @@ def _run(
     quiet: bool,
     shards: str | None,
     overwrite: bool = False,
+    planned: Resources | None = None,
 ) -> Outcome:
-    """Run ``spec``; ``asked`` is the spec that is saved for a later resume."""
+    """Run ``spec``; ``asked`` is the spec that is saved for a later resume.
+
+    ``planned``: the plan's own section, if the sizes of calls in ``spec`` may be smaller.
+    """
     reach_stores(spec)
     ledger = Ledger(open_store(spec.output.url))
     spec, asked = anywhere(spec), anywhere(asked)
-    planned = False
+    has_plan = False
     try:
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
         saved = None if overwrite else plan_to_keep(ledger)
         model = inspect(pinned(spec.model, saved), spec.task)
-        plan = make_plan(spec, model, check_keys=saved is None)
+        plan = make_plan(as_planned(spec, planned), model, check_keys=saved is None)
         part = parse_range(shards, plan.shards)
         with (
             interruptible() as interrupt,
@@ -78,21 +84,21 @@ def _run(
                 remove_output(ledger)
             told: list[str] = []
             plan = claim(ledger, plan, asked, told.append, whole=part is None)
-            planned, lease.witness = True, PLAN
+            has_plan, lease.witness = True, PLAN
             if part is None:
                 ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
             tally, states = begin(plan, ledger, part, told.append)
-            stopped = ""
+            stopped, sized = "", resized(plan, spec.resources)
             with Progress(tally, quiet) as progress, kept(ledger, lease, progress):
-                for line in (*told, opening(plan, states, tally.samples)):
+                for line in (*told, opening(sized, states, tally.samples)):
                     progress.say(line)
                 if states.pending:
-                    stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
+                    stopped = _stream(sized, ledger, states, progress, address, lease, interrupt)
             outcome = finalize(plan, ledger, tally, part, stopped)
             lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")  # it may be moved
             return outcome if states.pending or outcome.exit_code else unchanged(outcome)
     except Interrupted as error:
-        raise advised(error, ledger, planned) from error
+        raise advised(error, ledger, has_plan) from error
 
 
 def resume(
@@ -101,6 +107,8 @@ def resume(
     quiet: bool = False,
     storage_options: Mapping[str, Mapping[str, Any]] | None = None,
     shards: str | None = None,
+    batch_size: int | None = None,
+    decode_batch_size: int | None = None,
 ) -> Outcome:
     """Continue the job of an output; its failed shards are retried.
 
@@ -110,12 +118,16 @@ def resume(
         quiet: display no progress.
         storage_options: options of stores that differ from those of the first run.
         shards: "A:B", to generate only shards A to B-1.
+        batch_size: a smaller ``resources.batch_size`` for the shards that are left.
+        decode_batch_size: the same for ``resources.decode_batch_size``.
     """
     configure(storage_options or {})
-    asked = job_of(Ledger(open_store(url)))
+    ledger = Ledger(open_store(url))
+    planned = ledger.require_plan().spec.resources
+    asked = lowered(job_of(ledger), planned, batch_size, decode_batch_size)
     options = {**asked.storage_options, **(storage_options or {})}
     spec = asked.model_copy(update={"storage_options": options})
-    return _run(spec, asked, address, quiet, shards)
+    return _run(spec, asked, address, quiet, shards, planned=planned)
 
 
 def _stream(
