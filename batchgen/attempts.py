@@ -48,7 +48,8 @@ class Attempt:
     Attributes:
         node: the id of the node it ran on.
         on: the keys of the samples it last worked on. Empty if it was between samples, None if it
-            did not report them (a first attempt does not, to save the calls).
+            did not report them (a first attempt does not, to save the calls) or if the attempt
+            tells nothing about the shard (the replica ran out of memory).
         error: the error it ended with; None while it runs, and if its process died.
     """
 
@@ -101,8 +102,12 @@ class Attempts:
     def past(self, stage: str, number: int) -> list[Attempt]:
         return list(self._past.get((stage, number), ()))
 
-    def tell(self, stage: str, number: int, on: tuple[str, ...], error: str | None = None) -> None:
+    def tell(
+        self, stage: str, number: int, on: tuple[str, ...] | None, error: str | None = None
+    ) -> None:
         """Record the samples that the last attempt works on, and the error if it ended with one.
+
+        With ``on`` None, its end tells nothing about the samples or the shard.
 
         The attempt may be unknown here: if the process that holds this record dies, Ray restarts
         it with an empty record, and no shard may be lost because of that.

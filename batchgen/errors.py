@@ -3,6 +3,7 @@
     BatchgenError
     ├── RejectRow          this row cannot be made into samples; the other rows continue
     ├── RetryShard         this shard may succeed on a retry (network, a lost worker)
+    │   └── OutOfMemory    a stage ran out of memory; with less at a time it may succeed
     └── StopJob            no shard can succeed until somebody acts
         ├── UsageError     found before any work: spec, input, model, changed plan   (exit 1)
         │   ├── SpecError      one field of the spec: the field, what was given, what is allowed
@@ -14,7 +15,8 @@
         │   └── OutputBusy     another run holds the output's lease
         ├── LimitExceeded  more failed or rejected than the policy allows          (exit 2)
         ├── Interrupted    stopped by a signal or a failing system; resumable      (exit 3)
-        │   └── StorageFailed  the store refuses: credentials, full disk, missing bucket
+        │   ├── StorageFailed  the store refuses: credentials, full disk, missing bucket
+        │   └── DoesNotFit     a stage runs out of memory again and again
         └── VerifyFailed   storage does not hold what the plan promises            (exit 4)
 
 Programming errors are not in the tree on purpose, and are never caught by name. Inside an actor
@@ -62,6 +64,19 @@ class RejectRow(BatchgenError):
 
 class RetryShard(BatchgenError):
     """A fault that may pass: the shard is retried, at most ``policy.shard_retries`` times."""
+
+
+class OutOfMemory(RetryShard):
+    """A stage ran out of memory. No sample is to blame, since the size of a call is fixed.
+
+    Args:
+        stage: ``encode``, ``denoise`` or ``decode``.
+        message: the library's error.
+    """
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class StopJob(BatchgenError):
@@ -149,6 +164,10 @@ class Interrupted(StopJob):
 
 class StorageFailed(Interrupted):
     """The store cannot be used: credentials, permissions, full disk, missing bucket."""
+
+
+class DoesNotFit(Interrupted):
+    """The devices have too little memory for a stage's calls; the message says what would fit."""
 
 
 class VerifyFailed(StopJob):

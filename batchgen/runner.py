@@ -18,11 +18,13 @@ from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, un
 from batchgen.output.shard_range import parse_range
 from batchgen.plan.choices import keep_choices, pinned
 from batchgen.plan.plan import Plan, make_plan
+from batchgen.plan.sizes import as_planned, lowered, resized
 from batchgen.progress.display import Progress
 from batchgen.progress.lines import line_of, opening, teller
 from batchgen.progress.log import kept
 from batchgen.report.finalize import finalize
 from batchgen.spec.places import anywhere, reach_stores
+from batchgen.spec.sections import Resources
 from batchgen.spec.spec import Spec
 from batchgen.storage import configure, open_store
 
@@ -61,18 +63,18 @@ def _run(
     quiet: bool,
     shards: str | None,
     overwrite: bool = False,
+    planned: Resources | None = None,
 ) -> Outcome:
-    """Run ``spec``; ``asked`` is the spec that is saved for a later resume."""
+    """Run ``spec``. ``asked`` is saved for a resume; ``planned`` has the sizes of the plan's calls."""
     reach_stores(spec)
-    ledger = Ledger(open_store(spec.output.url))
+    ledger, has_plan = Ledger(open_store(spec.output.url)), False
     spec, asked = anywhere(spec), anywhere(asked)
-    planned = False
     try:
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
         saved = None if overwrite else plan_to_keep(ledger, whole=shards is None)
         spec = keep_choices(spec, saved)
         model = inspect(pinned(spec.model, saved), spec.task)
-        plan = make_plan(spec, model, device_for(spec, address), check_keys=saved is None)
+        plan = make_plan(as_planned(spec, planned), model, device_for(spec, address), saved is None)
         part = parse_range(shards, plan.shards)
         with (
             interruptible() as interrupt,
@@ -83,21 +85,21 @@ def _run(
                 remove_output(ledger)
             told: list[str] = []
             plan = claim(ledger, plan, asked, told.append, whole=part is None)
-            planned, lease.witness = True, PLAN
+            has_plan, lease.witness = True, PLAN
             if part is None:
                 ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
             tally, states = begin(plan, ledger, part, told.append)
-            stopped = ""
+            stopped, sized = "", resized(plan, spec.resources)
             with Progress(tally, quiet) as progress, kept(ledger, lease, progress):
-                for line in (*told, opening(plan, states, tally.samples)):
+                for line in (*told, opening(sized, states, tally.samples)):
                     progress.say(line)
                 if states.pending:
-                    stopped = _stream(plan, ledger, states, progress, address, lease, interrupt)
+                    stopped = _stream(sized, ledger, states, progress, address, lease, interrupt)
             outcome = finalize(plan, ledger, tally, part, stopped)
             lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")  # it may be moved
             return outcome if states.pending or outcome.exit_code else unchanged(outcome)
     except Interrupted as error:
-        raise advised(error, ledger, planned) from error
+        raise advised(error, ledger, has_plan) from error
 
 
 def resume(
@@ -106,16 +108,20 @@ def resume(
     quiet: bool = False,
     storage_options: Mapping[str, Mapping[str, Any]] | None = None,
     shards: str | None = None,
+    batch_size: int | None = None,
+    decode_batch_size: int | None = None,
 ) -> Outcome:
     """Continue the job of the output at ``url``; its failed shards are retried.
 
-    ``storage_options`` are those that differ from the first run's; the others are as in ``run``.
+    ``storage_options`` are those that differ from the first run's. ``batch_size`` and
+    ``decode_batch_size`` are smaller sizes for the shards that are left. The rest is as in ``run``.
     """
     configure(storage_options or {})
-    asked = job_of(Ledger(open_store(url)))
+    asked, planned = job_of(Ledger(open_store(url)))
+    asked = lowered(asked, planned, batch_size, decode_batch_size)
     options = {**asked.storage_options, **(storage_options or {})}
     spec = asked.model_copy(update={"storage_options": options})
-    return _run(spec, asked, address, quiet, shards)
+    return _run(spec, asked, address, quiet, shards, planned=planned)
 
 
 def _stream(
@@ -144,7 +150,5 @@ def _stream(
                 if stopped := hopeless(plan, tally):
                     progress.say(f"stopped: {stopped}")
                     break
-        tally.end()
-        progress.say(tally.summary)
-        progress.show()
+        progress.end()
     return stopped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +127,20 @@ def resume_on(
     output: str,
     storage_options: tuple[str, ...],
     shards: str | None,
+    sizes: Mapping[str, int | None],
     packages: bool,
 ) -> int:
-    """Submit the resume of an output's job, and print its log."""
+    """Submit the resume of an output's job, and print its log.
+
+    ``sizes``: options of ``resume`` with the sizes of calls; None for one that is not given.
+    """
     from batchgen.cluster.submit import Cluster
     from batchgen.storage import absolute
 
     cluster = Cluster(address)
     options = [word for one in storage_options for word in ("--storage-option", one)]
     options += ["--shards", shards] if shards else []
+    options += [f"{flag}={size}" for flag, size in sizes.items() if size is not None]
     name = cluster.resume(absolute(output), options, packages)
     echo(f"submitted {name} to {cluster.address}, output {output}", err=True)
     return _watch(cluster, name)

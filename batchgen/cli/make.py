@@ -103,6 +103,14 @@ def _ask_to_remove(spec: Spec) -> None:
     is_flag=True,
     help="First find damaged shards and withdraw them, as `verify --repair` does.",
 )
+@click.option(
+    "--batch-size",
+    type=int,
+    help="A smaller resources.batch_size for the shards that are left, if memory is lacking.",
+)
+@click.option(
+    "--decode-batch-size", type=int, help="The same for resources.decode_batch_size (the VAE)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 def resume(
     output: str,
@@ -110,6 +118,8 @@ def resume(
     address: str | None,
     shards: str | None,
     no_requirements: bool,
+    batch_size: int | None,
+    decode_batch_size: int | None,
     verified: bool,
     as_json: bool,
 ) -> int:
@@ -120,12 +130,16 @@ def resume(
     if verified:
         _withdraw(output, storage_options)
     if address and address.startswith(("http://", "https://")):
-        return resume_on(address, output, storage_options, shards, not no_requirements)
+        sizes = {"--batch-size": batch_size, "--decode-batch-size": decode_batch_size}
+        return resume_on(address, output, storage_options, shards, sizes, not no_requirements)
     from batchgen import runner
 
     _check_address(address)
     options = parse_storage_options(storage_options)
-    return _finish(runner.resume(output, address, as_json, options, shards), as_json)
+    outcome = runner.resume(
+        output, address, as_json, options, shards, batch_size, decode_batch_size
+    )
+    return _finish(outcome, as_json)
 
 
 @main.command()

@@ -18,9 +18,11 @@ from batchgen.attempts import Attempts, Judgement, judge
 from batchgen.cluster.devices import devices
 from batchgen.cluster.join import living_nodes, this_actor, this_node
 from batchgen.engine.loading import import_libraries, load_model
+from batchgen.engine.memory import Memory
 from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.watch import Watch
-from batchgen.errors import RetryShard, StopJob, StorageFailed
+from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
+from batchgen.out_of_memory import is_out_of_memory
 from batchgen.output.ledger import FailedMarker, Ledger
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
@@ -92,8 +94,8 @@ class StageActor(ABC):
 
     Errors of single rows have become rejects further inside. Here a transient error is retried,
     any other error fails the shard, and an error that would hit every shard is sent on to stop the
-    job. SystemExit and KeyboardInterrupt are deliberately not caught: they end the actor, and Ray
-    runs the shard in another one.
+    job. A lack of memory is never blamed on samples (``Memory``). SystemExit and KeyboardInterrupt
+    are deliberately not caught: they end the actor, and Ray runs the shard in another one.
     """
 
     def __init__(self, job: Job, attempts: Attempts | SharedAttempts) -> None:
@@ -113,6 +115,7 @@ class StageActor(ABC):
         self.ledger = Ledger(open_store(self.url).in_place())
         self.devices = devices()
         self.device = Device(self.devices[0])
+        self.memory = Memory(self.plan.spec.resources, self.devices[0])
         with self.watch:
             self.load()
 
@@ -156,6 +159,7 @@ class StageActor(ABC):
                 judged = self._judged(frame.shard)
                 if judged.hopeless is not None:
                     return self._fail(frame, RetryShard(judged.hopeless), judged.tries)
+                self.memory.free()
                 self.attempts.begin(self.name, frame.shard, self.node)
                 done = self._try(frame, judged, tell=True)
                 if done is not None:
@@ -185,21 +189,48 @@ class StageActor(ABC):
             self._tell_made(frame.shard, done)
 
         number = max(frame.attempt, judged.begun + 1)
-        trial = Trial(judged.alone, judged.without, working_on, made, careful=tell)
+        trial = Trial(
+            judged.alone,
+            judged.without,
+            working_on,
+            made,
+            careful=tell,
+            decode_batch_size=self.memory.decode_batch_size,
+        )
         try:
             with self.watch:
                 return self.work(replace(frame, attempt=number), trial)
         except StopJob as error:
             return frames.stopped(frame.shard, error)
+        except OutOfMemory as error:
+            return self._ran_out(frame.shard, error)
         except Exception as error:
             kind = type(error).__name__
-            if kind == "AcceleratorError":
+            is_memory = is_out_of_memory(error)
+            if kind == "AcceleratorError" and not is_memory:
                 os._exit(1)  # after such an error CUDA works only in a new process
-            if isinstance(error, RetryShard) or kind == "OutOfMemoryError":
+            if isinstance(error, RetryShard) or is_memory:
                 on = ()  # not caused by a sample, so none becomes a suspect
             self.attempts.tell(self.name, frame.shard, on, redact(f"{kind}: {error}"))
             judged = self._judged(frame.shard)
             return self._fail(frame, error, judged.tries) if judged.hopeless is not None else None
+
+    def _ran_out(self, number: int, error: OutOfMemory) -> Frame | None:
+        """A stage ran out of memory; returns None if there may be another attempt.
+
+        The attempt is recorded as one that tells nothing about the shard, so ``judge`` neither
+        suspects a sample nor fails the shard for it; ``Memory`` limits their number.
+        """
+        self.attempts.tell(self.name, number, None, redact(f"{type(error).__name__}: {error}"))
+        before = self.memory.decode_batch_size
+        does_not_fit = self.memory.ran_out(number, error)
+        if self.memory.decode_batch_size != before:
+            self.attempts.say(
+                f"a replica of the {self.name.lower()} pool on {os.uname().nodename} has too "
+                f"little memory to decode {self.plan.spec.resources.decode_size} images at a time; "
+                "from now on it decodes them one by one, and the markers say so"
+            )
+        return None if does_not_fit is None else frames.stopped(number, does_not_fit)
 
     def _tell_made(self, number: int, samples: int) -> None:
         """Report progress to the display, at most every TELL_EVERY_S seconds."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
 
 from batchgen import models
 from batchgen.attempts import Attempts
+from batchgen.engine.memory import clear_cache
 from batchgen.engine.shared import SharedAttempts
 from batchgen.errors import ModelError, StopJob
+from batchgen.out_of_memory import is_out_of_memory
 
 LOOK_EVERY_S = 1.0
 FIRST_PAUSE_S = 5.0
@@ -64,16 +65,18 @@ def _once(load: Callable[[], None]) -> tuple[StopJob | None, bool]:
 
     The error's traceback is removed, because it would keep what was loaded in memory.
     """
+    is_memory = False
     try:
         load()
         return None, False
     except StopJob as error:
         found, kind = error, ""
     except Exception as error:  # Ray restarts an actor without end if its constructor raises
-        kind = type(error).__name__
+        kind, is_memory = type(error).__name__, is_out_of_memory(error)
         found = ModelError(f"the model cannot be loaded: {kind}: {error}")
     found.__traceback__ = found.__cause__ = found.__context__ = None
     gc.collect()
-    if (torch := sys.modules.get("torch")) is not None and kind == "OutOfMemoryError":
-        torch.cuda.empty_cache()
-    return found, kind == "AcceleratorError"
+    is_lost = kind == "AcceleratorError"
+    if is_memory and not is_lost:
+        clear_cache()
+    return found, is_lost

@@ -36,7 +36,9 @@ class SharedAttempts:
     def past(self, stage: str, number: int) -> list[Attempt]:
         return list(self._ask("past", stage, number))
 
-    def tell(self, stage: str, number: int, on: tuple[str, ...], error: str | None = None) -> None:
+    def tell(
+        self, stage: str, number: int, on: tuple[str, ...] | None, error: str | None = None
+    ) -> None:
         self._ask("tell", stage, number, on, error)
 
     def load_begins(self, stage: str, replica: str) -> None:

@@ -20,6 +20,7 @@ from batchgen.models.additions import (
     reads_hidden_states,
     shapes_of,
 )
+from batchgen.models.host_steps import on_host
 from batchgen.records import Call
 from batchgen.spec.model import Lora, Model, TextualInversion
 
@@ -57,7 +58,7 @@ class Switch:
     def scheduler(self, name: str | None = None) -> Any:
         """Return the scheduler of that class, or the run's own."""
         if name not in self._schedulers:
-            self._schedulers[name] = self._made(name or self._model.scheduler)
+            self._schedulers[name] = on_host(self._made(name or self._model.scheduler))
         return self._schedulers[name]
 
     def _made(self, name: str | None) -> Any:

@@ -92,12 +92,19 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
 
 
 def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Decoder:
-    """Load the decoding half of the VAE, for calls of ``resources.batch_size`` samples."""
+    """Load the decoding half of the VAE, for calls of ``resources.decode_size`` samples.
+
+    Raises:
+        ModelError: as ``load_encoder``, or the VAE has no tiling and the spec asks for it.
+    """
     from batchgen.stages.decode import Decoder
 
     family, pipeline = _load(info, spec, "decoder", devices)
-    _drop(getattr(pipeline, family.vae), "encoder", "quant_conv")
-    return Decoder(_on(devices, pipeline, family), family.adapter, spec.resources.batch_size)
+    vae = getattr(pipeline, family.vae)
+    _drop(vae, "encoder", "quant_conv")
+    if spec.resources.vae_tiling:
+        _enable_tiling(vae)
+    return Decoder(_on(devices, pipeline, family), family.adapter, spec.resources.decode_size)
 
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
@@ -121,6 +128,20 @@ def _on(devices: Sequence[str], pipeline: Any, family: Family) -> Any:
     seconds = [getattr(pipeline, name) for name, _ in family.pipelines if hasattr(pipeline, name)]
     place([*seconds, pipeline], devices)
     return pipeline
+
+
+def _enable_tiling(vae: Any) -> None:
+    """Let the VAE decode images larger than its tiles in overlapping tiles.
+
+    Raises:
+        ModelError: this class of VAE cannot.
+    """
+    if not any(hasattr(vae, name) for name in ("tiled_decode", "_tiled_decode")):
+        raise ModelError(
+            f"resources.vae_tiling: {type(vae).__name__} cannot decode in tiles; remove it, or "
+            "lower resources.decode_batch_size"
+        )
+    vae.enable_tiling()
 
 
 def _drop(module: Any, *halves: str) -> None:

@@ -68,7 +68,7 @@ class Marker:
 
     ``plan_fingerprint`` is that of the shard's plan. ``examples`` has the first sample of each
     reason, ``labels`` counts the accepted samples of the most frequent labels. Markers of older
-    versions lack these three.
+    versions lack these three, and ``decode_batch_size`` (samples in each call of the decoder).
     """
 
     shard: Count
@@ -81,6 +81,7 @@ class Marker:
     timings_s: dict[str, Number] = field(default_factory=dict)
     read_bytes: Count = 0
     batch_size: Count = 0
+    decode_batch_size: Count = 0
     micro_batches: Count = 0
     parameter_counts: dict[str, dict[str, Count]] = field(default_factory=dict)
     measures: dict[str, Number] = field(default_factory=dict)
@@ -96,9 +97,8 @@ class Marker:
 
     def is_of(self, plan: Plan) -> bool:
         """Whether it belongs to this plan; an old marker has only the spec's fingerprint."""
-        if self.spec_fingerprint != plan.fingerprints.spec:
-            return False
-        return self.plan_fingerprint in (None, plan.fingerprint)
+        same_spec = self.spec_fingerprint == plan.fingerprints.spec
+        return same_spec and self.plan_fingerprint in (None, plan.fingerprint)
 
     def shares_plan(self, other: Marker) -> bool:
         """Whether both belong to the same plan, as far as their fingerprints say."""

@@ -24,6 +24,14 @@ from batchgen.spec.tree import flatten, without
 from batchgen.storage.documents import Count, Version, parse_json, read_document
 
 _OTHER_SPEC = "its spec does not match its spec_fingerprint"
+# Fields that `batchgen resume` may lower for the shards that are left, and how.
+_RESUME = {
+    f"resources.{name}": f" (`batchgen resume {flag} N` lowers it for the shards that are left)"
+    for name, flag in (
+        ("batch_size", "--batch-size"),
+        ("decode_batch_size", "--decode-batch-size"),
+    )
+}
 _REMEDY = "restore an undamaged copy, or write to a new output"
 
 
@@ -130,7 +138,7 @@ def compare(saved: Plan, now: Plan) -> Plan:
         )
     before, after = saved.spec.result_fields(), now.spec.result_fields()
     for field in sorted(before.keys() | after.keys()):
-        _refuse_if_changed(field, before.get(field), after.get(field))
+        _refuse_if_changed(field, before.get(field), after.get(field), _RESUME.get(field, ""))
     _refuse_if_changed("model weights", saved.model.manifest_sha256, now.model.manifest_sha256)
     old, new = ({file.path: file for file in plan.files} for plan in (saved, now))
     for path in sorted(old.keys() | new.keys()):
@@ -146,9 +154,9 @@ def compare(saved: Plan, now: Plan) -> Plan:
     return replace(now, frozen=saved.frozen)
 
 
-def _refuse_if_changed(field: str, before: object, after: object) -> None:
+def _refuse_if_changed(field: str, before: object, after: object, also: str = "") -> None:
     if before != after:
         raise PlanChanged(
             f"{field} has changed: the output was planned with {before!r}, now it is {after!r}; "
-            "change it back, or write to a new output"
+            f"change it back, or write to a new output{also}"
         )

@@ -59,6 +59,12 @@ class Progress:
                 self._last_line = time.monotonic()
                 print(self.line(), file=self._stream, flush=True)
 
+    def end(self) -> None:
+        """Stop the clock, and say how many images were made and how fast."""
+        self.tally.end()
+        self.say(self.tally.summary)
+        self.show()
+
     def say(self, text: str) -> None:
         """Print one permanent line, above the bars; ``said`` keeps the first MOST_LINES lines."""
         text = plain(text)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from batchgen.errors import OutOfMemory
+from batchgen.out_of_memory import is_out_of_memory
 from batchgen.records import Sample
 from batchgen.shard.work import Notes, Trial
 from batchgen.stages.queue import Mark, Queue, queue_of
@@ -40,10 +42,18 @@ class Device:
             self.lock.release()
 
     def run(self, stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
-        """Run one stage on one micro-batch; the device's clock tells how long it takes."""
+        """Run one stage on one micro-batch; the device's clock tells how long it takes.
+
+        Raises:
+            OutOfMemory: memory is lacking; the library's error is its cause.
+        """
         start = self.queue.mark()
         try:
             return stage(batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(name, f"{type(error).__name__}: {error}") from error
+            raise
         finally:
             notes.between(name, start, self.queue.mark())
 

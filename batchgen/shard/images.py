@@ -28,7 +28,7 @@ from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, ImageBatch, Sample
 from batchgen.secrets import redact
-from batchgen.shard.work import ShardWork
+from batchgen.shard.work import ShardWork, Trial
 from batchgen.stages.queue import Later
 from batchgen.stages.scorers.choose import scorer_named
 from batchgen.stages.scorers.filters import FILTERS, Filter
@@ -127,7 +127,13 @@ def _dropped(sample: Sample, outcome: str, reason: str, message: str) -> Dropped
 
 
 def commit(
-    work: ShardWork, images: ImagePool, plan: Plan, ledger: Ledger, attempt: int, device: str
+    work: ShardWork,
+    images: ImagePool,
+    plan: Plan,
+    ledger: Ledger,
+    attempt: int,
+    device: str,
+    trial: Trial,
 ) -> Marker:
     """Commit the shard; every planned sample is in its data or in its rejects."""
     finished, late = images.finished()
@@ -150,6 +156,7 @@ def commit(
         timings_s=dict(work.notes.timings_s),
         read_bytes=work.rows.read_bytes,
         batch_size=plan.spec.resources.batch_size,
+        decode_batch_size=trial.decode_batch_size or plan.spec.resources.decode_size,
         micro_batches=images.micro_batches,
         parameter_counts=dict(work.notes.parameter_counts),
         measures=dict(work.notes.measures),

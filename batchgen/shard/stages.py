@@ -6,8 +6,9 @@ meanwhile prepare, score, encode or upload their own shards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from batchgen.models import parameter_counts
@@ -16,6 +17,7 @@ from batchgen.plan.plan import Plan
 from batchgen.records import (
     ConditionBatch,
     EncodedBatch,
+    ImageBatch,
     LatentBatch,
     Sample,
     ShardRows,
@@ -27,9 +29,11 @@ from batchgen.shard.prepare import Prepared, left_out, prepare
 from batchgen.shard.work import Notes, ShardWork, Trial
 
 if TYPE_CHECKING:
+    from batchgen.records import ImageBatch
     from batchgen.stages.decode import Decoder
     from batchgen.stages.denoise import Denoiser
     from batchgen.stages.encode import Encoder
+    from batchgen.stages.queue import Later
 
 UNTRIED = Trial()
 
@@ -96,6 +100,13 @@ def isolate(
     return replace(work, groups=tuple(groups), dropped=tuple(dropped)), cut
 
 
+def decoding(decoder: Decoder, trial: Trial) -> Callable[[LatentBatch], Later[ImageBatch]]:
+    """The decoder, with the size of calls that this attempt has memory for."""
+    if trial.decode_batch_size is None:
+        return decoder.start
+    return partial(decoder.start, batch_size=trial.decode_batch_size)
+
+
 class FusedStages:
     """All stages in one process; images are encoded while the next micro-batch is generated."""
 
@@ -128,11 +139,11 @@ class FusedStages:
                         encoded = run(self.encoder, batch, "encode", notes)
                     queue.join(encoded.tensors())
                     latents = run(self.denoiser, encoded, "denoise", notes)
-                    decoded = run(self.decoder.start, latents, "decode", notes)
+                    decoded = run(decoding(self.decoder, trial), latents, "decode", notes)
                     images.add(batch.samples, decoded)
                     flight.given(batch.samples, decoded.mark)
             flight.end()
-            return commit(work, images, plan, ledger, attempt, self.device.name)
+            return commit(work, images, plan, ledger, attempt, self.device.name, trial)
 
 
 def encode_shard(
@@ -194,8 +205,8 @@ def decode_shard(
         with device.held(work.notes):
             for group, batch in zip(work.groups, latents, strict=True):
                 flight.begin(group)
-                decoded = device.run(decoder.start, batch, "decode", work.notes)
+                decoded = device.run(decoding(decoder, trial), batch, "decode", work.notes)
                 images.add(group, decoded)
                 flight.given(group, decoded.mark)
         flight.end()
-        return commit(work, images, plan, ledger, attempt, device.name)
+        return commit(work, images, plan, ledger, attempt, device.name, trial)

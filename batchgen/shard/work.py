@@ -66,6 +66,8 @@ class Trial:
         working_on: called with the keys of the samples that are processed next.
         made: called with the number of samples of a micro-batch that the device has finished.
         careful: the device finishes each micro-batch before it is given the next one.
+        decode_batch_size: number of samples in each call of the VAE's decoder, if this replica has
+            too little memory for the planned number; None: the planned number.
     """
 
     alone: Collection[str] = ()
@@ -73,6 +75,7 @@ class Trial:
     working_on: Callable[[Iterable[str]], None] = lambda keys: None
     made: Callable[[int], None] = lambda samples: None
     careful: bool = False
+    decode_batch_size: int | None = None
 
     def on(self, samples: Iterable[Sample]) -> None:
         self.working_on(sample.key for sample in samples)

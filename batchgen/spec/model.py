@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from batchgen.spec.tasks import MAX_LORA_WEIGHT
 
@@ -25,6 +26,16 @@ class FreeOnResume:
 
 FREE = FreeOnResume()
 AUTO: Final = "auto"  # the value is chosen while planning, for the device that the job runs on
+
+
+class CountedIfSet:
+    """Marks a field that an earlier version lacked: at its default it is not in the fingerprint.
+
+    So a spec without it has the fingerprint that earlier versions computed.
+    """
+
+
+COUNTED_IF_SET = CountedIfSet()
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,13 @@ class Section(BaseModel):
         return {} if value is None else value
 
 
+def _is_free(field: FieldInfo, value: object) -> bool:
+    """Whether a field with this value is left out of the fingerprint."""
+    if any(isinstance(mark, CountedIfSet) for mark in field.metadata):
+        return bool(value == field.default)
+    return any(isinstance(mark, FreeOnResume) for mark in field.metadata)
+
+
 def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
     """Select the fields of a section that change images; another version may have written it.
 
@@ -57,7 +75,7 @@ def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in tree.items():
         field = section.model_fields.get(name)
-        if field is not None and any(isinstance(one, FreeOnResume) for one in field.metadata):
+        if field is not None and _is_free(field, value):
             continue
         kind = None if field is None else field.annotation
         if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, Mapping):

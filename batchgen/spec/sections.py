@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
 from batchgen.spec.faults import NEEDED, Faults, missing
-from batchgen.spec.model import FREE, OnlyWith, Section
+from batchgen.spec.model import COUNTED_IF_SET, FREE, OnlyWith, Section
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
@@ -240,12 +240,18 @@ class Pool(Section):
 class Resources(Section):
     """How the stages are divided over actors.
 
-    ``batch_size`` and ``torch_threads`` are part of the fingerprint, since a sample's bytes are
+    The sizes of calls and ``torch_threads`` are part of the fingerprint, since a sample's bytes are
     reproducible only with a fixed batch shape and thread count.
     """
 
     layout: Annotated[Literal["fused", "staged"], FREE] = "fused"
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    decode_batch_size: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, COUNTED_IF_SET] = (
+        Field(default=None, description="samples in a call of the VAE's decoder; null: batch_size")
+    )
+    vae_tiling: Annotated[bool, COUNTED_IF_SET] = Field(
+        default=False, description="decode large images in overlapping tiles, to save memory"
+    )
     torch_threads: Annotated[int, Field(ge=1, le=256)] = 1
     shards_in_flight: Annotated[int, Field(ge=1, le=8), FREE] = Field(
         default=2,
@@ -266,6 +272,20 @@ class Resources(Section):
     def may_use_gpus(self) -> bool:
         """Whether any pool of the layout may run on GPUs."""
         return any(pool.num_gpus != 0 for pool in self.pools.values())
+
+    @model_validator(mode="after")
+    def _slices(self) -> Resources:
+        if self.decode_batch_size is not None and self.decode_batch_size > self.batch_size:
+            raise ValueError(
+                f"decode_batch_size ({self.decode_batch_size}) of at most batch_size "
+                f"({self.batch_size})"
+            )
+        return self
+
+    @property
+    def decode_size(self) -> int:
+        """Number of samples in each call of the VAE's decoder."""
+        return self.decode_batch_size or self.batch_size
 
 
 class Policy(Section):

@@ -15,6 +15,9 @@ from batchgen.stages.queue import Later, queue_of
 class Decoder:
     """The decoding half of the VAE, always called with one fixed batch size.
 
+    A micro-batch of more samples is decoded in several calls. The last of them is filled with the
+    micro-batch's first sample, so every call has the same shape.
+
     The device converts floats to 8 bit, with the arithmetic of diffusers' ``numpy_to_pil``: only
     bytes are copied to the host, and they equal those of the plain pipeline. The adapter decides
     whether a float16 VAE is upcast to float32 (``force_upcast``); overflow shows in ``finite``.
@@ -22,7 +25,7 @@ class Decoder:
     Args:
         pipeline: a diffusers pipeline that holds only the autoencoder, in ``eval()``.
         adapter: how such a pipeline decodes.
-        batch_size: number of samples in each call of the VAE.
+        batch_size: number of samples in each call of the VAE, if a call of this stage names none.
     """
 
     def __init__(self, pipeline: Any, adapter: Adapter, batch_size: int) -> None:
@@ -36,27 +39,40 @@ class Decoder:
         return self.start(batch).result()
 
     @torch.no_grad()
-    def start(self, batch: LatentBatch) -> Later[ImageBatch]:
+    def start(self, batch: LatentBatch, batch_size: int | None = None) -> Later[ImageBatch]:
         """Queue the decoding of one micro-batch and the copy of its images to the host.
 
         Pixels that are not a number become black, and ``finite`` is False for their sample.
 
+        Args:
+            batch: the latents.
+            batch_size: number of samples in each call of the VAE, instead of the stage's own.
+
         Raises:
-            ValueError: more samples than the batch size.
+            ValueError: no sample.
             torch.OutOfMemoryError: the batch size is too large for the device.
         """
-        count = len(batch.latents)
-        rows = filled(count, self.batch_size)
-        latents = chosen_rows(batch.latents.to(self.pipeline.device), rows)  # (B, ...)
-        decoded = self.adapter.decode(self.pipeline, latents, batch.call)[:count]  # (n, 3, H, W)
-        unit = (decoded / 2 + 0.5).clamp(0, 1)
-        finite = torch.isfinite(decoded).flatten(1).all(dim=1)
-        copied, judged = self._queue.to_host(to_bytes(unit)), self._queue.to_host(finite)
+        size, count = batch_size or self.batch_size, len(batch.latents)
+        rows = filled(count, -(-count // size) * size)
+        slices = [rows[start : start + size] for start in range(0, len(rows), size)]
+        decoded = [self._decode(batch, part) for part in slices]
 
         def read() -> ImageBatch:
-            return ImageBatch(copied.numpy(), tuple(judged.tolist()), batch.truncated)
+            return ImageBatch(
+                pixels=torch.cat([pixels for pixels, _ in decoded])[:count].numpy(),
+                finite=tuple(torch.cat([finite for _, finite in decoded])[:count].tolist()),
+                truncated=batch.truncated,
+            )
 
         return Later(self._queue.mark(), read)
+
+    def _decode(self, batch: LatentBatch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode these rows in one call; (B, H, W, 3) uint8 and (B,) bool, to the host."""
+        latents = chosen_rows(batch.latents.to(self.pipeline.device), rows)  # (B, ...)
+        decoded = self.adapter.decode(self.pipeline, latents, batch.call)  # (B, 3, H, W)
+        unit = (decoded / 2 + 0.5).clamp(0, 1)
+        finite = torch.isfinite(decoded).flatten(1).all(dim=1)
+        return self._queue.to_host(to_bytes(unit)), self._queue.to_host(finite)
 
 
 def to_bytes(unit: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from batchgen.engine.listen import HEAR_EVERY_S
 from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import _event, _read_ahead, generate
 from batchgen.errors import (
+    DoesNotFit,
     InputError,
     ModelError,
     RetryShard,
@@ -35,12 +36,13 @@ from batchgen.output.ledger import FailedMarker, Ledger, Marker
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.progress.display import Tally
+from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
 from batchgen.report.finalize import finalize
 from batchgen.shard import frames
 from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from batchgen.storage import open_store
-from tests.arithmetic_stages import arithmetic_stages
+from tests.arithmetic_stages import ArithmeticDecoder, ArithmeticDenoiser, arithmetic_stages
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
 from tests.unit.test_ledger import MARKER
@@ -83,6 +85,34 @@ class Slow(Faulty):
     def work(self, frame: Frame, trial: Trial) -> Frame:
         time.sleep(0.2)
         return super().work(frame, trial)
+
+
+class LargeDecoder(ArithmeticDecoder):
+    """Only one image at a time fits."""
+
+    def __call__(self, batch: LatentBatch, batch_size: int | None = None) -> ImageBatch:
+        if batch_size != 1:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
+        return super().__call__(batch)
+
+
+class LargeDenoiser(ArithmeticDenoiser):
+    """It never fits."""
+
+    def __call__(self, batch: EncodedBatch) -> LatentBatch:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
+
+class ShortOfMemory(Faulty):
+    def load(self) -> None:
+        super().load()
+        self.stages.decoder = LargeDecoder()  # type: ignore[assignment]
+
+
+class FarTooSmall(Faulty):
+    def load(self) -> None:
+        super().load()
+        self.stages.denoiser = LargeDenoiser()  # type: ignore[assignment]
 
 
 class Unstartable(Faulty):
@@ -214,6 +244,29 @@ def test_what_no_shard_can_escape_stops_the_job(
     plan, ledger = job(prompts(["fine", "stop", "fine"]), tmp_path / "out")
     with pytest.raises(StorageFailed, match="the bucket is gone"):
         stream(plan, ledger)
+
+
+def test_a_decoder_that_does_not_fit_decodes_one_by_one(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan, ledger = job(prompts(["fine"] * 4), tmp_path / "out", policy__shard_retries=0)
+    said: list[str] = []
+    events = stream(plan, ledger, ShortOfMemory, hear=lambda news: said.extend(news.said))
+    found = [event for event in events.values() if isinstance(event, Marker)]
+    assert [(marker.batch_size, marker.decode_batch_size) for marker in found] == [(8, 1)] * 4
+    assert verify(ledger).ok
+    assert "too little memory to decode 8 images at a time" in said[0]
+
+
+def test_a_denoiser_that_does_not_fit_stops_the_job_and_drops_nothing(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan, ledger = job(prompts(["fine"] * 4), tmp_path / "out", policy__shard_retries=0)
+    with pytest.raises(DoesNotFit, match=r"CUBLAS_STATUS_ALLOC_FAILED.*--batch-size 4"):
+        stream(plan, ledger, FarTooSmall)
+    assert ledger.states(plan).pending == [0, 1, 2, 3] and ledger.states(plan).failed == frozenset()
+    assert ledger.store.list("_batchgen/rejects") == {}
+    assert len(stream(plan, ledger, Healed)) == 4 and verify(ledger).ok
 
 
 def test_a_damaged_input_stops_the_job_and_names_the_file(

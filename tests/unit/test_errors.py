@@ -12,6 +12,7 @@ import batchgen.storage  # it has a class of its own below StorageFailed
 from batchgen.errors import (
     BatchgenError,
     InputError,
+    OutOfMemory,
     RejectRow,
     SpecError,
     StorageFailed,
@@ -24,6 +25,7 @@ from batchgen.errors import (
 assert batchgen.storage
 SPECIAL: dict[type[BatchgenError], BatchgenError] = {
     RejectRow: RejectRow("empty-prompt", "the prompt is empty"),
+    OutOfMemory: OutOfMemory("decode", "CUDA out of memory"),
     SpecError: SpecError("sampling.width", 60, "a multiple of 8"),
 }
 

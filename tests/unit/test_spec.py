@@ -15,7 +15,7 @@ from batchgen.errors import InputError, SpecError
 from batchgen.records import Call
 from batchgen.spec.build import build
 from batchgen.spec.call_settings import CALL_SETTINGS
-from batchgen.spec.model import FREE, Model, Section, counted
+from batchgen.spec.model import COUNTED_IF_SET, FREE, Model, Section, counted
 from batchgen.spec.sections import Sampling
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import task_named
@@ -91,6 +91,8 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "output.image_quality": 80,
     "output.jpeg_subsampling": "4:2:0",
     "resources.batch_size": 4,
+    "resources.decode_batch_size": 2,
+    "resources.vae_tiling": True,
     "resources.torch_threads": 2,
     "policy.reject_flat": False,
 }
@@ -110,6 +112,8 @@ ONLY_IN = {  # parts of a row that some tasks alone take
     "variation": ("image_prompt_scale",),
 }
 # Where and how the work is done, and when it stops: free to differ on resume.
+# Fields that earlier versions lacked: at their default they are not in the fingerprint.
+NOT_COUNTED_UNSET = {"resources.decode_batch_size", "resources.vae_tiling"}
 KEEPS_THE_RESULT: dict[str, Any] = {
     "input.check_keys": False,
     "input.uri_timeout_s": 5.0,
@@ -170,19 +174,23 @@ def changed(field: str, value: Any) -> tuple[Spec, Spec]:
 def test_every_field_is_known_to_change_the_result_or_not() -> None:
     leaves = set(flatten(build(MINIMAL).model_dump(mode="json")))
     assert leaves == CHANGES_THE_RESULT.keys() | KEEPS_THE_RESULT.keys()
-    assert set(build(MINIMAL).result_fields()) == CHANGES_THE_RESULT.keys()
+    assert set(build(MINIMAL).result_fields()) == CHANGES_THE_RESULT.keys() - NOT_COUNTED_UNSET
 
 
 def test_a_new_field_is_counted_unless_it_is_marked() -> None:
     class Inner(Section):
         counts: int = 1
         free: Annotated[int, FREE] = 2
+        later: Annotated[int | None, COUNTED_IF_SET] = None
 
     class Outer(Section):
         inner: Inner = Inner()
         whole: Annotated[Inner, FREE] = Inner()
 
     assert counted(Outer, Outer().model_dump()) == {"inner": {"counts": 1}}
+    assert counted(Outer, Outer(inner=Inner(later=5)).model_dump()) == {
+        "inner": {"counts": 1, "later": 5}
+    }
     assert counted(Outer, {"unknown": 3, "inner": {"unknown": 4}}) == {
         "unknown": 3,
         "inner": {"unknown": 4},
@@ -357,6 +365,15 @@ def test_fewer_replicas_at_most_than_at_least() -> None:
     assert caught.value.field == "resources.decode"
     assert caught.value.given == {"min_replicas": 3, "max_replicas": 2}
     assert caught.value.allowed == "max_replicas (2) of at least min_replicas (3)"
+
+
+def test_the_decoder_takes_no_more_than_a_micro_batch() -> None:
+    sizes = {"resources.batch_size": 4, "resources.decode_batch_size": 8}
+    with pytest.raises(SpecError) as caught:
+        build(merge(MINIMAL, sizes))
+    assert caught.value.allowed == "decode_batch_size (8) of at most batch_size (4)"
+    fits = build(merge(MINIMAL, {**sizes, "resources.decode_batch_size": 4}))
+    assert (build(MINIMAL).resources.decode_size, fits.resources.decode_size) == (8, 4)
 
 
 def test_a_replica_takes_a_share_of_a_gpu_or_whole_ones() -> None:
