@@ -10,7 +10,7 @@ from batchgen.cluster.gpus import device_for
 from batchgen.engine.interrupt import interruptible
 from batchgen.errors import Interrupted
 from batchgen.models import inspect
-from batchgen.output.claim import claim, job_of, plan_ahead, plan_to_keep
+from batchgen.output.claim import choices_ahead, claim, job_of, plan_to_keep
 from batchgen.output.holdings import refuse_to_remove, refuse_unless_free, remove_output
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import PLAN, Ledger, States
@@ -18,13 +18,12 @@ from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, un
 from batchgen.output.shard_range import parse_range
 from batchgen.plan.choices import keep_choices, pinned
 from batchgen.plan.plan import Plan, make_plan
-from batchgen.plan.sizes import as_planned, lowered, resized
+from batchgen.plan.sizes import as_planned, resized
 from batchgen.progress.display import Progress
 from batchgen.progress.lines import line_of, opening, teller
 from batchgen.progress.log import kept
 from batchgen.report.finalize import finalize
 from batchgen.spec.places import anywhere, reach_stores
-from batchgen.spec.sections import Resources
 from batchgen.spec.spec import Spec
 from batchgen.storage import configure, open_store
 
@@ -32,8 +31,7 @@ from batchgen.storage import configure, open_store
 def plan_job(spec: Spec, address: str | None = None) -> Plan:
     """The plan of a run of this spec, on local Ray or a cluster at ``address``; writes nothing."""
     reach_stores(spec)
-    spec = anywhere(spec)
-    spec = keep_choices(spec, plan_ahead(spec))
+    spec = choices_ahead(anywhere(spec))
     return make_plan(spec, inspect(spec.model, spec.task), device_for(spec, address))
 
 
@@ -63,9 +61,9 @@ def _run(
     quiet: bool,
     shards: str | None,
     overwrite: bool = False,
-    planned: Resources | None = None,
+    planned: Spec | None = None,
 ) -> Outcome:
-    """Run ``spec``. ``asked`` is saved for a resume; ``planned`` has the sizes of the plan's calls."""
+    """Run ``spec``. ``asked`` is saved for a resume; ``planned`` has the plan's sizes of calls."""
     reach_stores(spec)
     ledger, has_plan = Ledger(open_store(spec.output.url)), False
     spec, asked = anywhere(spec), anywhere(asked)
@@ -117,8 +115,7 @@ def resume(
     ``decode_batch_size`` are smaller sizes for the shards that are left. The rest is as in ``run``.
     """
     configure(storage_options or {})
-    asked, planned = job_of(Ledger(open_store(url)))
-    asked = lowered(asked, planned, batch_size, decode_batch_size)
+    planned, asked = job_of(Ledger(open_store(url)), batch_size, decode_batch_size)
     options = {**asked.storage_options, **(storage_options or {})}
     spec = asked.model_copy(update={"storage_options": options})
     return _run(spec, asked, address, quiet, shards, planned=planned)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from batchgen.errors import DamagedRecord, InputError, PlanChanged, RetryShard, StorageFailed
 from batchgen.output.holdings import anything_made, forget_failures
 from batchgen.output.ledger import JOB, PLAN, Ledger
+from batchgen.plan.choices import keep_choices
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare
+from batchgen.plan.sizes import lowered
 from batchgen.spec.spec import Spec
 from batchgen.storage import open_store
 
@@ -33,17 +35,19 @@ def plan_to_keep(ledger: Ledger, whole: bool = True) -> Plan | None:
     return saved if saved is None or not whole or anything_made(ledger) else None
 
 
-def plan_ahead(spec: Spec) -> Plan | None:
-    """The plan that a run of this spec would keep; None as well if the output cannot be reached.
+def choices_ahead(spec: Spec) -> Spec:
+    """The spec with the choices that a run would keep from the output's plan.
 
-    It is read only if a field of the spec depends on it.
+    The plan is read only if a field of the spec depends on it; an output that cannot be reached
+    counts as one without a plan.
     """
     if not spec.open_fields:
-        return None
+        return spec
     try:
-        return plan_to_keep(Ledger(open_store(spec.output.url).without_retries()))
+        saved = plan_to_keep(Ledger(open_store(spec.output.url).without_retries()))
     except (InputError, RetryShard, StorageFailed):
-        return None
+        return spec
+    return keep_choices(spec, saved)
 
 
 def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], whole: bool) -> Plan:
@@ -75,13 +79,18 @@ def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], w
     return plan
 
 
-def job_of(ledger: Ledger) -> Spec:
-    """The spec as the user gave it to the last run, with the output's present location.
+def job_of(
+    ledger: Ledger, batch_size: int | None = None, decode_batch_size: int | None = None
+) -> tuple[Spec, Spec]:
+    """The spec of the output's plan, and the spec as the user gave it to the last run.
+
+    The second has the output's present location, and the sizes of calls that are given here.
 
     Raises:
         InputError: the output has no plan, or its spec is damaged.
+        SpecError: a size is larger than the planned one.
     """
-    ledger.require_plan()
-    spec = ledger.job()
+    planned, spec = ledger.require_plan().spec, ledger.job()
     here = spec.output.model_copy(update={"url": ledger.store.url})
-    return spec.model_copy(update={"output": here})
+    spec = spec.model_copy(update={"output": here})
+    return planned, lowered(spec, planned.resources, batch_size, decode_batch_size)

@@ -39,9 +39,9 @@ def _check(name: str, given: int, most: int) -> None:
         raise SpecError(f"resources.{name}", given, f"1 to {most}; a resume cannot raise it")
 
 
-def as_planned(spec: Spec, planned: Resources | None) -> Spec:
-    """The spec with the sizes of the output's plan; unchanged if there are none."""
-    return spec if planned is None else _with_sizes(spec, planned)
+def as_planned(spec: Spec, planned: Spec | None) -> Spec:
+    """The spec with the sizes of the plan's spec; unchanged without one."""
+    return spec if planned is None else _with_sizes(spec, planned.resources)
 
 
 def resized(plan: Plan, resources: Resources) -> Plan:
