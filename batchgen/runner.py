@@ -142,8 +142,7 @@ def _stream(
                 if line := line_of(event):
                     progress.say(line)
                 progress.show()
-                if lease.lost.is_set():
-                    raise Interrupted(lease.why_lost)
+                lease.check()
                 if stopped := hopeless(plan, tally):
                     progress.say(f"stopped: {stopped}")
                     break

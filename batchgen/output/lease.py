@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from batchgen.errors import BatchgenError, DamagedRecord, OutputBusy
+from batchgen.errors import BatchgenError, DamagedRecord, Interrupted, OutputBusy
 from batchgen.output.shard_range import ShardRange, range_text
 from batchgen.plain_text import short
 from batchgen.secrets import redact
@@ -186,6 +186,11 @@ class Lease:
                 return False
             self._strangers.add(number)
         return True
+
+    def check(self) -> None:
+        """Raise Interrupted if another run has taken the output over."""
+        if self.lost.is_set():
+            raise Interrupted(self.why_lost)
 
     def keep(self, on_lost: Callable[[str], None]) -> None:
         """Renew until released; call ``on_lost`` once if the run must stop."""

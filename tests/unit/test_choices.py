@@ -14,7 +14,7 @@ from batchgen.cluster.accelerators import named
 from batchgen.cluster.driver import visible_gpus
 from batchgen.cluster.gpus import device_for, weakest, weakest_of
 from batchgen.errors import DamagedRecord, UsageError
-from batchgen.output.claim import plan_ahead
+from batchgen.output.claim import choices_ahead
 from batchgen.output.ledger import PLAN, Ledger
 from batchgen.output.outcome import begin
 from batchgen.plan.choices import dtype_on, keep_choices
@@ -287,13 +287,14 @@ def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -
     (tmp_path / "out" / PLAN).write_text("{}")
     (tmp_path / "out/data").mkdir()
     (tmp_path / "out/data/x.parquet").write_text("x")
-    assert plan_ahead(spec_for("in", tmp_path / "out", model__dtype="float32")) is None
+    asked = spec_for("in", tmp_path / "out", model__dtype="float32")
+    assert choices_ahead(asked) is asked
     with pytest.raises(DamagedRecord):
-        plan_ahead(spec_for("in", tmp_path / "out"))
+        choices_ahead(spec_for("in", tmp_path / "out"))
     (tmp_path / "file").touch()
-    assert plan_ahead(spec_for("in", tmp_path / "file")) is None
-    unreachable = spec_for("in", "http://127.0.0.1:9/out")
-    assert plan_ahead(unreachable) is None
+    for place in (tmp_path / "file", "http://127.0.0.1:9/out"):
+        unknown = spec_for("in", place)
+        assert choices_ahead(unknown) is unknown
 
 
 def test_a_dtype_that_was_asked_for_is_never_replaced(tmp_path: Path) -> None:
