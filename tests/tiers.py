@@ -40,7 +40,7 @@ LONG = (  # the longest first
         "test_crash",
         "test_family_stream",
     ),
-    *("test_gpu_benchmark", "test_devices", "test_quantization", "test_additions"),
+    *("test_memory", "test_gpu_benchmark", "test_devices", "test_quantization", "test_additions"),
     *("test_cluster", "test_session", "test_submit", "test_launcher", "test_s3_long"),
 )
 
