@@ -40,7 +40,8 @@ LONG = (  # the longest first
         "test_crash",
         "test_family_stream",
     ),
-    *("test_no_sync", "test_gpu_benchmark", "test_devices", "test_quantization", "test_additions"),
+    *("test_docs", "test_engine", "test_docs_jobs", "test_s3_run", "test_crash"),
+    *("test_memory", "test_no_sync", "test_family_stream"),
     *("test_cluster", "test_session", "test_submit", "test_launcher", "test_s3_long"),
 )
 

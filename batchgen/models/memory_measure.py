@@ -30,9 +30,7 @@ from batchgen.spec.tasks import is_image
 from batchgen.stages.encode import CACHE_BYTES
 
 SIZES = (2, 4)  # batch sizes that are measured; the need of others lies on the line through them
-WORDS = (
-    600  # of a prompt: more than any text encoder reads, since some families' calls grow with it
-)
+WORDS = 600  # of a prompt: more than any text encoder reads; some families' calls grow with it
 
 
 def measure(info: ModelInfo, spec: Spec, call: Call) -> MemoryNeed:
@@ -80,8 +78,7 @@ def _calls(
         stage = stages[name]
         stage.batch_size = size
         weights = list(weights_of(stage))
-        trace = Trace(weights)
-        before = trace.live
+        before = Trace(weights).live
         with counting([*weights, *held], shapes) as trace:
             given = stage(given)
         found[name] = trace.peak - before
