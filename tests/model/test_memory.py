@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from batchgen import models
 from batchgen.cli import main
 from batchgen.errors import ModelError
-from batchgen.families import FAMILIES, family_named
-from batchgen.families.schedulers import SCHEDULERS
+from batchgen.families import family_named
 from batchgen.models import memory, memory_measure
 from batchgen.models.memory import FUSED, STAGES
 from batchgen.models.memory_trace import Unread, counting
@@ -130,32 +128,6 @@ def test_the_need_is_what_torch_allocates(task: str, name: str, tmp_path: Path) 
         assert need.call_bytes(size) == near, (stage, size)
 
 
-OTHERS = [(one.task, one.name) for one in FAMILIES if (one.task, one.name) not in CASES]
-
-
-@pytest.mark.parametrize(("task", "name"), OTHERS, ids=[f"{task}-{name}" for task, name in OTHERS])
-def test_every_family_can_be_measured(task: str, name: str, tmp_path: Path) -> None:
-    need = Measured(task, name, tmp_path).need
-    for stage in ("denoise", "decode"):
-        assert need.stages[stage].weight_bytes > 0
-        assert need.peak(FUSED, 2) > need.peak(FUSED, 1) > need.weights(FUSED)
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_can_be_measured(scheduler: str, tiny: Path) -> None:
-    spec = build(
-        {
-            "input": {"path": "x"},
-            "output": {"url": "y"},
-            "model": {"path": str(tiny), "scheduler": scheduler},
-        }
-    )
-    info = models.inspect(spec.model, spec.task)
-    spec = settle(spec, info)
-    need = memory_measure.measure(info, spec, usual_call(spec, info))
-    assert need.stages["denoise"].image_bytes > 0
-
-
 def test_another_process_gives_the_same(tmp_path: Path) -> None:
     measured = Measured("text-to-image", "stable-diffusion", tmp_path)
     assert memory.need_of(measured.info, measured.spec, measured.call) == measured.need
@@ -175,7 +147,8 @@ def test_a_model_that_cannot_be_measured_is_named(
 
 
 SMALL_GPU = (
-    'case "$*" in *memory.total*) echo "200, NVIDIA Small";; *) echo "1.0, NVIDIA Small";; esac'
+    'case "$*" in *memory.total*) echo "GPU-1, 8.0, 200, Disabled, NVIDIA Small";; '
+    '*) echo "1.0, NVIDIA Small";; esac'
 )
 
 
@@ -252,9 +225,7 @@ def test_the_true_models(name: str, parameters: int, tmp_path: Path) -> None:
     )
     info = models.inspect(spec.model, spec.task)
     spec = settle(spec, info)
-    start = time.process_time()
     need = memory_measure.measure(info, spec, usual_call(spec, info))
-    assert time.process_time() - start < 60
     assert need.stages["denoise"].weight_bytes == pytest.approx(2 * parameters, rel=1e-6)
     decode = need.stages["decode"].image_bytes / GIB
     assert decode == pytest.approx({"sd15": 0.375, "sdxl": 3.0}[name], rel=0.01)
