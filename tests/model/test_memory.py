@@ -28,9 +28,9 @@ from batchgen.records import GENERATOR_STATE_BYTES
 from batchgen.spec.build import build
 from batchgen.spec.model import Model, Quantization
 from tests.added_files import build_lora, named
+from tests.fake_driver import answers, fake_smi
 from tests.family_specs import family_spec
 from tests.model_configs import write_configs
-from tests.ray.test_devices import fake_smi
 from tests.tiny_models import build_model
 
 GIB = 1 << 30
@@ -146,10 +146,7 @@ def test_a_model_that_cannot_be_measured_is_named(
         memory.need_of(info, spec, call)
 
 
-SMALL_GPU = (
-    'case "$*" in *memory.total*) echo "GPU-1, 8.0, 200, Disabled, NVIDIA Small";; '
-    '*) echo "1.0, NVIDIA Small";; esac'
-)
+SMALL_GPU = answers(["8.0, 200, Disabled, NVIDIA Small"])
 
 
 def test_plan_and_doctor_compare_the_need_with_the_gpu(

@@ -17,6 +17,7 @@ from batchgen.spec.build import build
 from tests.model.test_memory import CASES, Measured, tiny
 
 __all__ = ["tiny"]  # a fixture
+pytestmark = pytest.mark.long
 OTHERS = [(one.task, one.name) for one in FAMILIES if (one.task, one.name) not in CASES]
 
 

@@ -9,6 +9,8 @@ import pytest
 from batchgen.models.tiny import BUILDERS
 from tests.model.test_no_sync import FEW, no_step_waits
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(("task", "name"), sorted(set(BUILDERS) - set(FEW)))
 def test_no_step_waits(tmp_path: Path, task: str, name: str) -> None:
