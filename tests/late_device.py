@@ -164,5 +164,5 @@ def late_stages(
     made: FusedStages = stages(
         LateEncoder(queue, encode), LateDenoiser(queue, denoise), LateDecoder(queue, decode, copy)
     )
-    made.device = Device("late", queue)
+    made.device = Device("cpu", queue)
     return made

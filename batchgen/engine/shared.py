@@ -70,5 +70,10 @@ class SharedAttempts:
         self._heard += len(news.said)
         return news
 
+    def end(self) -> None:
+        """Stop the holder: otherwise it lives until Ray ends, which other runs may share."""
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self._holder)
+
     def _ask(self, method: str, *words: Any) -> Any:
         return ray.get(getattr(self._holder, method).remote(*words))

@@ -89,6 +89,7 @@ def generate(
                 yield event
     except ray.exceptions.RayError as error:
         raise Interrupted(f"Ray ended the stream: {type(error).__name__}: {error}") from error
+    attempts.end()  # not after an error: without a head, Ray would wait for it
 
 
 def _event(frame: Frame) -> Marker | FailedMarker:

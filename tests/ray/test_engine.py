@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.data import DataContext
 from ray.data._internal.usage.collector import usage_collection_disabled
 from safetensors.torch import load_file, save_file
@@ -202,6 +203,21 @@ def test_each_fault_costs_what_it_should(prompts: Callable[..., Path], tmp_path:
     assert ledger.states(plan).failed == frozenset()
     assert finalize(plan, ledger, Tally(plan.shards, plan.samples)).exit_code == 0
     assert verify(ledger).ok
+
+
+def test_no_record_of_attempts_outlives_its_run(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Runs that share a Ray left one process each."""
+    plan, ledger = job(prompts(["fine", "fine"]), tmp_path / "out")
+    stream(plan, ledger)
+    deadline = time.monotonic() + 30
+    while any(
+        one["ActorClassName"] == "Attempts" and one["State"] != "DEAD"
+        for one in ray._private.state.actors().values()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_deadly_shard_is_charged_alone(prompts: Callable[..., Path], tmp_path: Path) -> None:
