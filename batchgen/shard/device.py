@@ -42,10 +42,9 @@ class Device:
     def run(self, stage: Callable[[In], Out], batch: In, name: str, notes: Notes) -> Out:
         """Run one stage on one micro-batch; the device's clock tells how long it takes."""
         start = self.queue.mark()
-        try:
-            return stage(batch)
-        finally:
-            notes.between(name, start, self.queue.mark())
+        made = stage(batch)
+        notes.between(name, start, self.queue.mark())  # after an error a mark could hide it
+        return made
 
 
 class Flight:
