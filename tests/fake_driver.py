@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.cluster import driver
+from batchgen.cli import machine
+from batchgen.cluster import driver, gpus
+from batchgen.cluster.addresses import joined
 
 TABLE = "| NVIDIA-SMI 535.54.03   Driver Version: 535.54.03   CUDA Version: 12.2 |"
 MISMATCH = 'echo "Failed to initialize NVML: Driver/library version mismatch"; exit 18'
@@ -42,3 +44,9 @@ def fake_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(driver, "DEVICE_FILES", folder)
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the Ray that tests of this process share, so that a plan is made for this machine."""
+    for module in (gpus, machine):
+        monkeypatch.setattr(module, "uses_running_ray", lambda address: bool(joined(address)))

@@ -49,13 +49,13 @@ class Device:
         """
         start = self.queue.mark()
         try:
-            return stage(batch)
+            made = stage(batch)
         except Exception as error:
             if is_out_of_memory(error):
                 raise OutOfMemory(name, f"{type(error).__name__}: {error}") from error
             raise
-        finally:
-            notes.between(name, start, self.queue.mark())
+        notes.between(name, start, self.queue.mark())  # after an error a mark could hide it
+        return made
 
 
 class Flight:

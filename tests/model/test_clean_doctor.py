@@ -30,7 +30,7 @@ from batchgen.records import DeviceInfo
 from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, write_prompts
-from tests.fake_driver import ANSWERS, MISMATCH, fake_smi
+from tests.fake_driver import ANSWERS, MISMATCH, fake_smi, without_ray
 
 
 def others_lease() -> bytes:
@@ -207,6 +207,7 @@ def test_plan_and_doctor_show_the_device(tmp_path: Path, monkeypatch: pytest.Mon
         assert line == f"device   {check['message']}"
         return line.removeprefix("device   "), check["grade"]
 
+    without_ray(monkeypatch)
     fake_smi(tmp_path, "exit 6", monkeypatch)
     assert shown() == ("CPU, float32", "ok")
     fake_smi(tmp_path, ANSWERS, monkeypatch)
@@ -233,6 +234,7 @@ def test_a_gpu_that_the_driver_cannot_tell_of_is_shown_as_one_that_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_prompts(tmp_path / "in.parquet", 5)
+    without_ray(monkeypatch)
     fake_smi(tmp_path, MISMATCH, monkeypatch)
     (tmp_path / "nvidia0").touch()
     a_card(monkeypatch, is_usable=False)

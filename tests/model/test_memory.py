@@ -28,7 +28,7 @@ from batchgen.records import GENERATOR_STATE_BYTES
 from batchgen.spec.build import build
 from batchgen.spec.model import Model, Quantization
 from tests.added_files import build_lora, named
-from tests.fake_driver import answers, fake_smi
+from tests.fake_driver import answers, fake_smi, without_ray
 from tests.family_specs import family_spec
 from tests.model_configs import write_configs
 from tests.tiny_models import build_model
@@ -162,6 +162,7 @@ def test_plan_and_doctor_compare_the_need_with_the_gpu(
         r"memory of a replica: at batch size 8: encode .*iB, denoise .*iB, d", said.output
     )
     assert "largest batch size on a GPU: with 16 GiB: " in said.output
+    without_ray(monkeypatch)
     fake_smi(tmp_path, SMALL_GPU, monkeypatch)
     found = CliRunner().invoke(main, ["doctor", *words, "--json"])
     checks = {check["name"]: check for check in json.loads(found.stdout)}

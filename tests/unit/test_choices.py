@@ -26,7 +26,18 @@ from batchgen.spec.spec import Spec
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import MODEL, plan_for, spec_for, write_prompts
-from tests.fake_driver import A100, DIVIDED, H100, L40S, MISMATCH, T4, V100, answers, fake_smi
+from tests.fake_driver import (
+    A100,
+    DIVIDED,
+    H100,
+    L40S,
+    MISMATCH,
+    T4,
+    V100,
+    answers,
+    fake_smi,
+    without_ray,
+)
 
 CPU = DeviceInfo()
 Machine = Callable[..., None]
@@ -37,6 +48,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Makes this a machine with these GPUs, as far as the driver says."""
     folder = tmp_path / "bin"
     folder.mkdir()
+    without_ray(monkeypatch)
 
     def has(*gpus: str, script: str | None = None) -> None:
         fake_smi(folder, script or answers(gpus), monkeypatch)
