@@ -50,7 +50,7 @@ class ArithmeticDenoiser(Arithmetic):
 
 
 class ArithmeticDecoder(Arithmetic):
-    def start(self, batch: LatentBatch) -> Later[ImageBatch]:
+    def start(self, batch: LatentBatch, batch_size: int | None = None) -> Later[ImageBatch]:
         decoded = self(batch)
         return Later(Queue().mark(), lambda: decoded)
 

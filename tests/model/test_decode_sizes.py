@@ -47,7 +47,7 @@ def test_other_sizes_move_a_pixel_by_one_level_at_most(
     latents = stages.denoise(stages.encode(batch([0, 1, 2], call())))
     whole = stages.decode(latents)
     for size in (1, 2):
-        sliced = stages.decode(latents, size)
+        sliced = stages.decode.start(latents, size).result()
         moved = np.abs(sliced.pixels.astype(int) - whole.pixels.astype(int))
         assert sliced.pixels.shape == whole.pixels.shape and sliced.finite == whole.finite
         assert moved.max() <= 1
@@ -80,7 +80,7 @@ def test_a_sample_with_nan_is_found_in_any_slice(tmp_path: Path) -> None:
     latents = stages.denoise(stages.encode(batch([0, 1, 2], call())))
     broken = latents.latents.clone()
     broken[2, 0, 0, 0] = float("nan")
-    found = stages.decode(replace(latents, latents=broken), 1)
+    found = stages.decode.start(replace(latents, latents=broken), 1).result()
     assert found.finite == (True, True, False)
 
 

@@ -137,7 +137,8 @@ def test_a_model_that_cannot_be_measured_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = BUILDERS["text-to-image", "stable-diffusion"](tmp_path / "model")
-    spec = build({"input": {"path": "x"}, "output": {"url": "y"}, "model": {"path": str(path)}})
+    model = {"path": str(path), "dtype": "float32"}
+    spec = build({"input": {"path": "x"}, "output": {"url": "y"}, "model": model})
     info = models.inspect(spec.model, spec.task)
     call = usual_call(settle(spec, info), info)
     config = path / "unet" / "config.json"

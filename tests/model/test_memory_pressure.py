@@ -24,6 +24,7 @@ from batchgen.plan.plan import Plan
 from batchgen.records import ConditionBatch, EncodedBatch, ImageBatch, LatentBatch
 from batchgen.shard import frames
 from batchgen.shard.frames import Frame
+from batchgen.stages.queue import Later
 from batchgen.storage import open_store
 from tests.arithmetic_stages import (
     ArithmeticDecoder,
@@ -70,10 +71,10 @@ class Short(Generate):
                 return super().__call__(batch)
 
         class Decoder(ArithmeticDecoder):
-            def __call__(self, batch: LatentBatch, batch_size: int | None = None) -> ImageBatch:
+            def start(self, batch: LatentBatch, batch_size: int | None = None) -> Later[ImageBatch]:
                 faults.decoded.append(batch_size or 0)
                 faults.meet("decode" if batch_size is None else "decode_one")
-                return super().__call__(batch)
+                return super().start(batch)
 
         self.stages = arithmetic_stages()
         self.stages.encoder = Encoder()  # type: ignore[assignment]

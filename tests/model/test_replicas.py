@@ -190,7 +190,7 @@ def test_every_part_gets_the_asked_dtype_whatever_was_stored(tmp_path: Path, dty
 def test_the_scheduler_is_replaced_with_the_models_own_configuration(saved: Path) -> None:
     ready = spec_of(saved, scheduler="EulerDiscreteScheduler")
     scheduler = models.load_denoiser(inspect(saved), ready).pipeline.scheduler
-    assert type(scheduler) is diffusers.EulerDiscreteScheduler
+    assert isinstance(scheduler, diffusers.EulerDiscreteScheduler)
     assert scheduler.config.beta_schedule == "scaled_linear"
     assert scheduler.config.steps_offset == 1
 

@@ -76,7 +76,7 @@ def test_the_plan_keeps_its_fingerprint() -> None:
     plan = paper_plan([[4]])
     saved = read_plan(plan.to_json())
     asked = lowered(saved.spec, saved.spec.resources, 2, 1)
-    again = replace(plan, spec=as_planned(asked, saved.spec.resources))
+    again = replace(plan, spec=as_planned(asked, saved.spec))
     continued = compare(saved, again)
     used = resized(continued, asked.resources)
     assert used.fingerprints == plan.fingerprints
