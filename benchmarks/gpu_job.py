@@ -185,6 +185,10 @@ class Ranged:
         with torch.profiler.record_function(f"stage {self.name}"):
             return self.stage(value)
 
+    def start(self, value: Any, **size: int) -> Any:
+        with torch.profiler.record_function(f"stage {self.name}"):
+            return self.stage.start(value, **size)
+
 
 def gaps(bench: Bench, loaded: Loaded) -> dict[str, Any]:
     """A profile of two micro-batches: how busy the device is, and in which stage it waits.

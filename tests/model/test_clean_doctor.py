@@ -10,7 +10,7 @@ import time
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,13 +19,14 @@ import torch
 from click.testing import CliRunner, Result
 from fsspec.implementations.memory import MemoryFileSystem
 
-from batchgen.cli import doctor, machine, main
+from batchgen.cli import doctor, machine, main, memory
 from batchgen.cluster import driver
-from batchgen.errors import InputError, OutputBusy
+from batchgen.errors import InputError, ModelError, OutputBusy
 from batchgen.output import clean
 from batchgen.output.lease import acquire_lease
 from batchgen.output.ledger import Ledger
 from batchgen.plan.choices import SLOW_ON_GPU
+from batchgen.plan.plan import Plan
 from batchgen.records import DeviceInfo
 from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
@@ -207,6 +208,10 @@ def test_plan_and_doctor_show_the_device(tmp_path: Path, monkeypatch: pytest.Mon
         assert line == f"device   {check['message']}"
         return line.removeprefix("device   "), check["grade"]
 
+    def not_computed(plan: Plan) -> NoReturn:
+        raise ModelError("another process computes the memory, which takes seconds")
+
+    monkeypatch.setattr(memory, "needed", not_computed)
     without_ray(monkeypatch)
     fake_smi(tmp_path, "exit 6", monkeypatch)
     assert shown() == ("CPU, float32", "ok")
