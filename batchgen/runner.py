@@ -6,19 +6,17 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
-from batchgen.cluster.gpus import device_for
 from batchgen.engine.interrupt import interruptible
+from batchgen.engine.planning import plan_for
 from batchgen.errors import Interrupted
-from batchgen.models import inspect
 from batchgen.output.claim import choices_ahead, claim, job_of, plan_to_keep
 from batchgen.output.holdings import refuse_to_remove, refuse_unless_free, remove_output
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import PLAN, Ledger, States
 from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, unchanged
 from batchgen.output.shard_range import parse_range
-from batchgen.plan.choices import keep_choices, pinned
-from batchgen.plan.plan import Plan, make_plan
-from batchgen.plan.sizes import as_planned, resized
+from batchgen.plan.plan import Plan
+from batchgen.plan.sizes import resized
 from batchgen.progress.display import Progress
 from batchgen.progress.lines import line_of, opening, teller
 from batchgen.progress.log import kept
@@ -31,8 +29,7 @@ from batchgen.storage import configure, open_store
 def plan_job(spec: Spec, address: str | None = None) -> Plan:
     """The plan of a run of this spec, on local Ray or a cluster at ``address``; writes nothing."""
     reach_stores(spec)
-    spec = choices_ahead(anywhere(spec))
-    return make_plan(spec, inspect(spec.model, spec.task), device_for(spec, address))
+    return plan_for(choices_ahead(anywhere(spec)), address)[0]
 
 
 def run(
@@ -44,9 +41,9 @@ def run(
 ) -> Outcome:
     """Generate all planned shards that are not committed, on local Ray or a cluster at ``address``.
 
-    An output that already has a plan is continued if the plan is still the same. ``shards`` ("A:B"
-    means A to B-1) limits the run to these shards, so that other runs can generate the others at
-    the same time. ``overwrite`` first removes what batchgen wrote there before.
+    An output with the same plan is continued. ``shards`` ("A:B" means A to B-1) limits the run to
+    these, so that other runs can generate the others meanwhile. ``overwrite`` first removes what
+    batchgen wrote there before.
 
     Raises:
         StopJob: usage errors (exit 1), an interruption (exit 3).
@@ -70,9 +67,7 @@ def _run(
     try:
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
         saved = None if overwrite else plan_to_keep(ledger, whole=shards is None)
-        spec = keep_choices(spec, saved)
-        model = inspect(pinned(spec.model, saved), spec.task)
-        plan = make_plan(as_planned(spec, planned), model, device_for(spec, address), saved is None)
+        plan, sizes = plan_for(spec, address, saved, planned)
         part = parse_range(shards, plan.shards)
         with (
             interruptible() as interrupt,
@@ -87,7 +82,7 @@ def _run(
             if part is None:
                 ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
             tally, states = begin(plan, ledger, part, told.append)
-            stopped, sized = "", resized(plan, spec.resources)
+            stopped, sized = "", resized(plan, sizes)
             with Progress(tally, quiet) as progress, kept(ledger, lease, progress):
                 for line in (*told, opening(sized, states, tally.samples)):
                     progress.say(line)
@@ -116,8 +111,8 @@ def resume(
     """
     configure(storage_options or {})
     planned, asked = job_of(Ledger(open_store(url)), batch_size, decode_batch_size)
-    options = {**asked.storage_options, **(storage_options or {})}
-    spec = asked.model_copy(update={"storage_options": options})
+    options = {"storage_options": {**asked.storage_options, **(storage_options or {})}}
+    spec = asked.model_copy(update=options)
     return _run(spec, asked, address, quiet, shards, planned=planned)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(tier)
     if all(Path(word.partition("::")[0]).is_dir() for word in config.args):
         order(items)  # files that are named run as they are named
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector the half a million objects of the libraries, which live to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_HERE = {"make test", ". .venv/bin/activate"}  # these tests are part of the first
 STARTS_A_JOB = re.compile(r"^(batchgen|make) (run|resume|replay|submit|demo)\b", re.MULTILINE)
 S3_SERVER = "tests.object_store.server"  # in blocks that need programs beside Python's
+HEAD = "ray start --head"  # in blocks that start a cluster
 
 
 def blocks(page: Path) -> list[str]:
@@ -72,12 +73,22 @@ def starts_a_job(page: Path) -> bool:
     return any(STARTS_A_JOB.search(block) for block in blocks(page))
 
 
-def run_page(page: Path, checkout: Path, env: dict[str, str]) -> None:
-    """Run every block of the page, in order, on the output of `make demo`."""
-    if page != README and not (checkout / "out" / "demo").exists():
+def starts_a_server(block: str) -> bool:
+    return S3_SERVER in block or HEAD in block
+
+
+def run_page(
+    page: Path,
+    checkout: Path,
+    env: dict[str, str],
+    chosen: Callable[[str], bool] = lambda block: True,
+) -> None:
+    """Run the chosen blocks of the page, in order, on the output of `make demo`."""
+    shown = [block for block in blocks(page) if chosen(block)]
+    if "make demo" not in shown and not (checkout / "out" / "demo").exists():
         subprocess.run(["make", "demo"], cwd=checkout, env=env, check=True, capture_output=True)
     left_out = S3_SERVER if missing() and not os.environ.get("CI") else None
-    for block in blocks(page):
+    for block in shown:
         if left_out and left_out in block:
             continue
         done = subprocess.run(
@@ -89,5 +100,5 @@ def run_page(page: Path, checkout: Path, env: dict[str, str]) -> None:
             timeout=300,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-    if left_out and any(left_out in block for block in blocks(page)):
+    if left_out and any(left_out in block for block in shown):
         pytest.skip(f"all but what needs an S3 server: install {' '.join(missing())}")

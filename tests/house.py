@@ -47,7 +47,6 @@ FLOORS: dict[int, dict[str, str]] = {
         "attempts": "records the attempts at each shard and decides about the next one",
         "secrets": "finds secrets in URLs and removes them from messages",
         "plain_text": "text for the terminal, with control characters escaped",
-        "out_of_memory": "recognizes errors that say that memory is lacking",
         "reasons": "why a sample is not in the output: the list of all reasons",
         "watchdog": "calls a function at intervals, in a thread, while a block runs",
         "batchgen": "the package's own name: its version",

@@ -79,7 +79,9 @@ def device(plan: Plan, address: str | None = None) -> Check:
     """The device that a plan is made for, the dtype there, and whether torch can use the device."""
     found, dtype, elsewhere = plan.device, plan.spec.model.dtype, uses_running_ray(address)
     if found is None:
-        said = f"the cluster's, which is not asked, since model.dtype is {dtype} already"
+        said = (
+            "the cluster's, which is not asked, since model.dtype and resources.batch_size are set"
+        )
         return Check("device", "ok", said)
     parts, troubles = [f"{_described(found)}, {dtype}"], []
     if found.is_gpu and dtype == "float32":

@@ -158,7 +158,10 @@ def plan(spec: Spec, print_spec: bool, memory: bool, as_json: bool) -> int:
         from batchgen import runner
 
         made = runner.plan_job(spec).spec
-        echo(made.model_copy(update={"model": spec.model}).to_yaml(), nl=False)
+        echo(
+            made.model_copy(update={"model": spec.model, "resources": spec.resources}).to_yaml(),
+            nl=False,
+        )
     else:
         _show_plan(spec, as_json, memory)
     return 0
@@ -218,12 +221,12 @@ def _show_plan(spec: Spec, as_json: bool, memory: bool = False, address: str | N
     if as_json:
         echo_json({**json.loads(made.to_json()), **more}, indent=1)
         return
-    calls = -(-made.spec.output.samples_per_shard // made.spec.resources.batch_size)
+    calls = -(-made.spec.output.samples_per_shard // made.spec.resources.micro_batch)
     echo(
         f"input    {made.rows} rows {_source(made)}\n"
         f"samples  {made.samples} ({spec.variants} a row) in {made.shards} shards of "
         f"{made.spec.output.samples_per_shard}, at least {calls} micro-batches of "
-        f"{made.spec.resources.batch_size} each\n"
+        f"{made.spec.resources.micro_batch} each\n"
         f"model    {made.model.model_id} {made.model.revision}, {made.model.scheduler}, "
         f"{made.spec.sampling.num_inference_steps} steps, "
         f"guidance {made.spec.sampling.guidance_scale}, "

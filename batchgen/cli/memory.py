@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from batchgen.cli.machine import Check, gib
-from batchgen.models.memory import (
-    FUSED,
-    HEADROOM,
-    STAGES,
-    MemoryNeed,
-    largest_batch,
-    need_of,
-)
+from batchgen.engine.batch_size import Group, groups_of, largest
+from batchgen.models.memory import FUSED, HEADROOM, STAGES, MemoryNeed, need_of
 from batchgen.plan.call_settings import usual_call
 from batchgen.plan.plan import Plan
 from batchgen.records import DeviceInfo
-from batchgen.spec.sections import Resources
 
 GIB = 1 << 30
 USUAL_GIB = (16, 24, 48, 80)  # memory of GPUs that many users have
-SHARES = {"encode": 0.1, "denoise": 0.8, "decode": 0.1}  # num_gpus of the pools by default
 CPUS = 0.9  # num_cpus of a fused replica without a GPU
 PROCESS_BYTES = GIB  # a replica's libraries; 660 MB were measured with the shipped model
 MEMORY_FILE = Path("/proc/meminfo")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Stages whose replicas share GPUs: one replica of each, on ``gpus`` GPUs."""
-
-    stages: tuple[str, ...]
-    gpus: float
 
 
 def needed(plan: Plan) -> MemoryNeed:
@@ -52,52 +35,42 @@ def told(plan: Plan, need: MemoryNeed, gpus: Sequence[DeviceInfo]) -> Iterator[C
     Args:
         gpus: those of this machine; of some the memory may be unknown.
     """
-    size = plan.spec.resources.batch_size
-    parts = [f"{one} {gib(need.peak(one, size))}" for one in STAGES]
+    resources = plan.spec.resources
+    size, decode = resources.micro_batch, resources.decode_size
+    parts = [f"{one} {gib(need.peak(one, size, decode))}" for one in STAGES]
+    shown = f"{size}" if decode == size else f"{size} (decode {decode})"
     yield Check(
         "memory of a replica",
         "ok",
-        f"at batch size {size}: {', '.join(parts)}; all stages in one process "
-        f"{gib(need.peak(FUSED, size))}, of which {gib(need.weights(FUSED))} are weights",
+        f"at batch size {shown}: {', '.join(parts)}; all stages in one process "
+        f"{gib(need.peak(FUSED, size, decode))}, of which {gib(need.weights(FUSED))} are weights",
     )
     groups = [one for one in groups_of(plan.spec.resources) if one.gpus]
     if groups and (known := [one for one in gpus if one.memory_bytes]):
         least = min(known, key=lambda one: one.memory_bytes)
-        yield fits(need, groups, size, least.name, least.memory_bytes)
+        yield fits(need, groups, (size, decode), least.name, least.memory_bytes)
     elif groups:
-        sizes = [f"{one} GiB: {largest(need, groups, one * GIB)}" for one in USUAL_GIB]
+        sizes = [
+            f"{one} GiB: {largest(need, groups, one * GIB, resources.decode_batch_size)}"
+            for one in USUAL_GIB
+        ]
         yield Check("largest batch size on a GPU", "ok", f"with {', '.join(sizes)}")
     yield from host(plan, need, groups, len(gpus) if groups else 0)
 
 
-def groups_of(resources: Resources) -> list[Group]:
-    """Group the stages as a run places them: those with a fraction of a GPU share one."""
-    if resources.layout == "fused":
-        share = resources.generate.num_gpus
-        return [Group((FUSED,), 1.0 if share is None else share)]
-    pools = {"encode": resources.encode, "denoise": resources.denoise, "decode": resources.decode}
-    shares = {
-        name: SHARES[name] if pool.num_gpus is None else pool.num_gpus
-        for name, pool in pools.items()
-    }
-    small = {name: share for name, share in shares.items() if share < 1}
-    if sum(small.values()) > 1:
-        return [Group((name,), share) for name, share in shares.items()]
-    own = [Group((name,), share) for name, share in shares.items() if share >= 1]
-    return [*own, *([Group(tuple(small), 1.0)] if small else [])]
-
-
-def largest(need: MemoryNeed, groups: Sequence[Group], gpu_bytes: int) -> int:
-    """The largest batch size that fits the GPUs of each group; 0 if none does."""
-    return min(largest_batch(need, one.gpus * gpu_bytes, stages=one.stages) for one in groups)
-
-
-def fits(need: MemoryNeed, groups: Sequence[Group], size: int, name: str, gpu_bytes: int) -> Check:
-    """Compare the need at this batch size with the GPU, and say which batch size fits."""
-    best = largest(need, groups, gpu_bytes)
+def fits(
+    need: MemoryNeed,
+    groups: Sequence[Group],
+    sizes: tuple[int, int],
+    name: str,
+    gpu_bytes: int,
+) -> Check:
+    """Compare the need at this batch and decode size with the GPU; say which batch size fits."""
+    size, decode = sizes
+    best = largest(need, groups, gpu_bytes, None if decode == size else decode)
     wanted = []
     for group in groups:
-        peak = gib(sum(need.peak(one, size) for one in group.stages))
+        peak = gib(sum(need.peak(one, size, decode) for one in group.stages))
         what = "a replica" if group.stages == (FUSED,) else " + ".join(group.stages)
         gpus = "a GPU" if group.gpus == 1 else f"{group.gpus:g} GPUs"
         wanted.append(f"{what} needs {peak} of {gpus}")
@@ -135,7 +108,9 @@ def host(plan: Plan, need: MemoryNeed, groups: Sequence[Group], gpus: int) -> It
     else:
         pool = resources.generate
         count = int((os.cpu_count() or 1) / (pool.num_cpus or CPUS)) if len(stages) == 1 else 1
-        each = processes + sum(need.peak(one, resources.batch_size) for one in stages)
+        each = processes + sum(
+            need.peak(one, resources.micro_batch, resources.decode_size) for one in stages
+        )
         said = "replicas on the CPU"
     count = max(1, min(count, plan.shards, resources.generate.max_replicas or count))
     grade = "warning" if count * each > free else "ok"

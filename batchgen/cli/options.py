@@ -63,7 +63,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--height": ("sampling.height", int, "Pixels; default: the model's own size."),
     "--variants": ("variants", int, "Number of images for each row. [default: 1]"),
     "--seed": ("seed", int, "Run seed; the seed of each sample is derived from it and its key."),
-    "--batch-size": ("resources.batch_size", int, "Fixed micro-batch size. [default: 8]"),
+    "--batch-size": ("resources.batch_size", str, "Images in a call, or auto. [default: auto]"),
     "--samples-per-shard": ("output.samples_per_shard", int, "Images in a shard. [default: 64]"),
     "--image-format": ("output.image_format", Offered(IMAGE_FORMATS), "[default: png]"),
     "--layout": ("resources.layout", Offered(LAYOUTS), "Pools of actors. [default: fused]"),

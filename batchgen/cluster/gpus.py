@@ -15,6 +15,7 @@ from batchgen.spec.sections import Pool
 from batchgen.spec.spec import Spec
 
 TYPE = "accelerator_type:"
+DTYPE = "model.dtype"
 NEWEST = (99, 0)  # a GPU that is not known is taken for one that is newer than the list of names
 
 
@@ -67,7 +68,9 @@ def weakest_of(
     for name, pool in spec.resources.pools.items():
         gpus = _usable(pool, nodes)
         if not gpus and pool.num_gpus and may_grow:
-            raise _unknown(name, pool, spec)
+            if DTYPE in spec.open_fields:
+                raise _unknown(name, pool)
+            gpus = [DeviceInfo("GPU that is added later")]
         found += gpus
     return weakest(found)
 
@@ -106,10 +109,9 @@ def weakest(gpus: Iterable[DeviceInfo]) -> DeviceInfo:
     return replace(least, name=name, memory_bytes=min(one.memory_bytes for one in found))
 
 
-def _unknown(name: str, pool: Pool, spec: Spec) -> UsageError:
-    field = spec.open_fields[0]
+def _unknown(name: str, pool: Pool) -> UsageError:
     return UsageError(
-        f"{field} is auto, but the cluster has no GPU yet by which to choose it "
-        f"(resources.{name}.num_gpus is {pool.num_gpus:g}): set it with --set {field}=bfloat16, or "
+        f"{DTYPE} is auto, but the cluster has no GPU yet by which to choose it "
+        f"(resources.{name}.num_gpus is {pool.num_gpus:g}): set it with --set {DTYPE}=bfloat16, or "
         f"float16 for GPUs older than A100; or set resources.{name}.accelerator_type"
     )

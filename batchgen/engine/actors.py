@@ -22,7 +22,6 @@ from batchgen.engine.memory import Memory
 from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.watch import Watch
 from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
-from batchgen.out_of_memory import is_out_of_memory
 from batchgen.output.ledger import FailedMarker, Ledger
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
@@ -31,6 +30,7 @@ from batchgen.shard.device import Device
 from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from batchgen.spec.sections import Pool
+from batchgen.stages.out_of_memory import is_out_of_memory
 from batchgen.storage import configure, open_store
 
 BACKOFF_S = 0.5
@@ -203,7 +203,7 @@ class StageActor(ABC):
         except StopJob as error:
             return frames.stopped(frame.shard, error)
         except OutOfMemory as error:
-            return self._ran_out(frame.shard, error)
+            return self._ran_out(frame.shard, error, trial.decode_batch_size)
         except Exception as error:
             kind = type(error).__name__
             is_memory = is_out_of_memory(error)
@@ -215,7 +215,7 @@ class StageActor(ABC):
             judged = self._judged(frame.shard)
             return self._fail(frame, error, judged.tries) if judged.hopeless is not None else None
 
-    def _ran_out(self, number: int, error: OutOfMemory) -> Frame | None:
+    def _ran_out(self, number: int, error: OutOfMemory, tried: int | None) -> Frame | None:
         """A stage ran out of memory; returns None if there may be another attempt.
 
         The attempt is recorded as one that tells nothing about the shard, so ``judge`` neither
@@ -223,7 +223,7 @@ class StageActor(ABC):
         """
         self.attempts.tell(self.name, number, None, redact(f"{type(error).__name__}: {error}"))
         before = self.memory.decode_batch_size
-        does_not_fit = self.memory.ran_out(number, error)
+        does_not_fit = self.memory.ran_out(number, error, tried)
         if self.memory.decode_batch_size != before:
             self.attempts.say(
                 f"a replica of the {self.name.lower()} pool on {os.uname().nodename} has too "

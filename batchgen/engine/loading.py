@@ -14,7 +14,7 @@ from batchgen.attempts import Attempts
 from batchgen.engine.memory import clear_cache
 from batchgen.engine.shared import SharedAttempts
 from batchgen.errors import ModelError, StopJob
-from batchgen.out_of_memory import is_out_of_memory
+from batchgen.stages.out_of_memory import is_out_of_memory
 
 LOOK_EVERY_S = 1.0
 FIRST_PAUSE_S = 5.0

@@ -36,17 +36,21 @@ class Memory:
     _failures: Counter[tuple[int, str]] = field(default_factory=Counter)
     _is_short: bool = False
 
-    def ran_out(self, shard: int, error: OutOfMemory) -> DoesNotFit | None:
-        """Record that a stage ran out of memory; returns the error that should stop the job."""
+    def ran_out(self, shard: int, error: OutOfMemory, tried: int | None) -> DoesNotFit | None:
+        """Record that a stage ran out of memory; returns the error that should stop the job.
+
+        ``tried`` is the ``decode_batch_size`` of that attempt, which may have begun before another
+        thread's shard lowered it.
+        """
         self._is_short = True
-        decode = self.decode_batch_size or self.resources.decode_size
+        decode = tried or self.resources.decode_size
         if error.stage == "decode" and decode > 1:
             self.decode_batch_size = 1
             return None
         self._failures[shard, error.stage] += 1
         if self._failures[shard, error.stage] < TRIES:
             return None
-        size = 1 if error.stage == "decode" else self.resources.batch_size
+        size = 1 if error.stage == "decode" else self.resources.micro_batch
         return DoesNotFit(
             f"{os.uname().nodename} has too little memory to {error.stage} {_images(size)} at a "
             f"time{memory_facts(self.device)}: it ran out of memory again after its cache was "

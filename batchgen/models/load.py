@@ -74,7 +74,7 @@ def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> E
     return Encoder(
         _on(devices, pipeline, family),
         weighted(family.adapter, spec.model),
-        spec.resources.batch_size,
+        spec.resources.micro_batch,
         switch=Switch(spec.model),
     )
 
@@ -88,7 +88,7 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
     switch = Switch(spec.model, pipeline.scheduler)
     pipeline.scheduler = switch.scheduler()
     pipeline = _on(devices, pipeline, family)
-    return Denoiser(pipeline, family.adapter, spec.resources.batch_size, switch)
+    return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch)
 
 
 def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Decoder:

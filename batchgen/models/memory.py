@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
+from batchgen import __version__
 from batchgen.errors import ModelError, from_facts
 from batchgen.records import Call, ModelInfo
 from batchgen.spec.spec import Spec
+from batchgen.storage.cache import cache_folder
 
 STAGES = ("encode", "denoise", "decode")
 FUSED = "fused"  # all stages in one process
@@ -57,13 +62,15 @@ class MemoryNeed:
         """Bytes of the weights of one stage, or of all (``fused``)."""
         return sum(self.stages[one].weight_bytes for one in _stages(stage))
 
-    def peak(self, stage: str, batch_size: int) -> int:
+    def peak(self, stage: str, batch_size: int, decode_size: int | None = None) -> int:
         """The most bytes that one stage needs at a time; ``fused``: all stages in one process.
 
-        Stages run one after the other, so ``fused`` is all weights and the largest call.
+        Stages run one after the other, so ``fused`` is all weights and the largest call. The
+        decoder is called with ``decode_size`` images, by default with ``batch_size``.
         """
         names = _stages(stage)
-        calls = max(self.stages[one].call_bytes(batch_size) for one in names)
+        sizes = {"decode": decode_size or batch_size}
+        calls = max(self.stages[one].call_bytes(sizes.get(one, batch_size)) for one in names)
         cache = self.cache_bytes if "encode" in names else 0
         return self.weights(stage) + cache + calls
 
@@ -72,26 +79,44 @@ def _stages(stage: str) -> Sequence[str]:
     return STAGES if stage == FUSED else (stage,)
 
 
+def fits(
+    need: MemoryNeed,
+    memory_bytes: float,
+    stages: Sequence[str],
+    batch_size: int,
+    decode_size: int | None = None,
+    headroom: float = HEADROOM,
+) -> bool:
+    """Whether the stages fit into the memory together.
+
+    Args:
+        need: of the model, at one image size and dtype.
+        memory_bytes: the memory that the replicas of these stages share.
+        stages: names of stages, or ``fused``; one replica of each.
+        batch_size: images in a call.
+        decode_size: images in a call of the decoder; None: ``batch_size``.
+        headroom: fraction of the memory to leave free: for the CUDA context and loaded kernels,
+            the workspaces of cuDNN and cuBLAS, and gaps between the blocks of torch's allocator.
+    """
+    peak = sum(need.peak(stage, batch_size, decode_size) for stage in stages)
+    return peak <= memory_bytes * (1 - headroom)
+
+
 def largest_batch(
     need: MemoryNeed,
     memory_bytes: float,
     headroom: float = HEADROOM,
     stages: Sequence[str] = (FUSED,),
+    decode_size: int | None = None,
 ) -> int:
-    """The largest batch size with which the stages fit into the memory together; 0 if none does.
+    """The largest batch size with which the stages fit; 0 if none does. Arguments as of ``fits``.
 
-    Args:
-        need: of the model, at one image size and dtype.
-        memory_bytes: the memory that the replicas of these stages share.
-        headroom: fraction of the memory to leave free: for the CUDA context and loaded kernels,
-            the workspaces of cuDNN and cuBLAS, and gaps between the blocks of torch's allocator.
-        stages: names of stages, or ``fused``; one replica of each.
+    The decoder's calls are never larger than the batch size.
     """
-    usable = memory_bytes * (1 - headroom)
     fitting = (
         size
         for size in range(MAX_BATCH, 0, -1)
-        if sum(need.peak(stage, size) for stage in stages) <= usable
+        if fits(need, memory_bytes, stages, size, min(decode_size or size, size), headroom)
     )
     return next(fitting, 0)
 
@@ -100,7 +125,8 @@ def need_of(info: ModelInfo, spec: Spec, call: Call, within_s: float = WITHIN_S)
     """Compute the memory that a model needs for calls of this kind.
 
     A new Python process does it, since it loads torch, which the driver must not. It reads
-    configurations and adapters, no weights.
+    configurations and adapters, no weights. The result is kept in the download cache of model
+    files, in ``memory/``.
 
     Args:
         info: the model as planned.
@@ -112,6 +138,36 @@ def need_of(info: ModelInfo, spec: Spec, call: Call, within_s: float = WITHIN_S)
         ModelError: it cannot be computed for this model, or takes too long.
     """
     asked = {"info": asdict(info), "spec": spec.model_dump(mode="json"), "call": asdict(call)}
+    place = cache_folder() / "memory" / f"{_key(info, spec, call)}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return read_need(json.loads(place.read_text()))
+    need = _measured(info, asked, within_s)
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        written = place.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps(asdict(need)))
+        written.replace(place)
+    return need
+
+
+def _key(info: ModelInfo, spec: Spec, call: Call) -> str:
+    """A hash over what the need depends on."""
+    facts = [
+        {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        __version__,
+        asdict(info),
+        spec.task,
+        spec.model.model_dump(mode="json"),
+        spec.sampling.negative_prompt,
+        sorted(spec.input.columns.mapped()),
+        spec.resources.vae_tiling,
+        asdict(call),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _measured(info: ModelInfo, asked: object, within_s: float) -> MemoryNeed:
+    """Let a new process compute the need; see ``need_of``."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", MEASURE],

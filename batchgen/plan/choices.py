@@ -19,9 +19,13 @@ SLOW_ON_GPU = (
 
 
 def chosen(spec: Spec, device: DeviceInfo) -> Spec:
-    """The spec with a value that fits the device wherever it says ``auto``."""
+    """The spec with a value that fits the device wherever it says ``auto``.
+
+    The batch size is the usual one; ``engine.batch_size`` computes another one for a GPU before.
+    """
     dtype = spec.model.dtype if spec.model.dtype != AUTO else dtype_on(device)
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"dtype": dtype})})
+    resources = spec.resources
+    return with_choices(spec, dtype, resources.micro_batch, resources.decode_batch_size)
 
 
 def keep_choices(spec: Spec, saved: Plan | None) -> Spec:
@@ -31,8 +35,23 @@ def keep_choices(spec: Spec, saved: Plan | None) -> Spec:
     """
     if saved is None or not spec.open_fields:
         return spec
-    model = spec.model.model_copy(update={"dtype": saved.spec.model.dtype})
-    return spec.model_copy(update={"model": model})
+    dtype = saved.spec.model.dtype if spec.model.dtype == AUTO else spec.model.dtype
+    resources, kept = spec.resources, saved.spec.resources
+    if resources.batch_size != AUTO:
+        return with_choices(spec, dtype, resources.micro_batch, resources.decode_batch_size)
+    decode = resources.decode_batch_size or kept.decode_batch_size
+    return with_choices(spec, dtype, kept.micro_batch, decode)
+
+
+def with_choices(spec: Spec, dtype: str, batch_size: int, decode_batch_size: int | None) -> Spec:
+    """The spec with this dtype and these sizes of calls."""
+    calls = {"batch_size": batch_size, "decode_batch_size": decode_batch_size}
+    return spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"dtype": dtype}),
+            "resources": spec.resources.model_copy(update=calls),
+        }
+    )
 
 
 def pinned(model: Model, saved: Plan | None) -> Model:

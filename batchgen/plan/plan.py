@@ -154,7 +154,7 @@ class Plan:
                 "samples": self.samples,
                 "samples_per_shard": self.spec.output.samples_per_shard,
                 "shards": self.shards,
-                "batch_size": self.spec.resources.batch_size,
+                "batch_size": self.spec.resources.micro_batch,
                 "model": asdict(self.model),
                 "columns": [list(column) for column in self.columns],
                 "files": [asdict(file) for file in self.files],

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from batchgen.errors import SpecError
 from batchgen.plan.plan import Frozen, Plan
+from batchgen.spec.model import AUTO
 from batchgen.spec.sections import Resources
 from batchgen.spec.spec import Spec
 
@@ -22,15 +23,17 @@ def lowered(
         SpecError: a size is larger than the planned one.
     """
     now = job.resources
-    batch = now.batch_size if batch_size is None else batch_size
+    asked = now.batch_size if batch_size is None else batch_size
+    batch = asked if isinstance(asked, int) else planned.micro_batch
+    _check("batch_size", batch, planned.micro_batch)
     decode = now.decode_batch_size if decode_batch_size is None else decode_batch_size
-    if decode_batch_size is None and decode is not None:
+    if decode is None and now.batch_size == AUTO and planned.decode_size < batch:
+        decode = planned.decode_size
+    elif decode is not None and decode_batch_size is None:
         decode = min(decode, batch)
-    _check("batch_size", batch, planned.batch_size)
-    _check(
-        "decode_batch_size", batch if decode is None else decode, min(planned.decode_size, batch)
-    )
-    sizes = {"batch_size": batch, "decode_batch_size": decode}
+    size = batch if decode is None else decode
+    _check("decode_batch_size", size, min(planned.decode_size, batch))
+    sizes = {"batch_size": asked, "decode_batch_size": decode}
     return job.model_copy(update={"resources": now.model_copy(update=sizes)})
 
 
@@ -51,6 +54,9 @@ def resized(plan: Plan, resources: Resources) -> Plan:
 
 
 def _with_sizes(spec: Spec, resources: Resources) -> Spec:
+    """The spec with these sizes; its own where they are ``auto``."""
+    if resources.batch_size == AUTO:
+        return spec
     names = ("batch_size", "decode_batch_size")
     sizes = {name: getattr(resources, name) for name in names}
     return spec.model_copy(update={"resources": spec.resources.model_copy(update=sizes)})

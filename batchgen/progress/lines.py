@@ -19,7 +19,7 @@ def opening(plan: Plan, states: States, samples: int) -> str:
     return (
         f"{samples:,} samples in {len(states.numbers):,} shards{made}{again}: {spec.task} with "
         f"{plan.model.model_id}, {plan.model.scheduler}, "
-        f"{spec.sampling.num_inference_steps} steps, batch {spec.resources.batch_size}, "
+        f"{spec.sampling.num_inference_steps} steps, batch {spec.resources.micro_batch}, "
         f"{spec.resources.layout}, {spec.model.dtype}"
     )
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from batchgen.errors import OutOfMemory
-from batchgen.out_of_memory import is_out_of_memory
 from batchgen.records import Sample
 from batchgen.shard.work import Notes, Trial
+from batchgen.stages.out_of_memory import is_out_of_memory
 from batchgen.stages.queue import Mark, Queue, queue_of
 
 In = TypeVar("In")

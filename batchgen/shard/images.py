@@ -155,7 +155,7 @@ def commit(
         truncated_prompts=sum(one.truncated for one in finished),
         timings_s=dict(work.notes.timings_s),
         read_bytes=work.rows.read_bytes,
-        batch_size=plan.spec.resources.batch_size,
+        batch_size=plan.spec.resources.micro_batch,
         decode_batch_size=trial.decode_batch_size or plan.spec.resources.decode_size,
         micro_batches=images.micro_batches,
         parameter_counts=dict(work.notes.parameter_counts),

@@ -45,7 +45,7 @@ def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Pr
         prepared = prepare(rows, plan, trial.without, trial.working_on)
     trial.on(())
     shared = [sample for sample in prepared.samples if sample.key not in trial.alone]
-    size = plan.spec.resources.batch_size
+    size = plan.spec.resources.micro_batch
     groups = micro_batches(shared, size)
     groups += [(sample,) for sample in prepared.samples if sample.key in trial.alone]
     notes.measures["padding"] = sum(size - len(group) for group in groups)

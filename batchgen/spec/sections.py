@@ -8,10 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
 from batchgen.spec.faults import NEEDED, Faults, missing
-from batchgen.spec.model import COUNTED_IF_SET, FREE, OnlyWith, Section
+from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, OnlyWith, Section
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
+USUAL_BATCH = 8  # on a CPU, and on GPUs whose memory is not known
 MAX_COUNT = 10**10  # the plan has one entry for each 65,536 rows
 
 Eta = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -245,7 +246,9 @@ class Resources(Section):
     """
 
     layout: Annotated[Literal["fused", "staged"], FREE] = "fused"
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        default=AUTO, description="images in a call of U-Net and VAE; auto: for the GPU's memory"
+    )
     decode_batch_size: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, COUNTED_IF_SET] = (
         Field(default=None, description="samples in a call of the VAE's decoder; null: batch_size")
     )
@@ -275,17 +278,23 @@ class Resources(Section):
 
     @model_validator(mode="after")
     def _slices(self) -> Resources:
-        if self.decode_batch_size is not None and self.decode_batch_size > self.batch_size:
+        batch = self.batch_size
+        if batch != AUTO and self.decode_batch_size is not None and self.decode_batch_size > batch:
             raise ValueError(
-                f"decode_batch_size ({self.decode_batch_size}) of at most batch_size "
-                f"({self.batch_size})"
+                f"decode_batch_size ({self.decode_batch_size}) of at most batch_size ({batch})"
             )
         return self
 
     @property
+    def micro_batch(self) -> int:
+        """``batch_size`` as a number; in a plan it is never ``auto``."""
+        usual = max(USUAL_BATCH, self.decode_batch_size or 0)
+        return self.batch_size if isinstance(self.batch_size, int) else usual
+
+    @property
     def decode_size(self) -> int:
         """Number of samples in each call of the VAE's decoder."""
-        return self.decode_batch_size or self.batch_size
+        return self.decode_batch_size or self.micro_batch
 
 
 class Policy(Section):

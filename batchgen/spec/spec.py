@@ -96,7 +96,11 @@ class Spec(Section):
     @property
     def open_fields(self) -> tuple[str, ...]:
         """Names of fields that are ``auto``; none in a plan, since planning chooses the values."""
-        return ("model.dtype",) if self.model.dtype == AUTO else ()
+        fields = {
+            "model.dtype": self.model.dtype,
+            "resources.batch_size": self.resources.batch_size,
+        }
+        return tuple(name for name, value in fields.items() if value == AUTO)
 
     def result_fields(self) -> dict[str, Any]:
         """Return the fields that change the images, by dotted name; others may differ on resume."""

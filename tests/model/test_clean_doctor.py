@@ -21,12 +21,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from batchgen.cli import doctor, machine, main, memory
 from batchgen.cluster import driver
+from batchgen.engine import batch_size
 from batchgen.errors import InputError, ModelError, OutputBusy
 from batchgen.output import clean
 from batchgen.output.lease import acquire_lease
 from batchgen.output.ledger import Ledger
 from batchgen.plan.choices import SLOW_ON_GPU
-from batchgen.plan.plan import Plan
 from batchgen.records import DeviceInfo
 from batchgen.storage import TEMPORARY, Store, open_store
 from tests.arithmetic_stages import make_output
@@ -208,10 +208,11 @@ def test_plan_and_doctor_show_the_device(tmp_path: Path, monkeypatch: pytest.Mon
         assert line == f"device   {check['message']}"
         return line.removeprefix("device   "), check["grade"]
 
-    def not_computed(plan: Plan) -> NoReturn:
+    def not_computed(*asked: object) -> NoReturn:
         raise ModelError("another process computes the memory, which takes seconds")
 
-    monkeypatch.setattr(memory, "needed", not_computed)
+    for module in (memory, batch_size):
+        monkeypatch.setattr(module, "need_of", not_computed)
     without_ray(monkeypatch)
     fake_smi(tmp_path, "exit 6", monkeypatch)
     assert shown() == ("CPU, float32", "ok")
@@ -229,8 +230,8 @@ def test_plan_and_doctor_show_the_device(tmp_path: Path, monkeypatch: pytest.Mon
     assert line.startswith(f"NVIDIA L40S, 45 GiB, bfloat16; {why}")
     assert grade == "warning"
     monkeypatch.setenv("RAY_ADDRESS", "nowhere.invalid:6379")
-    assert shown("--dtype", "float16") == (
-        "the cluster's, which is not asked, since model.dtype is float16 already",
+    assert shown("--dtype", "float16", "--batch-size", "4") == (
+        "the cluster's, which is not asked, since model.dtype and resources.batch_size are set",
         "ok",
     )
 

@@ -12,17 +12,9 @@ import pytest
 
 from batchgen.engine.interrupt import interruptible
 from batchgen.errors import Interrupted
-from batchgen.output.ledger import Ledger
-from batchgen.output.verify import verify
-from batchgen.storage import open_store
 from tests.chaos.kill import (
-    command,
     kill_drivers,
-    markers,
     quiet_run,
-    start,
-    wait_until,
-    write_prompts,
 )
 
 
@@ -67,20 +59,3 @@ def test_watchdogs_that_speak_late_or_twice_kill_nobody() -> None:
     thread.join()
     interrupts[0]("after the end")
     assert len(seen) == 200
-
-
-def test_an_interrupted_run_says_how_to_resume(tmp_path: Path) -> None:
-    source, output = tmp_path / "prompts.parquet", tmp_path / "out"
-    write_prompts(source, 400)
-    process = start(command(source, output, 16, replicas=1), tmp_path / "log")
-    assert wait_until(lambda: markers(output) >= 1, process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 3
-    log = (tmp_path / "log").read_text()
-    assert f"continue with `batchgen resume {output}`" in log
-    assert "Traceback" not in log and "infinite retries" not in log
-    ledger = Ledger(open_store(str(output)))
-    assert ledger.states(ledger.require_plan()).pending
-    # Ended between a shard's data and its marker, the file stands there until it is made again.
-    expected = ("pending", "planned", "belongs to no committed shard")
-    assert not [p for p in verify(ledger).problems if not any(word in p for word in expected)]

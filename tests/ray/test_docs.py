@@ -22,6 +22,7 @@ from tests.docs_pages import (
     environment,
     run_page,
     starts_a_job,
+    starts_a_server,
 )
 
 __all__ = ["checkout", "environment"]  # fixtures
@@ -31,8 +32,11 @@ HERE = [README, *(page for page in PAGES if page != README and not starts_a_job(
 
 @pytest.mark.parametrize("page", HERE, ids=lambda page: page.name)
 def test_commands_run(page: Path, checkout: Path, environment: dict[str, str]) -> None:
-    """README, and the pages that start no job; `tests/system/test_docs_jobs.py` runs the others."""
-    run_page(page, checkout, environment)
+    """README, and the pages that start no job; `tests/system/test_docs_jobs.py` runs the others.
+
+    It also runs README's blocks that start an S3 server or a cluster.
+    """
+    run_page(page, checkout, environment, lambda block: not starts_a_server(block))
 
 
 def test_every_page_has_a_command_and_no_dead_link() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -19,165 +16,27 @@ from safetensors.torch import load_file, save_file
 
 from batchgen import runner
 from batchgen.attempts import News
-from batchgen.cluster.join import cluster, this_actor
-from batchgen.engine import loading
-from batchgen.engine.actors import Generate, StageActor
-from batchgen.engine.listen import HEAR_EVERY_S
-from batchgen.engine.pools import Reservation
-from batchgen.engine.stream import _event, _read_ahead, generate
+from batchgen.cluster.join import cluster
+from batchgen.engine.stream import _event, _read_ahead
 from batchgen.errors import (
-    DoesNotFit,
     InputError,
     ModelError,
-    RetryShard,
     StorageFailed,
     UsageError,
 )
 from batchgen.output.ledger import FailedMarker, Ledger, Marker
 from batchgen.output.verify import verify
-from batchgen.plan.plan import Plan
 from batchgen.progress.display import Tally
-from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
 from batchgen.report.finalize import finalize
 from batchgen.shard import frames
 from batchgen.shard.frames import Frame
-from batchgen.shard.work import Trial
 from batchgen.storage import open_store
-from tests.arithmetic_stages import ArithmeticDecoder, ArithmeticDenoiser, arithmetic_stages
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
+from tests.replica_faults import Drawing, Healed, Unstartable, job, stream
 from tests.unit.test_ledger import MARKER
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-Events = dict[int, Marker | FailedMarker]
-POOLS_SHARE = Reservation(min_replicas=1, max_replicas=1, num_cpus=0.5, num_gpus=0)
-TWO = Reservation(2, 2, num_cpus=0.5, num_gpus=0, start_replicas=2)
-
-
-class Faulty(Generate):
-    """Arithmetic stages with injected faults: words in the prompt choose the fault."""
-
-    def load(self) -> None:
-        self.stages = arithmetic_stages()
-
-    def work(self, frame: Frame, trial: Trial) -> Frame:
-        words = " ".join(frames.to_rows(frame).table.column("prompt").to_pylist()).split()
-        if "die" in words or ("die-once" in words and frame.attempt == 1):
-            os._exit(1)
-        if "raise" in words:
-            raise ZeroDivisionError("a fault of the code")
-        if "retry-once" in words and frame.attempt == 1:
-            raise RetryShard("a fault that passes")
-        if "stop" in words:
-            raise StorageFailed("the bucket is gone")
-        return super().work(frame, trial)
-
-
-class Healed(Faulty):
-    """The same without faults."""
-
-    def work(self, frame: Frame, trial: Trial) -> Frame:
-        return Generate.work(self, frame, trial)
-
-
-class Slow(Faulty):
-    """Slow stages: shards overlap in one actor long enough to be lost in the same crash."""
-
-    def work(self, frame: Frame, trial: Trial) -> Frame:
-        time.sleep(0.2)
-        return super().work(frame, trial)
-
-
-class LargeDecoder(ArithmeticDecoder):
-    """Only one image at a time fits."""
-
-    def __call__(self, batch: LatentBatch, batch_size: int | None = None) -> ImageBatch:
-        if batch_size != 1:
-            raise RuntimeError("GET was unable to find an engine to execute this computation")
-        return super().__call__(batch)
-
-
-class LargeDenoiser(ArithmeticDenoiser):
-    """It never fits."""
-
-    def __call__(self, batch: EncodedBatch) -> LatentBatch:
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
-
-
-class ShortOfMemory(Faulty):
-    def load(self) -> None:
-        super().load()
-        self.stages.decoder = LargeDecoder()  # type: ignore[assignment]
-
-
-class FarTooSmall(Faulty):
-    def load(self) -> None:
-        super().load()
-        self.stages.denoiser = LargeDenoiser()  # type: ignore[assignment]
-
-
-class Unstartable(Faulty):
-    def load(self) -> None:
-        raise ImportError("no such kernel")
-
-
-class BadNode(Slow):
-    """The first of two replicas cannot load its model, as many times as the input says."""
-
-    def load(self) -> None:
-        loading.FIRST_PAUSE_S = loading.LOOK_EVERY_S = 0.1
-        place = Path(self.plan.spec.output.url).with_suffix(".loads")
-        place.mkdir(exist_ok=True)
-        mine = place / this_actor()
-        with suppress(FileExistsError):
-            (place / "first").symlink_to(mine)
-        tries = len(mine.read_text()) if mine.exists() else 0
-        mine.write_text("x" * (tries + 1))
-        first = os.readlink(place / "first") == str(mine)
-        if first and tries < int(self.plan.spec.seed):
-            raise OSError("no space left on this node")
-        super().load()
-
-
-class FallsIll(BadNode):
-    """The first replica crashes during work and for a while cannot load its model again."""
-
-    def load(self) -> None:
-        if _deaths(self.plan):
-            super().load()
-        else:
-            Slow.load(self)
-
-    def work(self, frame: Frame, trial: Trial) -> Frame:
-        if frame.shard == 0 and not _deaths(self.plan):
-            Path(self.plan.spec.output.url).with_suffix(".died").mkdir()
-            os._exit(1)
-        return super().work(frame, trial)
-
-
-def _deaths(plan: Plan) -> bool:
-    return Path(plan.spec.output.url).with_suffix(".died").exists()
-
-
-def stream(
-    plan: Plan,
-    ledger: Ledger,
-    actor: type[StageActor] = Faulty,
-    share: Reservation = POOLS_SHARE,
-    hear: Callable[[News], None] | None = None,
-) -> Events:
-    pending = ledger.states(plan).pending
-    events = list(generate(plan, ledger, pending, [(actor, share)], hear))
-    assert sorted(event.shard for event in events) == pending  # one event out per shard in
-    return {event.shard: event for event in events}
-
-
-def job(source: Path, output: Path, **settings: Any) -> tuple[Plan, Ledger]:
-    """A frozen plan of one-row shards over arithmetic stages."""
-    plan = plan_for(source, output, output__samples_per_shard=1, **settings)
-    ledger = Ledger(open_store(str(output)))
-    ledger.freeze(plan, plan.spec)
-    return plan, ledger
 
 
 def test_each_fault_costs_what_it_should(prompts: Callable[..., Path], tmp_path: Path) -> None:
@@ -220,14 +79,6 @@ def test_no_record_of_attempts_outlives_its_run(
         time.sleep(0.1)
 
 
-def test_a_deadly_shard_is_charged_alone(prompts: Callable[..., Path], tmp_path: Path) -> None:
-    source = prompts(["die", "fine", "fine", "fine"])
-    plan, ledger = job(source, tmp_path / "out", policy__shard_retries=1)
-    events = stream(plan, ledger, Slow)
-    failed = {k for k, event in events.items() if isinstance(event, FailedMarker)}
-    assert failed == {0}
-
-
 def test_what_cannot_start_is_said_and_not_started_for_ever(
     prompts: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -236,53 +87,12 @@ def test_what_cannot_start_is_said_and_not_started_for_ever(
         stream(plan, ledger, Unstartable)
 
 
-@pytest.mark.parametrize(("actor", "refusals", "least"), [(BadNode, 10_000, 3), (FallsIll, 3, 4)])
-def test_a_replica_that_its_node_lets_not_start_costs_no_more_than_itself(
-    prompts: Callable[..., Path],
-    tmp_path: Path,
-    actor: type[StageActor],
-    refusals: int,
-    least: int,
-) -> None:
-    plan, ledger = job(prompts(["fine"] * 40), tmp_path / "out", seed=refusals)
-    said: list[str] = []
-    events = stream(plan, ledger, actor, TWO, lambda news: said.extend(news.said))
-    assert all(isinstance(event, Marker) for event in events.values())
-    assert verify(ledger).ok
-    (words,) = said
-    assert "a replica of the" in words and "no space left on this node" in words
-    assert len((tmp_path / "out.loads" / "first").read_text()) >= least
-
-
 def test_what_no_shard_can_escape_stops_the_job(
     prompts: Callable[..., Path], tmp_path: Path
 ) -> None:
     plan, ledger = job(prompts(["fine", "stop", "fine"]), tmp_path / "out")
     with pytest.raises(StorageFailed, match="the bucket is gone"):
         stream(plan, ledger)
-
-
-def test_a_decoder_that_does_not_fit_decodes_one_by_one(
-    prompts: Callable[..., Path], tmp_path: Path
-) -> None:
-    plan, ledger = job(prompts(["fine"] * 4), tmp_path / "out", policy__shard_retries=0)
-    said: list[str] = []
-    events = stream(plan, ledger, ShortOfMemory, hear=lambda news: said.extend(news.said))
-    found = [event for event in events.values() if isinstance(event, Marker)]
-    assert [(marker.batch_size, marker.decode_batch_size) for marker in found] == [(8, 1)] * 4
-    assert verify(ledger).ok
-    assert "too little memory to decode 8 images at a time" in said[0]
-
-
-def test_a_denoiser_that_does_not_fit_stops_the_job_and_drops_nothing(
-    prompts: Callable[..., Path], tmp_path: Path
-) -> None:
-    plan, ledger = job(prompts(["fine"] * 4), tmp_path / "out", policy__shard_retries=0)
-    with pytest.raises(DoesNotFit, match=r"CUBLAS_STATUS_ALLOC_FAILED.*--batch-size 4"):
-        stream(plan, ledger, FarTooSmall)
-    assert ledger.states(plan).pending == [0, 1, 2, 3] and ledger.states(plan).failed == frozenset()
-    assert ledger.store.list("_batchgen/rejects") == {}
-    assert len(stream(plan, ledger, Healed)) == 4 and verify(ledger).ok
 
 
 def test_a_damaged_input_stops_the_job_and_names_the_file(
@@ -295,12 +105,6 @@ def test_a_damaged_input_stops_the_job_and_names_the_file(
     source.write_bytes(data)
     with pytest.raises(InputError, match=source.name):
         stream(plan, ledger)
-
-
-def test_a_model_that_vanished_is_named(prompts: Callable[..., Path], tmp_path: Path) -> None:
-    plan, ledger = job(prompts(["fine"]), tmp_path / "out", model__path="nowhere/model")
-    with pytest.raises(ModelError, match="nowhere/model"):
-        stream(plan, ledger, Generate)
 
 
 def test_a_demand_that_cannot_be_met_is_said_at_once(
@@ -343,15 +147,6 @@ def test_a_hopeless_job_stops_early(
     assert marker.counts.failed == 4 and marker.reasons == {"non-finite": 4}
 
 
-class Drawing(Faulty):
-    """A shard that takes a while after its only micro-batch."""
-
-    def work(self, frame: Frame, trial: Trial) -> Frame:
-        trial.made(1)
-        time.sleep(2 * HEAR_EVERY_S)
-        return super().work(frame, trial)
-
-
 def test_the_driver_hears_of_what_is_not_committed_yet(
     prompts: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -362,29 +157,6 @@ def test_the_driver_hears_of_what_is_not_committed_yet(
     told = [news.under_way for news in heard if news.under_way]
     assert told and all(number in range(4) for one in told for number in one)
     assert {made for one in told for made in one.values()} <= {1, 2}
-
-
-def test_a_run_that_rejects_everything_stops_early_and_says_why(
-    prompts: Callable[..., Path], tmp_path: Path
-) -> None:
-    source = prompts([""] * 1000)
-    spec = spec_for(source, tmp_path / "out", output__samples_per_shard=50)
-    outcome = runner.run(spec, quiet=True)
-    assert outcome.exit_code == 2 and "policy.rejected_limit (0.1)" in outcome.message
-    assert 0 < outcome.rejected < 1000 and outcome.pending > 0
-    assert (outcome.images_made, outcome.images_per_second) == (0, 0.0)
-    (reason,) = outcome.reasons
-    assert reason.reason == "empty-prompt" and reason.count == outcome.rejected
-    assert reason.example is not None and "a prompt is needed" in reason.example.message
-    page = (tmp_path / "out" / "_batchgen" / "report.html").read_text()
-    assert "Stopped." in page and "far above policy.rejected_limit" in page
-    said = Ledger(open_store(str(tmp_path / "out"))).logs()
-    assert "starting Ray" in said and "loading digits-shapes on 1 replica (CPU)" in said
-    assert "stopped: " in said and "0 images in " in said
-
-    asked = spec.model_copy(update={"policy": spec.policy.model_copy(update={"rejected_limit": 1})})
-    finished = runner.run(asked, quiet=True)
-    assert (finished.exit_code, finished.rejected, finished.pending) == (0, 1000, 0)
 
 
 def test_an_attempt_counts_though_an_earlier_ones_marker_stands() -> None:

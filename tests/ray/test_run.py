@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 from batchgen import runner
-from batchgen.errors import PlanChanged, SpecError
+from batchgen.errors import PlanChanged
 from batchgen.output.ledger import Counts, Ledger, Marker
 from batchgen.output.outcome import Outcome
 from batchgen.output.verify import verify
 from batchgen.storage import open_store
-from tests.conftest import LOGICAL_CPUS
 from tests.in_process import stream
 from tests.outputs import digests_of, rejects_of, spec_for, table_of
 
@@ -97,10 +96,9 @@ def test_markers_show_what_each_stage_holds(made: tuple[Path, Path]) -> None:
     "settings",
     [
         {"resources__layout": "staged"},
-        {"resources__generate": {"min_replicas": 2, "num_cpus": LOGICAL_CPUS / 2}},
         {"output__samples_per_shard": 7},
     ],
-    ids=["staged", "two-replicas-with-every-cpu", "other-shards"],
+    ids=["staged", "other-shards"],
 )
 def test_bytes_do_not_depend_on_how_the_job_is_laid_out(
     made: tuple[Path, Path], tmp_path: Path, settings: dict[str, Any]
@@ -238,27 +236,6 @@ def test_resume_makes_only_what_is_missing_in_another_layout_too(
     assert outcome.exit_code == 0 and verify(ledger(output)).ok
     assert digests_of(output) == whole
     assert kept.stat().st_mtime_ns == stamp
-
-
-def test_a_resume_with_smaller_calls(prompts: Prompts, tmp_path: Path) -> None:
-    source, output = prompts(12), tmp_path / "out"
-    make_here(source, output)
-    whole, plan = digests_of(output), (output / "_batchgen" / "plan.json").read_bytes()
-    for shard in (1, 2):
-        ledger(output).withdraw(shard)
-    with pytest.raises(SpecError, match="a resume cannot raise it"):
-        runner.resume(str(output), quiet=True, batch_size=3)
-    outcome = runner.resume(str(output), quiet=True, shards="1:2", batch_size=1)
-    assert outcome.pending == 0
-    outcome = runner.resume(str(output), quiet=True)
-    assert outcome.exit_code == 0 and verify(ledger(output)).ok
-    markers = list(ledger(output).markers(range(3)))
-    assert [(one.batch_size, one.decode_batch_size) for one in markers] == [(2, 2), (1, 1), (1, 1)]
-    assert ledger(output).job().resources.batch_size == 1
-    assert (output / "_batchgen" / "plan.json").read_bytes() == plan
-    assert digests_of(output).keys() == whole.keys()
-    with pytest.raises(PlanChanged, match="`batchgen resume --batch-size N` lowers it"):
-        make(source, output, resources__batch_size=1)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchgen import runner
-from batchgen.errors import OutputBusy, SpecError
-from batchgen.output.lease import acquire_lease
+from batchgen.errors import SpecError
 from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Outcome
 from batchgen.output.shard_range import parse_range
@@ -62,20 +61,3 @@ def test_two_runs_at_once_make_what_one_makes(prompts: Callable[..., Path], tmp_
     assert (tmp_path / "two" / "_batchgen" / "report.html").exists()  # of the one that ended last
     said = sorted(outcome.message.partition(";")[2] for outcome in outcomes.values())
     assert any("no other shard is pending" in text for text in said), said
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_part_leaves_the_rest_pending(prompts: Callable[..., Path], tmp_path: Path) -> None:
-    spec = spec_for(prompts(11), tmp_path / "out")
-    outcome = runner.run(spec, quiet=True, shards="2:")
-    assert (outcome.exit_code, outcome.accepted) == (0, 3)
-    assert outcome.message.endswith("in all 1 of 3 committed")
-    store = open_store(str(tmp_path / "out"))
-    assert Ledger(store).states(runner.plan_job(spec)).pending == [0, 1]
-    assert not (tmp_path / "out" / "README.md").exists()
-    lease = acquire_lease(store, (0, 2))
-    with pytest.raises(OutputBusy, match="shards 0:2"):
-        runner.resume(str(tmp_path / "out"), quiet=True)
-    lease.release()
-    assert runner.resume(str(tmp_path / "out"), quiet=True).exit_code == 0
-    assert verify(Ledger(store)).ok

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs_pages import DOCS, PAGES, README, checkout, environment, run_page, starts_a_job
+from tests.docs_pages import (
+    DOCS,
+    PAGES,
+    README,
+    checkout,
+    environment,
+    run_page,
+    starts_a_job,
+    starts_a_server,
+)
 
 __all__ = ["checkout", "environment"]  # fixtures
 HERE = [page for page in PAGES if page != README and starts_a_job(page)]
@@ -22,3 +31,7 @@ LONG = [page for page in HERE if page.parent == TASKS and page.stem not in SHORT
 )
 def test_commands_run(page: Path, checkout: Path, environment: dict[str, str]) -> None:
     run_page(page, checkout, environment)
+
+
+def test_readme_s_servers(checkout: Path, environment: dict[str, str]) -> None:
+    run_page(README, checkout, environment, starts_a_server)

@@ -13,7 +13,9 @@ from batchgen import runner
 from batchgen.cluster.accelerators import named
 from batchgen.cluster.driver import visible_gpus
 from batchgen.cluster.gpus import device_for, weakest, weakest_of
+from batchgen.engine import batch_size
 from batchgen.errors import DamagedRecord, UsageError
+from batchgen.models.memory import MemoryNeed, StageNeed
 from batchgen.output.claim import choices_ahead
 from batchgen.output.ledger import PLAN, Ledger
 from batchgen.output.outcome import begin
@@ -40,6 +42,10 @@ from tests.fake_driver import (
 )
 
 CPU = DeviceInfo()
+NEED = MemoryNeed(
+    {one: StageNeed(1 << 30, 0, 1 << 28) for one in ("encode", "denoise", "decode")}, cache_bytes=0
+)
+KNOWN = {"model__dtype": "float32", "resources__batch_size": 8}
 Machine = Callable[..., None]
 
 
@@ -49,6 +55,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     folder = tmp_path / "bin"
     folder.mkdir()
     without_ray(monkeypatch)
+    monkeypatch.setattr(batch_size, "need_of", lambda *asked: NEED)
 
     def has(*gpus: str, script: str | None = None) -> None:
         fake_smi(folder, script or answers(gpus), monkeypatch)
@@ -191,6 +198,8 @@ def test_a_cluster_without_gpus_yet_is_not_guessed() -> None:
         weakest_of([HEAD], spec)
     assert "resources.generate.num_gpus is 1" in str(said.value)
     assert "resources.generate.accelerator_type" in str(said.value)
+    known = spec_for("in", model__dtype="float16")
+    assert weakest_of([HEAD], known).memory_bytes == 0, "the batch size is the usual one"
     assert weakest_of([HEAD], spec, may_grow=False) == CPU  # the pool itself will be refused
 
 
@@ -198,10 +207,11 @@ def test_a_cluster_is_joined_only_if_a_field_depends_on_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(T4)
-    assert device_for(spec_for("in", model__dtype="float16"), "nowhere.invalid:6379") is None
+    spec = spec_for("in", model__dtype="float16", resources__batch_size=8)
+    assert device_for(spec, "nowhere.invalid:6379") is None
     monkeypatch.setenv("RAY_ADDRESS", "nowhere.invalid:6379")
-    assert device_for(spec_for("in", model__dtype="float16"), None) is None
-    found = device_for(spec_for("in", model__dtype="float16"), "local")
+    assert device_for(spec, None) is None
+    found = device_for(spec, "local")
     assert found is not None and found.name == "Tesla T4"
 
 
@@ -209,8 +219,8 @@ def test_a_cluster_is_joined_only_if_a_field_depends_on_it(
 def test_on_the_cpu_the_plan_is_that_of_float32(tmp_path: Path, device: Any) -> None:
     source = write_prompts(tmp_path / "in.parquet", 4)
     plan = make_plan(spec_for(source), MODEL, device)
-    same = plan_for(source, model__dtype="float32")
-    assert spec_for(source).model.dtype == "auto"
+    same = plan_for(source, model__dtype="float32", resources__batch_size=8)
+    assert spec_for(source).open_fields == ("model.dtype", "resources.batch_size")
     assert plan.fingerprints == same.fingerprints
     assert plan.to_json() == same.to_json()
 
@@ -230,8 +240,11 @@ def test_a_saved_plan_without_a_dtype_is_damaged(tmp_path: Path) -> None:
     plan = plan_for(write_prompts(tmp_path / "in.parquet", 4))
     tree = json.loads(plan.to_json())
     tree["spec"]["model"]["dtype"] = "auto"
-    tree["spec_fingerprint"] = spec_for(tmp_path / "in.parquet").fingerprint
     with pytest.raises(DamagedRecord, match=r"its model\.dtype is auto"):
+        read_plan(json.dumps(tree))
+    tree["spec"]["model"]["dtype"] = "float32"
+    tree["spec"]["resources"]["batch_size"] = "auto"
+    with pytest.raises(DamagedRecord, match=r"its resources\.batch_size is auto"):
         read_plan(json.dumps(tree))
 
 
@@ -268,11 +281,12 @@ def test_an_output_keeps_its_dtype_on_every_machine(
     before = ledger.require_plan()
     machine(*gpus)
     assert runner.plan_job(spec).spec.model.dtype == "bfloat16"
+    assert runner.plan_job(spec).spec.resources.batch_size == before.spec.resources.batch_size == 2
     monkeypatch.setattr(runner, "_stream", no_stream)
     expected = f"stopped with bfloat16 in {before.fingerprint}"
     assert runner.resume(spec.output.url, quiet=True).message == expected
     assert runner.run(spec, quiet=True).message == expected
-    assert ledger.job().model.dtype == "auto"
+    assert ledger.job().open_fields == ("model.dtype", "resources.batch_size")
     assert ledger.require_plan().spec.model.dtype == "bfloat16"
     again = runner.run(spec, quiet=True, overwrite=True).message
     assert again.startswith(f"stopped with {dtype_on(weakest(visible_gpus()))} in ")
@@ -299,7 +313,7 @@ def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -
     (tmp_path / "out" / PLAN).write_text("{}")
     (tmp_path / "out/data").mkdir()
     (tmp_path / "out/data/x.parquet").write_text("x")
-    asked = spec_for("in", tmp_path / "out", model__dtype="float32")
+    asked = spec_for("in", tmp_path / "out", **KNOWN)
     assert choices_ahead(asked) is asked
     with pytest.raises(DamagedRecord):
         choices_ahead(spec_for("in", tmp_path / "out"))
@@ -311,7 +325,7 @@ def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -
 
 def test_a_dtype_that_was_asked_for_is_never_replaced(tmp_path: Path) -> None:
     saved = plan_for(write_prompts(tmp_path / "in.parquet", 4), model__dtype="bfloat16")
-    asked = spec_for("in", model__dtype="float16")
+    asked = spec_for("in", **{**KNOWN, "model__dtype": "float16"})
     assert keep_choices(asked, saved) is asked
     assert keep_choices(spec_for("in"), None).model.dtype == "auto"
     assert keep_choices(spec_for("in"), saved).model.dtype == "bfloat16"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchgen.cli import memory as told
-from batchgen.cli.memory import Group, available, fits, groups_of, host
+from batchgen.cli.memory import available, fits, host
+from batchgen.engine.batch_size import Group, groups_of, most_for, sizes_for
 from batchgen.errors import ModelError
 from batchgen.models import memory
 from batchgen.models.memory import FUSED, MemoryNeed, StageNeed, largest_batch, need_of
@@ -48,6 +51,50 @@ def test_the_largest_batch_is_the_last_that_fits() -> None:
     assert largest_batch(NEED, together, 0, ("encode", "denoise", "decode")) == 3
 
 
+def test_the_decoder_can_have_smaller_calls() -> None:
+    assert NEED.peak(FUSED, 8, 2) == 8 * GIB + GIB + 5 * GIB
+    assert NEED.peak("decode", 8, 2) == 5 * GIB
+    assert largest_batch(NEED, 25 * GIB, headroom=0, decode_size=1) == 30
+    assert largest_batch(NEED, 11 * GIB, headroom=0, decode_size=1) == 2
+
+
+@pytest.mark.parametrize(
+    ("gib", "most", "sizes"),
+    [
+        (80, 32, (32, 31)),  # 8 + 1 GiB, and 2 for each image that is decoded; 72 are used
+        (80, 16, (16, 16)),
+        (24, 32, (23, 6)),
+        (12, 32, (1, 1)),
+        (8, 32, (1, 1)),  # nothing fits
+    ],
+)
+def test_a_batch_size_is_chosen_for_a_gpu(gib: int, most: int, sizes: tuple[int, int]) -> None:
+    """The decoder alone would need a smaller batch size, so it has calls of its own."""
+    assert sizes_for(NEED, [Group((FUSED,), 1.0)], gib * GIB, most) == sizes
+
+
+def test_a_share_of_a_gpu_and_several_gpus_count() -> None:
+    assert sizes_for(NEED, [Group((FUSED,), 0.5)], 48 * GIB, 32) == (23, 6)
+    assert sizes_for(NEED, [Group((FUSED,), 2.0)], 12 * GIB, 32) == (23, 6)
+
+
+def test_a_batch_is_no_larger_than_pays_and_divides_a_shard_evenly(
+    planned: Callable[..., Plan],
+) -> None:
+    def most(**fields: Any) -> int:
+        plan = planned(**fields)
+        return most_for(plan.spec, plan.model)
+
+    sized = {"sampling__width": 512, "sampling__height": 512}
+    assert most(output__samples_per_shard=64, **sized) == 32
+    assert most(output__samples_per_shard=50, **sized) == 25
+    assert most(output__samples_per_shard=5, **sized) == 5
+    sized = {"sampling__width": 1024, "sampling__height": 1024}
+    assert most(output__samples_per_shard=64, **sized) == 8
+    sized = {"sampling__width": 4096, "sampling__height": 4096}
+    assert most(**sized) == 1
+
+
 def of(layout: str, **shares: float) -> list[Group]:
     pools = {name: Pool(num_gpus=share) for name, share in shares.items()}
     return groups_of(Resources(layout=layout, **pools))
@@ -64,18 +111,18 @@ def test_stages_with_fractions_of_a_gpu_share_one() -> None:
 
 def test_a_gpu_that_is_too_small_is_named_with_the_batch_size_that_fits() -> None:
     fused = [Group((FUSED,), 1.0)]
-    check = fits(NEED, fused, 8, "NVIDIA L40S", 45 * GIB)
+    check = fits(NEED, fused, (8, 8), "NVIDIA L40S", 45 * GIB)
     assert check.grade == "ok"
     assert check.message == (
         "a replica needs 25.0 GiB of a GPU; NVIDIA L40S has 45.0 GiB, 10% of it as reserve: batch "
         "sizes up to 15 fit"
     )
-    check = fits(NEED, fused, 8, "NVIDIA L4", 22 * GIB)
+    check = fits(NEED, fused, (8, 8), "NVIDIA L4", 22 * GIB)
     assert check.grade == "warning"
     assert check.message.endswith("set resources.batch_size to 5 or less")
-    check = fits(NEED, fused, 8, "NVIDIA T4", 8 * GIB)
+    check = fits(NEED, fused, (8, 8), "NVIDIA T4", 8 * GIB)
     assert check.grade == "warning" and "no batch size fits; choose a smaller" in check.message
-    check = fits(NEED, of("staged", denoise=2), 8, "NVIDIA L4", 22 * GIB)
+    check = fits(NEED, of("staged", denoise=2), (8, 8), "NVIDIA L4", 22 * GIB)
     assert "denoise needs 10.0 GiB of 2 GPUs, encode + decode needs 21.0 GiB of" in check.message
 
 
@@ -123,13 +170,34 @@ def ending(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 def test_a_process_that_fails_or_hangs_is_an_error(
-    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+    planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = planned()
     call = usual_call(plan.spec, plan.model)
+    monkeypatch.setenv("BATCHGEN_CACHE", str(tmp_path / "cache"))
     ending(monkeypatch, "cat >/dev/null; echo 'ImportError: no torch' >&2; exit 1")
     with pytest.raises(ModelError, match="cannot be computed: ImportError: no torch"):
         need_of(plan.model, plan.spec, call)
     ending(monkeypatch, "cat >/dev/null; exec sleep 60")
     with pytest.raises(ModelError, match="took longer than 1 s"):
         need_of(plan.model, plan.spec, call, within_s=1)
+
+
+def test_a_need_is_computed_once(
+    planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned()
+    call = usual_call(plan.spec, plan.model)
+    monkeypatch.setenv("BATCHGEN_CACHE", str(tmp_path / "cache"))
+    answer = json.dumps(asdict(NEED))
+    ending(monkeypatch, f"cat >/dev/null; echo '{answer}'")
+    assert need_of(plan.model, plan.spec, call) == NEED
+    ending(monkeypatch, "cat >/dev/null; echo no >&2; exit 1")
+    assert need_of(plan.model, plan.spec, call) == NEED
+    with pytest.raises(ModelError):
+        need_of(plan.model, plan.spec, replace(call, width=call.width * 2))
+    (kept,) = (tmp_path / "cache" / "memory").iterdir()
+    kept.write_text(kept.read_text()[:-9])  # damaged: it is computed again
+    ending(monkeypatch, f"cat >/dev/null; echo '{answer}'")
+    assert need_of(plan.model, plan.spec, call) == NEED
+    assert json.loads(kept.read_text()) == asdict(NEED)

@@ -6,8 +6,8 @@ import pytest
 
 from batchgen.engine.memory import Memory
 from batchgen.errors import OutOfMemory
-from batchgen.out_of_memory import WORDINGS, is_out_of_memory
 from batchgen.spec.sections import Resources
+from batchgen.stages.out_of_memory import WORDINGS, is_out_of_memory
 from tests.memory_errors import LACKING, OTHER
 
 
@@ -43,9 +43,9 @@ def short(batch_size: int = 8) -> Memory:
 def test_a_stage_that_runs_out_of_memory_again_stops_the_job(stage: str) -> None:
     memory = short()
     error = OutOfMemory(stage, "OutOfMemoryError: CUDA out of memory")
-    assert memory.ran_out(3, error) is None
-    assert memory.ran_out(4, error) is None, "another shard has its own second try"
-    stop = memory.ran_out(3, error)
+    assert memory.ran_out(3, error, None) is None
+    assert memory.ran_out(4, error, None) is None, "another shard has its own second try"
+    stop = memory.ran_out(3, error, None)
     assert stop is not None and memory.decode_batch_size is None
     said = str(stop)
     assert f"too little memory to {stage} 8 images at a time" in said
@@ -56,9 +56,10 @@ def test_a_stage_that_runs_out_of_memory_again_stops_the_job(stage: str) -> None
 def test_the_decoder_is_given_less_at_once_before_the_job_stops() -> None:
     memory = short()
     error = OutOfMemory("decode", "OutOfMemoryError: CUDA out of memory")
-    assert memory.ran_out(3, error) is None and memory.decode_batch_size == 1
-    assert memory.ran_out(3, error) is None
-    stop = memory.ran_out(3, error)
+    assert memory.ran_out(3, error, None) is None and memory.decode_batch_size == 1
+    assert memory.ran_out(4, error, None) is None, "its attempt began before, with 8 images"
+    assert memory.ran_out(3, error, 1) is None
+    stop = memory.ran_out(3, error, 1)
     assert stop is not None and "decode 1 image at a time" in str(stop)
     assert "resources.vae_tiling: true" in str(stop) and "--batch-size" not in str(stop)
 
@@ -66,8 +67,8 @@ def test_the_decoder_is_given_less_at_once_before_the_job_stops() -> None:
 def test_one_image_that_does_not_fit_needs_another_model_or_device() -> None:
     memory = short(batch_size=1)
     error = OutOfMemory("denoise", "OutOfMemoryError")
-    assert memory.ran_out(0, error) is None
-    stop = memory.ran_out(0, error)
+    assert memory.ran_out(0, error, None) is None
+    stop = memory.ran_out(0, error, None)
     assert stop is not None
     for remedy in ("even one image", "model.quantization", "16-bit model.dtype", "num_gpus"):
         assert remedy in str(stop)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from batchgen.errors import SpecError
+from batchgen.plan.choices import keep_choices
 from batchgen.plan.saved import compare, read_plan
 from batchgen.plan.sizes import as_planned, lowered, resized
 from batchgen.spec.sections import Resources
@@ -64,6 +65,23 @@ def test_a_job_file_that_was_edited_to_larger_calls_is_refused(now: Resources) -
     job = spec_for("in").model_copy(update={"resources": now})
     with pytest.raises(SpecError, match="a resume cannot raise it"):
         lowered(job, FOUR_AT_ONCE, None, None)
+
+
+def test_sizes_that_were_chosen_for_the_gpu_can_be_lowered() -> None:
+    job = spec_for("in")
+    assert (job.resources.batch_size, job.resources.decode_batch_size) == ("auto", None)
+    kept = lowered(job, EIGHT, None, None).resources
+    assert (kept.batch_size, kept.decode_batch_size) == ("auto", None)
+    fewer = lowered(job, EIGHT, 4, None).resources
+    assert (fewer.batch_size, fewer.decode_batch_size) == (4, None)
+    fewer = lowered(job, FOUR_AT_ONCE, 6, None).resources
+    assert (fewer.batch_size, fewer.decode_batch_size) == (6, 4)
+    fewer = lowered(job, FOUR_AT_ONCE, None, 1)
+    plan = read_plan(paper_plan([[4]], resources__batch_size=8).to_json())
+    used = resized(plan, keep_choices(fewer, plan).resources).spec.resources
+    assert (used.batch_size, used.decode_batch_size) == (8, 1)
+    with pytest.raises(SpecError, match="a resume cannot raise it"):
+        lowered(job, FOUR_AT_ONCE, None, 5)
 
 
 def test_an_earlier_resume_is_continued() -> None:

@@ -1,0 +1,33 @@
+"""Plans a job: finds its model and its device, and chooses what the spec leaves open."""
+
+from __future__ import annotations
+
+from batchgen.cluster.gpus import device_for
+from batchgen.engine.batch_size import sized
+from batchgen.models import inspect
+from batchgen.plan.choices import keep_choices, pinned
+from batchgen.plan.plan import Plan, make_plan
+from batchgen.plan.sizes import as_planned
+from batchgen.spec.sections import Resources
+from batchgen.spec.spec import Spec
+
+
+def plan_for(
+    spec: Spec, address: str | None, saved: Plan | None = None, planned: Spec | None = None
+) -> tuple[Plan, Resources]:
+    """Plan a job for local Ray, or for the cluster at ``address``.
+
+    Args:
+        spec: what the run should generate.
+        address: of the cluster, see ``cluster.addresses.joined``.
+        saved: the plan of the output that the run continues; its choices are kept.
+        planned: the spec of that plan, if the run may make smaller calls.
+
+    Returns:
+        The plan, without any ``auto``, and the resources with the sizes of this run's calls.
+    """
+    spec = keep_choices(spec, saved)
+    model, device = inspect(pinned(spec.model, saved), spec.task), device_for(spec, address)
+    spec = sized(spec, model, device)
+    plan = make_plan(as_planned(spec, planned), model, device, check_keys=saved is None)
+    return plan, spec.resources
