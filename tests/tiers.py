@@ -26,7 +26,7 @@ HEAVY = ("torch", "diffusers", "transformers", "ray")  # what no unit test loads
 GROUPS = {  # fixture -> the files whose tests use it
     "ray_session": (
         *("test_addresses", "test_engine", "test_old_outputs", "test_poison", "test_pools"),
-        *("test_ray_reads", "test_run", "test_slices", "test_tail"),
+        *("test_ray_reads", "test_run", "test_tail"),
         *("test_more_runs", "test_replica_faults"),
     ),
     "s3_server": ("test_s3_faults", "test_s3_run", "test_s3_chaos", "test_s3_long"),

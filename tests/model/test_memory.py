@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch.profiler import ProfilerActivity, profile
 
 from batchgen import models
-from batchgen.cli import main
 from batchgen.families import family_named
 from batchgen.models import memory_measure
 from batchgen.models.memory import FUSED, STAGES
@@ -25,9 +21,6 @@ from batchgen.plan.call_settings import usual_call
 from batchgen.plan.checks import settle
 from batchgen.records import GENERATOR_STATE_BYTES
 from batchgen.spec.build import build
-from batchgen.spec.model import Model, Quantization
-from tests.added_files import build_lora, named
-from tests.fake_driver import answers, fake_smi, without_ray
 from tests.family_specs import family_spec
 from tests.model_configs import write_configs
 from tests.tiny_models import build_model
@@ -126,32 +119,6 @@ def near_to_what_torch_allocates(task: str, name: str, folder: Path) -> None:
         assert need.call_bytes(size) == near, (stage, size)
 
 
-SMALL_GPU = answers(["8.0, 200, Disabled, NVIDIA Small"])
-
-
-def test_plan_and_doctor_compare_the_need_with_the_gpu(
-    prompts: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["--input", str(prompts(12)), "--output", str(tmp_path / "out")]
-    plain = CliRunner().invoke(main, ["plan", *words])
-    assert plain.exit_code == 0 and "memory" not in plain.output
-    said = CliRunner().invoke(main, ["plan", *words, "--memory"])
-    assert said.exit_code == 0, said.output
-    assert said.output.startswith(plain.output)
-    assert re.search(
-        r"memory of a replica: at batch size 8: encode .*iB, denoise .*iB, d", said.output
-    )
-    assert "largest batch size on a GPU: with 16 GiB: " in said.output
-    without_ray(monkeypatch)
-    fake_smi(tmp_path, SMALL_GPU, monkeypatch)
-    found = CliRunner().invoke(main, ["doctor", *words, "--json"])
-    checks = {check["name"]: check for check in json.loads(found.stdout)}
-    assert checks["memory of the GPU"]["grade"] == "warning"
-    message = checks["memory of the GPU"]["message"]
-    assert "NVIDIA Small has 200.0 MiB" in message and "no batch size fits" in message
-    assert checks["memory of this machine"]["grade"] == "ok"
-
-
 @pytest.mark.parametrize(
     ("dtype", "family", "grows"),
     [("float16", "stable-diffusion-xl", True), ("bfloat16", "stable-diffusion-xl", False)],
@@ -167,24 +134,6 @@ def test_half_precision_halves_all_but_a_vae_that_overflows(
     assert half.stages["denoise"].call_bytes(4) < 0.6 * whole.stages["denoise"].call_bytes(4)
     decoding = half.stages["decode"].call_bytes(4) / whole.stages["decode"].call_bytes(4)
     assert (decoding > 0.95) == grows  # ``force_upcast``: it runs in float32
-
-
-def test_adapters_and_quantization_change_the_weights(tmp_path: Path) -> None:
-    name = ("text-to-image", "stable-diffusion")
-    plain = Measured(*name, tmp_path)
-    lora = build_lora(tmp_path / "model", tmp_path / "lora", 1, ("to_q", "q_proj"))
-    section = Model(path=str(tmp_path / "model"), **named({"one": lora}))
-    added = Measured(*name, tmp_path, loras=section.loras)
-    for stage, _, weights, _ in added.real((2,)):
-        assert added.need.stages[stage].weight_bytes == weights
-    assert added.need.weights("denoise") > plain.need.weights("denoise")
-    quantised = Quantization(backend="torchao", components=("unet",))
-    small = Measured(*name, tmp_path, quantization=quantised)
-    unet = models.load_denoiser(plain.info, plain.spec).pipeline.unet
-    linear = [one.weight for one in unet.modules() if isinstance(one, torch.nn.Linear)]
-    saved = sum(one.numel() for one in linear) * 3  # one byte instead of four
-    assert small.need.weights("denoise") == plain.need.weights("denoise") - saved
-    assert small.need.weights("decode") == plain.need.weights("decode")
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684)])

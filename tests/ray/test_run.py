@@ -92,21 +92,14 @@ def test_markers_show_what_each_stage_holds(made: tuple[Path, Path]) -> None:
     assert marker.environment["torch"] and marker.attempt == 1
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"resources__layout": "staged"},
-        {"output__samples_per_shard": 7},
-    ],
-    ids=["staged", "other-shards"],
-)
 def test_bytes_do_not_depend_on_how_the_job_is_laid_out(
-    made: tuple[Path, Path], tmp_path: Path, settings: dict[str, Any]
+    made: tuple[Path, Path], tmp_path: Path
 ) -> None:
     source, output = made
-    outcome = make(source, tmp_path / "out", variants=2, **settings)
+    outcome = make(source, tmp_path / "out", variants=2, resources__layout="staged")
     assert outcome.exit_code == 0
-    assert digests_of(tmp_path / "out") == digests_of(output)
+    make_here(source, tmp_path / "other", variants=2, output__samples_per_shard=7)
+    assert digests_of(tmp_path / "out") == digests_of(output) == digests_of(tmp_path / "other")
 
 
 def test_a_longer_dataset_leaves_the_bytes_of_its_first_rows(
@@ -284,19 +277,3 @@ def test_report_and_card_tell_what_happened(made: tuple[Path, Path]) -> None:
         assert sheet.width > 1000
     plan = json.loads((output / "_batchgen" / "plan.json").read_text())
     assert plan["samples"] == 24 and plan["shards"] == 6
-
-
-def test_resume_from_elsewhere_goes_on_where_the_output_is(
-    prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts(8)
-    monkeypatch.chdir(tmp_path)
-    spec = spec_for(Path("prompts.parquet").absolute(), Path("out"))
-    ledger(tmp_path / "out").freeze(runner.plan_job(spec), spec)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out").rename(tmp_path / "moved")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    outcome = runner.resume("../moved", quiet=True)
-    assert (outcome.exit_code, outcome.accepted) == (0, 8)
-    assert verify(ledger(tmp_path / "moved")).ok
-    assert not (tmp_path / "out").exists() and not list((tmp_path / "elsewhere").iterdir())

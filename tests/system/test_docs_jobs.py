@@ -20,7 +20,7 @@ from tests.docs_pages import (
 __all__ = ["checkout", "environment"]  # fixtures
 HERE = [page for page in PAGES if page != README and starts_a_job(page)]
 TASKS = DOCS / "tasks"
-SHORT = ("text-to-image", "inpainting", "control")  # of the pages of tasks, which are much alike
+SHORT = ("control",)  # of the pages of tasks, which are much alike
 LONG = [page for page in HERE if page.parent == TASKS and page.stem not in SHORT]
 
 

@@ -15,6 +15,7 @@ from batchgen.storage import open_store
 from tests.datasets_on_disk import write_prompts
 from tests.fake_driver import ANSWERS, fake_smi
 
+pytestmark = pytest.mark.long
 RUN = """
 import ray, sys
 from batchgen import runner

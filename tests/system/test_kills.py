@@ -40,6 +40,7 @@ def test_a_killed_replica_loses_and_changes_nothing(source: Path) -> None:
     assert tally.exit_codes == [0]
 
 
+@pytest.mark.long
 def test_killed_daemons_of_ray_lose_and_change_nothing(source: Path) -> None:
     tally = kill_daemons(source, source.parent / "daemons", STEPS)
     assert tally.clean and tally.kills == 2, tally

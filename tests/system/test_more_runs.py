@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +12,19 @@ from batchgen import runner
 from batchgen.errors import OutputBusy, PlanChanged, SpecError
 from batchgen.output.lease import acquire_lease
 from batchgen.output.ledger import Ledger
+from batchgen.output.outcome import Outcome
 from batchgen.output.verify import verify
 from batchgen.storage import open_store
 from tests.conftest import LOGICAL_CPUS
 from tests.outputs import digests_of, spec_for
 from tests.ray.test_run import ledger, make, make_here
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.long]
+pytestmark = pytest.mark.usefixtures("ray_session")
+long = pytest.mark.long
 Prompts = Callable[..., Path]
 
 
+@long
 def test_bytes_do_not_depend_on_the_number_of_replicas(prompts: Prompts, tmp_path: Path) -> None:
     source = prompts(12)
     make_here(source, tmp_path / "one")
@@ -29,6 +33,7 @@ def test_bytes_do_not_depend_on_the_number_of_replicas(prompts: Prompts, tmp_pat
     assert digests_of(tmp_path / "two") == digests_of(tmp_path / "one")
 
 
+@long
 def test_a_resume_with_smaller_calls(prompts: Prompts, tmp_path: Path) -> None:
     source, output = prompts(12), tmp_path / "out"
     make_here(source, output)
@@ -50,6 +55,7 @@ def test_a_resume_with_smaller_calls(prompts: Prompts, tmp_path: Path) -> None:
         make(source, output, resources__batch_size=1)
 
 
+@long
 def test_a_part_leaves_the_rest_pending(prompts: Callable[..., Path], tmp_path: Path) -> None:
     spec = spec_for(prompts(11), tmp_path / "out")
     outcome = runner.run(spec, quiet=True, shards="2:")
@@ -64,3 +70,46 @@ def test_a_part_leaves_the_rest_pending(prompts: Callable[..., Path], tmp_path: 
     lease.release()
     assert runner.resume(str(tmp_path / "out"), quiet=True).exit_code == 0
     assert verify(Ledger(store)).ok
+
+
+@long
+def test_resume_from_elsewhere_goes_on_where_the_output_is(
+    prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts(8)
+    monkeypatch.chdir(tmp_path)
+    spec = spec_for(Path("prompts.parquet").absolute(), Path("out"))
+    ledger(tmp_path / "out").freeze(runner.plan_job(spec), spec)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = runner.resume("../moved", quiet=True)
+    assert (outcome.exit_code, outcome.accepted) == (0, 8)
+    assert verify(ledger(tmp_path / "moved")).ok
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_two_runs_at_once_make_what_one_makes(prompts: Callable[..., Path], tmp_path: Path) -> None:
+    source = prompts(11)
+    make_here(source, tmp_path / "one")
+    spec, outcomes = spec_for(source, tmp_path / "two"), dict[str, Outcome]()
+
+    def make(shards: str) -> None:
+        outcomes[shards] = runner.run(spec, quiet=True, shards=shards)
+
+    threads = [threading.Thread(target=make, args=(shards,)) for shards in ("0:1", "1:3")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first, second = outcomes["0:1"], outcomes["1:3"]
+    assert (first.exit_code, first.shards, first.planned) == (0, 1, 4)
+    assert (second.exit_code, second.shards, second.planned) == (0, 2, 7)
+    assert digests_of(tmp_path / "two") == digests_of(tmp_path / "one")
+    found = ledger(tmp_path / "two")
+    findings = verify(found)
+    assert findings.ok and findings.accepted == 11
+    assert [marker.attempt for marker in found.markers(range(3))] == [1, 1, 1]
+    assert (tmp_path / "two" / "_batchgen" / "report.html").exists()  # of the one that ended last
+    said = sorted(outcome.message.partition(";")[2] for outcome in outcomes.values())
+    assert any("no other shard is pending" in text for text in said), said

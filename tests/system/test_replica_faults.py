@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,11 +118,15 @@ def test_a_run_that_rejects_everything_stops_early_and_says_why(
     assert (finished.exit_code, finished.rejected, finished.pending) == (0, 1000, 0)
 
 
-@pytest.mark.parametrize("seed", [POISON_SEED, RAISE_SEED], ids=["dies", "raises"])
-def test_a_row_is_left_out_of_staged_pools(
-    prompts: Callable[..., Path], tmp_path: Path, seed: int
+@pytest.mark.parametrize(
+    ("pools", "seed"),
+    [(FUSED, RAISE_SEED), (STAGED, POISON_SEED), (STAGED, RAISE_SEED)],
+    ids=["fused-raises", "staged-dies", "staged-raises"],
+)
+def test_the_row_is_left_out_and_the_rest_has_its_bytes(
+    prompts: Callable[..., Path], tmp_path: Path, pools: Any, seed: int
 ) -> None:
-    leaves_out_the_row(prompts, tmp_path, STAGED, seed)
+    leaves_out_the_row(prompts, tmp_path, pools, seed)
 
 
 def test_a_replica_that_is_stuck_is_started_anew(

@@ -137,6 +137,7 @@ def test_a_job_that_fails_gives_its_exit_code(cluster: Cluster) -> None:
     assert "nowhere.parquet" in done.stdout
 
 
+@pytest.mark.long
 def test_a_job_is_left_alone_and_stopped_from_another_shell(cluster: Cluster) -> None:
     more = ("--no-wait", "--submission-id", "left-alone", "--steps", "50")
     done = cluster.batchgen(*words_of(cluster, "long", 200, *more))
