@@ -29,5 +29,7 @@ def plan_for(
     spec = keep_choices(spec, saved)
     model, device = inspect(pinned(spec.model, saved), spec.task), device_for(spec, address)
     spec = sized(spec, model, device)
-    plan = make_plan(as_planned(spec, planned), model, device, check_keys=saved is None)
+    if saved is None:
+        return make_plan(spec, model, device), spec.resources
+    plan = make_plan(as_planned(spec, planned), model, device, check_keys=False)
     return plan, spec.resources

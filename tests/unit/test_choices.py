@@ -308,6 +308,34 @@ def test_a_plan_that_was_not_used_is_made_for_the_new_machine(
     assert ledger.require_plan().spec.model.dtype == "bfloat16"
 
 
+def test_the_batch_size_is_that_of_the_gpu_and_stays(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_prompts(tmp_path / "in.parquet", 128)
+    spec = spec_for(source, tmp_path / "out")
+    sizes: list[int] = []
+
+    def no_stream(plan: Any, *rest: object) -> str:
+        sizes.append(plan.spec.resources.batch_size)
+        return "stopped"
+
+    monkeypatch.setattr(runner, "_stream", no_stream)
+    ledger = Ledger(open_store(spec.output.url))
+    for gpus, size in (((L40S,), 64), ((T4,), 42), ((), 8), ((T4,), 42)):  # 64 are a shard
+        machine(*gpus)
+        runner.run(spec, quiet=True) if not sizes else runner.resume(spec.output.url, quiet=True)
+        assert sizes.pop() == ledger.require_plan().spec.resources.batch_size == size
+        sizes.append(0)
+    make_output(ledger.require_plan(), ledger)
+    ledger.withdraw(1)
+    machine(L40S)
+    runner.resume(spec.output.url, quiet=True)
+    runner.resume(spec.output.url, quiet=True, batch_size=4)
+    runner.resume(spec.output.url, quiet=True)
+    assert sizes[-3:] == [42, 4, 4]
+    assert ledger.require_plan().spec.resources.batch_size == 42
+
+
 def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -> None:
     (tmp_path / "out" / PLAN).parent.mkdir(parents=True)
     (tmp_path / "out" / PLAN).write_text("{}")
