@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,6 @@ BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_HERE = {"make test", ". .venv/bin/activate"}  # these tests are part of the first
 STARTS_A_JOB = re.compile(r"^(batchgen|make) (run|resume|replay|submit|demo)\b", re.MULTILINE)
 S3_SERVER = "tests.object_store.server"  # in blocks that need programs beside Python's
-HEAD = "ray start --head"  # in blocks that start a cluster
 
 
 def blocks(page: Path) -> list[str]:
@@ -73,18 +72,9 @@ def starts_a_job(page: Path) -> bool:
     return any(STARTS_A_JOB.search(block) for block in blocks(page))
 
 
-def starts_a_server(block: str) -> bool:
-    return S3_SERVER in block or HEAD in block
-
-
-def run_page(
-    page: Path,
-    checkout: Path,
-    env: dict[str, str],
-    chosen: Callable[[str], bool] = lambda block: True,
-) -> None:
-    """Run the chosen blocks of the page, in order, on the output of `make demo`."""
-    shown = [block for block in blocks(page) if chosen(block)]
+def run_page(page: Path, checkout: Path, env: dict[str, str]) -> None:
+    """Run every block of the page, in order, on the output of `make demo`."""
+    shown = blocks(page)
     if "make demo" not in shown and not (checkout / "out" / "demo").exists():
         subprocess.run(["make", "demo"], cwd=checkout, env=env, check=True, capture_output=True)
     left_out = S3_SERVER if missing() and not os.environ.get("CI") else None

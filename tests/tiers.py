@@ -26,14 +26,13 @@ HEAVY = ("torch", "diffusers", "transformers", "ray")  # what no unit test loads
 GROUPS = {  # fixture -> the files whose tests use it
     "ray_session": (
         *("test_addresses", "test_engine", "test_old_outputs", "test_poison", "test_pools"),
-        *("test_ray_reads", "test_run", "test_tail"),
-        *("test_more_runs", "test_replica_faults"),
+        *("test_more_runs", "test_ray_reads", "test_replica_faults", "test_run", "test_tail"),
     ),
     "s3_server": ("test_s3_faults", "test_s3_run", "test_s3_chaos", "test_s3_long"),
 }
 GROUP = {file: fixture for fixture, files in GROUPS.items() for file in files}
 LONG = (  # the longest first
-    *("test_docs", "test_engine", "test_docs_jobs", "test_s3_run", "test_crash"),
+    *("test_engine", "test_docs_commands", "test_s3_run", "test_crash"),
     *("test_memory_of_families", "test_no_sync_of_families", "test_families_in_16_bits"),
     *("test_gpu_benchmark", "test_gpu_runs", "test_family_stream", "test_additions"),
     *("test_cluster", "test_session", "test_submit", "test_launcher", "test_s3_long"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,6 @@ import pytest
 import ray
 from ray.data import DataContext
 from ray.data._internal.usage.collector import usage_collection_disabled
-from safetensors.torch import load_file, save_file
 
 from batchgen import runner
 from batchgen.attempts import News
@@ -24,13 +22,12 @@ from batchgen.errors import (
     StorageFailed,
     UsageError,
 )
-from batchgen.output.ledger import FailedMarker, Ledger, Marker
+from batchgen.output.ledger import FailedMarker, Marker
 from batchgen.output.verify import verify
 from batchgen.progress.display import Tally
 from batchgen.report.finalize import finalize
 from batchgen.shard import frames
 from batchgen.shard.frames import Frame
-from batchgen.storage import open_store
 from tests.datasets_on_disk import plan_for
 from tests.outputs import spec_for
 from tests.replica_faults import Drawing, Healed, Unstartable, job, stream
@@ -118,33 +115,6 @@ def test_a_demand_that_cannot_be_met_is_said_at_once(
     greedy = spec_for(prompts(["fine"]), tmp_path / "gpu", resources__generate={"num_gpus": 3})
     with pytest.raises(UsageError, match="3 GPU free"):
         runner.run(greedy, quiet=True)
-
-
-@pytest.fixture
-def broken_model(tmp_path: Path) -> Path:
-    """The shipped model with NaN in the last layer of its U-Net."""
-    model = tmp_path / "broken"
-    shutil.copytree(Path(runner.__file__).parent / "shipped" / "digits-shapes", model)
-    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    tensors["conv_out.weight"] = tensors["conv_out.weight"] * float("nan")
-    save_file(tensors, weights, metadata={"format": "pt"})
-    return model
-
-
-def test_a_hopeless_job_stops_early(
-    prompts: Callable[..., Path], tmp_path: Path, broken_model: Path
-) -> None:
-    output = tmp_path / "out"
-    spec = spec_for(prompts(["fine"] * 40), output, model__path=str(broken_model))
-    outcome = runner.run(spec, quiet=True)
-    assert outcome.exit_code == 2 and "policy.failed_limit" in outcome.message
-    assert outcome.pending > 0
-    (reason,) = outcome.reasons
-    assert reason.reason == "non-finite" and reason.count == outcome.failed
-    ledger = Ledger(open_store(str(output)))
-    marker = next(ledger.markers(ledger.states(ledger.require_plan()).committed))
-    assert marker.counts.failed == 4 and marker.reasons == {"non-finite": 4}
 
 
 def test_the_driver_hears_of_what_is_not_committed_yet(

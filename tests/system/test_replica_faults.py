@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from batchgen import runner
 from batchgen.engine.actors import Generate, StageActor
@@ -141,3 +143,30 @@ def test_a_replica_that_is_stuck_is_started_anew(
     assert isinstance(marker, Marker)
     assert (marker.counts.accepted, marker.counts.failed) == (3, 1)
     assert marker.reasons == {"fails-its-shard": 1}
+
+
+@pytest.fixture
+def broken_model(tmp_path: Path) -> Path:
+    """The shipped model with NaN in the last layer of its U-Net."""
+    model = tmp_path / "broken"
+    shutil.copytree(Path(runner.__file__).parent / "shipped" / "digits-shapes", model)
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.weight"] = tensors["conv_out.weight"] * float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    return model
+
+
+def test_a_hopeless_job_stops_early(
+    prompts: Callable[..., Path], tmp_path: Path, broken_model: Path
+) -> None:
+    output = tmp_path / "out"
+    spec = spec_for(prompts(["fine"] * 40), output, model__path=str(broken_model))
+    outcome = runner.run(spec, quiet=True)
+    assert outcome.exit_code == 2 and "policy.failed_limit" in outcome.message
+    assert outcome.pending > 0
+    (reason,) = outcome.reasons
+    assert reason.reason == "non-finite" and reason.count == outcome.failed
+    ledger = Ledger(open_store(str(output)))
+    marker = next(ledger.markers(ledger.states(ledger.require_plan()).committed))
+    assert marker.counts.failed == 4 and marker.reasons == {"non-finite": 4}

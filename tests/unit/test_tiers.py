@@ -55,7 +55,7 @@ def test_the_files_that_run_first_exist() -> None:
         ("batchgen/families/sana.py", "tests/model/test_family_stream.py", 3),
         ("batchgen/cli/stores.py", "tests/ray/test_s3_run.py", 2),  # by `python -m batchgen`
         ("tests/tiny_models.py", "tests/model/test_stages.py", 0),
-        ("docs/output.md", "tests/ray/test_docs.py", 0),
+        ("docs/output.md", "tests/unit/test_docs.py", 0),
         ("pyproject.toml", "tests/unit/test_plan.py", 0),
     ],
 )

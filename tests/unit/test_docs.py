@@ -1,10 +1,12 @@
-"""The docs are true: README's commands run, pages show what the code has, links lead somewhere."""
+"""The docs are true: pages show what the code has, and links lead somewhere.
+
+`tests/system/test_docs_commands.py` runs their commands.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,31 +14,9 @@ from batchgen.cli import task_pages
 from batchgen.spec.model import Section
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import TASK_NAMES
-from tests.docs_pages import (
-    DOCS,
-    PAGES,
-    README,
-    ROOT,
-    blocks,
-    checkout,
-    environment,
-    run_page,
-    starts_a_job,
-    starts_a_server,
-)
+from tests.docs_pages import DOCS, PAGES, ROOT, blocks
 
-__all__ = ["checkout", "environment"]  # fixtures
 LINK = re.compile(r"\]\(([^)#]+)\)")
-HERE = [README, *(page for page in PAGES if page != README and not starts_a_job(page))]
-
-
-@pytest.mark.parametrize("page", HERE, ids=lambda page: page.name)
-def test_commands_run(page: Path, checkout: Path, environment: dict[str, str]) -> None:
-    """README, and the pages that start no job; `tests/system/test_docs_jobs.py` runs the others.
-
-    It also runs README's blocks that start an S3 server or a cluster.
-    """
-    run_page(page, checkout, environment, lambda block: not starts_a_server(block))
 
 
 def test_every_page_has_a_command_and_no_dead_link() -> None:

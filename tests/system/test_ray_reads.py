@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from batchgen.output.ledger import DATA
 from tests.every_format import digests, expected_pixels, whole
 
 __all__ = ["whole"]  # a fixture
+pytestmark = pytest.mark.long
 
 
 def test_ray_reads_parquet_and_webdataset(whole: Path, ray_session: None) -> None:
