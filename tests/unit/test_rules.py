@@ -24,6 +24,7 @@ HEAVY = ("torch", "ray", "diffusers", "transformers", "pyarrow", "pydantic", "nu
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 HELP_CPU_S = 0.5
+MOST_ROOMS, MOST_FLOORS = 24, 10
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def test_the_house_is_read_whole() -> None:
 
 def test_every_module_has_its_floor() -> None:
     assert imports().keys() == FLOOR.keys()
+    assert len(FLOOR) <= MOST_ROOMS and max(FLOOR.values()) <= MOST_FLOORS
 
 
 def test_the_page_about_the_code_is_that_of_the_code() -> None:
