@@ -5,8 +5,8 @@
 A first job of 64 rows makes real images. Then the replicas of a job of ``--rows`` rows write the
 images of the first one as those of every shard, and compute nothing; all else is the real run: the
 plan, Ray, readers, shards on a local disk, markers, counts, the report. The driver's memory is
-compared at 100,000 rows and at the end. Then the markers of the last ``--left`` of the shards are
-removed, and a resume is timed from Ray's start to the first new shard.
+compared after a tenth of the rows and at the end. Then the markers of the last ``--left`` of the
+shards are removed, and a resume is timed from Ray's start to the first new shard.
 
 Writes ``results/million.json``. A million rows need 3 GB and some minutes; ``--work`` names the
 folder for them.
@@ -50,7 +50,6 @@ from benchmarks.sleepers import machine
 
 RESULTS = Path(__file__).parent / "results" / "million.json"
 SHARD = 64
-FEW = 100_000  # rows after which the driver's memory is first read
 REPLICAS = 2
 
 
@@ -89,8 +88,8 @@ def spec_for(folder: Path, name: str, rows: int) -> Spec:
 class Watch:
     """What the driver tells and needs while it runs: its phases, shards and memory."""
 
-    def __init__(self) -> None:
-        self.began = time.time()
+    def __init__(self, step: int) -> None:
+        self.step = step
         self.phases: list[tuple[str, float]] = []
         self.first: float | None = None  # when a replica began with the first shard
         self.rows = 0
@@ -100,7 +99,7 @@ class Watch:
         self.rows += SHARD
         if self.first is None:
             self.first = float(event.environment["began"])
-        if self.rows // FEW != (self.rows - SHARD) // FEW:
+        if self.rows // self.step != (self.rows - SHARD) // self.step:
             self.bytes_at[self.rows] = psutil.Process().memory_info().rss
 
     def since_ray(self) -> float:
@@ -111,9 +110,9 @@ class Watch:
 
 
 @contextmanager
-def watched() -> Iterator[Watch]:
+def watched(step: int) -> Iterator[Watch]:
     """Replicas that copy instead of those that generate, and a record of what the driver does."""
-    watch, count, enter = Watch(), runner.count, Progress.enter_phase
+    watch, count, enter = Watch(step), runner.count, Progress.enter_phase
     pools: Pools = [(Copying, Reservation(REPLICAS, REPLICAS, 0.5, 0, start_replicas=REPLICAS))]
 
     def counted(tally: Any, event: Any, made: bool = False) -> None:
@@ -135,8 +134,8 @@ def watched() -> Iterator[Watch]:
         Progress.enter_phase = enter  # type: ignore[method-assign]
 
 
-def whole(spec: Spec) -> tuple[dict[str, Any], Outcome]:
-    with watched() as watch:
+def whole(spec: Spec, rows: int) -> tuple[dict[str, Any], Outcome]:
+    with watched(rows // 10) as watch:
         outcome = runner.run(spec, quiet=True)
     points = sorted(watch.bytes_at.items())
     (few, low), (many, high) = points[0], points[-1]
@@ -144,7 +143,7 @@ def whole(spec: Spec) -> tuple[dict[str, Any], Outcome]:
         "rows": watch.rows,
         "seconds": round(outcome.seconds, 1),
         "driver_mib": {rows: round(size / 2**20, 1) for rows, size in points},
-        "driver_bytes_a_row": round((high - low) / (many - few), 1) if many > few else None,
+        "driver_bytes_a_row": round((high - low) / (many - few), 1),
     }, outcome
 
 
@@ -155,7 +154,7 @@ def resumed(output: Path, left: float) -> dict[str, Any]:
     for shard in removed:
         ledger.withdraw(shard)
     began = time.time()
-    with watched() as watch:
+    with watched(plan.samples) as watch:
         outcome = runner.resume(str(output), quiet=True)
     (started,) = (when for text, when in watch.phases if text == "starting Ray")
     assert outcome.pending == 0 and watch.rows == len(removed) * SHARD
@@ -177,7 +176,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="million-", dir=given.work) as name:
         folder = Path(name)
         assert runner.run(spec_for(folder, "first", SHARD), quiet=True).exit_code == 0
-        found, outcome = whole(spec_for(folder, "many", given.rows))
+        found, outcome = whole(spec_for(folder, "many", given.rows), given.rows)
         assert outcome.pending == 0, outcome.message
         print(json.dumps(found, indent=1), flush=True)
         found = {"run": found, "resume": resumed(folder / "many", given.left)}
