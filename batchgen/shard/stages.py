@@ -29,7 +29,6 @@ from batchgen.shard.prepare import Prepared, left_out, prepare
 from batchgen.shard.work import Notes, ShardWork, Trial
 
 if TYPE_CHECKING:
-    from batchgen.records import ImageBatch
     from batchgen.stages.decode import Decoder
     from batchgen.stages.denoise import Denoiser
     from batchgen.stages.encode import Encoder
