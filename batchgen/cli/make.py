@@ -236,5 +236,7 @@ def _show_plan(spec: Spec, as_json: bool, memory: bool = False, address: str | N
         f"plan     spec {made.fingerprints.spec[:12]}, input {made.fingerprints.input[:12]}, "
         f"weights {made.model.manifest_sha256[:12]}"
     )
+    for note in made.notes:
+        echo(f"note     {note}")
     for check in checks:
         echo(f"{check.name}: {check.message}")

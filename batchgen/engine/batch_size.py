@@ -58,28 +58,30 @@ def largest(
     )
 
 
-def sized(spec: Spec, model: ModelInfo, device: DeviceInfo | None) -> Spec:
+def sized(spec: Spec, model: ModelInfo, device: DeviceInfo | None) -> tuple[Spec, tuple[str, ...]]:
     """The spec with sizes of calls for the GPU, if its batch size is ``auto``.
 
     It stays ``auto`` for a CPU, for a GPU whose memory is not known, and for a model whose need
-    cannot be computed: there planning takes the usual size.
+    cannot be computed: there planning takes the usual size. Also returns what to tell about that.
 
     Raises:
         SpecError: a setting that the model does not support.
     """
     if spec.resources.batch_size != AUTO or device is None or not device.memory_bytes:
-        return spec
+        return spec, ()
     planned = chosen(settle(spec, model), device)
     try:
         need = need_of(model, planned, usual_call(planned, model))
-    except ModelError:
-        return spec
+    except ModelError as error:
+        usual = spec.resources.micro_batch
+        return spec, (f"resources.batch_size: auto is {usual} for this output, since {error}",)
     groups = [one for one in groups_of(spec.resources) if one.gpus]
     batch, decode = sizes_for(need, groups, device.memory_bytes, most_for(planned, model))
     asked = spec.resources.decode_batch_size
     if asked is not None:
         batch, decode = max(batch, asked), asked
-    return with_choices(spec, spec.model.dtype, batch, None if decode == batch else decode)
+    decode_size = None if decode == batch else decode
+    return with_choices(spec, spec.model.dtype, batch, decode_size), ()
 
 
 def most_for(planned: Spec, model: ModelInfo) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from batchgen.cluster.gpus import device_for
 from batchgen.engine.batch_size import sized
 from batchgen.models import inspect
@@ -28,8 +30,8 @@ def plan_for(
     """
     spec = keep_choices(spec, saved)
     model, device = inspect(pinned(spec.model, saved), spec.task), device_for(spec, address)
-    spec = sized(spec, model, device)
+    spec, notes = sized(spec, model, device)
     if saved is None:
-        return make_plan(spec, model, device), spec.resources
+        return replace(make_plan(spec, model, device), notes=notes), spec.resources
     plan = make_plan(as_planned(spec, planned), model, device, check_keys=False)
     return plan, spec.resources

@@ -9,6 +9,7 @@ import ray
 
 from batchgen.cluster.join import nodes_that_stay
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate, StageActor
+from batchgen.engine.batch_size import SHARES
 from batchgen.plan.plan import Plan
 from batchgen.spec.sections import Pool
 
@@ -55,9 +56,9 @@ def pools_of(plan: Plan, shards: int) -> Pools:
         wanted = [(Generate, resources.generate, 0.9, 1.0)]
     else:
         wanted = [
-            (Encode, resources.encode, 0.1, 0.1),  # on a GPU, as in ``fused``
-            (Denoise, resources.denoise, 0.6, 0.8),
-            (Decode, resources.decode, 0.2, 0.1),
+            (Encode, resources.encode, 0.1, SHARES["encode"]),  # on a GPU, as in ``fused``
+            (Denoise, resources.denoise, 0.6, SHARES["denoise"]),
+            (Decode, resources.decode, 0.2, SHARES["decode"]),
         ]
     pools = [
         (actor, _reservation(pool, cpu_share, gpu_share if gpus else 0.0, shards))

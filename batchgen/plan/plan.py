@@ -90,7 +90,7 @@ class Plan:
     """Everything that decides which samples exist, and fingerprints of their sources.
 
     ``device`` is not saved: it is that of the machine or cluster for which the plan was made, None
-    if it was not asked.
+    if it was not asked. Neither are ``notes``, which a user should read before the run.
     """
 
     spec: Spec
@@ -100,6 +100,7 @@ class Plan:
     rows: int
     frozen: Frozen | None = field(default=None, compare=False)
     device: DeviceInfo | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def samples(self) -> int:

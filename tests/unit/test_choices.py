@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -14,7 +14,7 @@ from batchgen.cluster.accelerators import named
 from batchgen.cluster.driver import visible_gpus
 from batchgen.cluster.gpus import device_for, weakest, weakest_of
 from batchgen.engine import batch_size
-from batchgen.errors import DamagedRecord, UsageError
+from batchgen.errors import DamagedRecord, ModelError, UsageError
 from batchgen.models.memory import MemoryNeed, StageNeed
 from batchgen.output.claim import choices_ahead
 from batchgen.output.ledger import PLAN, Ledger
@@ -334,6 +334,25 @@ def test_the_batch_size_is_that_of_the_gpu_and_stays(
     runner.resume(spec.output.url, quiet=True)
     assert sizes[-3:] == [42, 4, 4]
     assert ledger.require_plan().spec.resources.batch_size == 42
+
+
+def test_a_need_that_cannot_be_computed_is_said(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*asked: object) -> NoReturn:
+        raise ModelError("model tiny: its memory cannot be computed: exit code -9")
+
+    source = write_prompts(tmp_path / "in.parquet", 64)
+    machine(L40S)
+    monkeypatch.setattr(batch_size, "need_of", killed)
+    monkeypatch.setattr(runner, "_stream", no_stream)
+    spec = spec_for(source, tmp_path / "out")
+    plan = runner.plan_job(spec)
+    assert plan.spec.resources.batch_size == 8
+    (note,) = plan.notes
+    assert note.startswith("resources.batch_size: auto is 8") and note.endswith("exit code -9")
+    runner.run(spec, quiet=True)
+    assert note in Ledger(open_store(spec.output.url)).logs()
 
 
 def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -> None:
