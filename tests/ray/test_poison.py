@@ -67,13 +67,20 @@ class Poisoned(Generate):
 
 
 class TensorEncoder(ArithmeticEncoder):
-    """Tensors, as they travel between pools."""
+    """Tensors, as they travel between pools.
 
-    def __call__(self, batch: ConditionBatch) -> EncodedBatch:
+    torch is imported while the replica loads, as by real stages, not by two threads at once.
+    """
+
+    def __init__(self) -> None:
         import torch
 
+        super().__init__()
+        self._tensor = torch.as_tensor
+
+    def __call__(self, batch: ConditionBatch) -> EncodedBatch:
         encoded = super().__call__(batch)
-        facts = torch.as_tensor(encoded.prompts["facts"])  # (n, 4)
+        facts = self._tensor(encoded.prompts["facts"])  # (n, 4)
         return replace(encoded, prompts={"facts": facts}, generator_states=facts[:, :1])
 
 
