@@ -124,7 +124,7 @@ def watched(step: int) -> Iterator[Watch]:
         enter(progress, text)
 
     before = start.pools_of
-    start.pools_of = lambda plan, shards: pools
+    start.pools_of = lambda *_: pools
     runner.count = counted
     Progress.enter_phase = entered  # type: ignore[method-assign]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from batchgen.plan.plan import Plan
 from batchgen.spec.sections import Pool
 
 SLIVER = 0.001  # what Ray requests of ``accelerator_type:X``; every such node offers 1 of it
+EXACT = 1e-9  # fractions of a resource add up with errors of rounding
 GPU_CPUS = 0.5  # CPUs of a replica on a GPU: it waits for the device most of the time
 
 Amounts = Mapping[str, float]
@@ -23,8 +25,9 @@ Amounts = Mapping[str, float]
 class Reservation:
     """The resources that one replica of a pool reserves, and the pool's size.
 
-    The pool starts with ``start_replicas``. It grows up to ``max_replicas`` while it is busy and
-    nodes have room.
+    The pool starts with ``start_replicas`` and keeps them: Ray Data would release replicas of a
+    pool while its first shards are still on their way, each after it has loaded its model. It grows
+    up to ``max_replicas`` while it is busy and nodes have room.
     """
 
     min_replicas: int
@@ -47,8 +50,16 @@ class Reservation:
 Pools = Sequence[tuple[type[StageActor], Reservation]]
 
 
-def pools_of(plan: Plan, shards: int) -> Pools:
-    """The layout's pools: actor class and reservation, never more replicas than shards."""
+def pools_of(plan: Plan, shards: int, nodes_may_join: bool = True) -> Pools:
+    """The layout's pools: actor class and reservation, never more replicas than shards.
+
+    Args:
+        plan: the plan of the job.
+        shards: number of shards to generate.
+        nodes_may_join: the cluster may become larger during the run. Where it may not, encoders
+            and decoders are at most half as many as denoisers unless the spec says how many: their
+            queues are full for a moment at the start, and each one more takes seconds to load.
+    """
     resources = plan.spec.resources
     gpus = ray.cluster_resources().get("GPU", 0.0)
     wanted: list[tuple[type[StageActor], Pool, float, float]]  # with default CPUs and GPUs
@@ -70,12 +81,25 @@ def pools_of(plan: Plan, shards: int) -> Pools:
             room.take(reservation.demand)
     # Staged: denoising is most of the work, so its pool starts with all the room that the other
     # pools' minimum leaves. Ray Data would add replicas one by one, each after it has loaded.
-    return [
+    started = [
         (actor, replace(one, start_replicas=one.min_replicas))
         if actor in (Encode, Decode)
         else (actor, _started(one, room))
         for actor, one in pools
     ]
+    if nodes_may_join or resources.layout == "fused":
+        return started
+    half = -(-dict(started)[Denoise].start_replicas // 2)
+    asked = {Encode: resources.encode.max_replicas, Decode: resources.decode.max_replicas}
+    return [
+        (actor, _at_most(half, one) if actor in asked and asked[actor] is None else one)
+        for actor, one in started
+    ]
+
+
+def _at_most(replicas: int, reservation: Reservation) -> Reservation:
+    limit = max(reservation.min_replicas, min(reservation.max_replicas, replicas))
+    return replace(reservation, max_replicas=limit)
 
 
 def _reservation(pool: Pool, cpu_share: float, gpu_share: float, shards: int) -> Reservation:
@@ -116,19 +140,40 @@ def described(pools: Pools) -> str:
 
 
 class Room:
-    """The free resources of a cluster, node by node."""
+    """The free resources of a cluster, node by node; of GPUs, device by device."""
 
     def __init__(self, nodes: Sequence[Amounts]) -> None:
-        self._free = [dict(node) for node in nodes]
+        self._free = [Free(node) for node in nodes]
 
     def take(self, demand: Amounts) -> bool:
         """Take the demand from the first node that can meet it; False if no node can."""
-        for node in self._free:
-            if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in demand.items()):
-                for name, amount in demand.items():
-                    node[name] -= amount
-                return True
-        return False
+        return any(node.take(demand) for node in self._free)
+
+
+class Free:
+    """What is free on one node. A fraction of a GPU must fit into one GPU, as Ray gives it out."""
+
+    def __init__(self, node: Amounts) -> None:
+        self._amounts = {name: amount for name, amount in node.items() if name != "GPU"}
+        self._gpus = [1.0] * int(node.get("GPU", 0.0))
+
+    def take(self, demand: Amounts) -> bool:
+        """Take the demand; False, and nothing taken, if it does not fit."""
+        rest = {name: amount for name, amount in demand.items() if name != "GPU"}
+        wanted = demand.get("GPU", 0.0)
+        each = min(1.0, wanted)
+        fitting = [place for place, free in enumerate(self._gpus) if free >= each - EXACT]
+        count = math.ceil(wanted)
+        if len(fitting) < count or any(
+            self._amounts.get(name, 0.0) < amount - EXACT for name, amount in rest.items()
+        ):
+            return False
+        # The fullest first, so that whole GPUs stay free for replicas that need them.
+        for place in sorted(fitting, key=lambda place: self._gpus[place])[:count]:
+            self._gpus[place] -= each
+        for name, amount in rest.items():
+            self._amounts[name] -= amount
+        return True
 
 
 def lacking(pools: Pools, nodes: Sequence[Amounts]) -> tuple[str, Reservation] | None:

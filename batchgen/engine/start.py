@@ -36,8 +36,8 @@ def ready(
     progress.enter_phase(f"joining Ray at {address}" if address else "starting Ray")
     with cluster(address) as joined:
         refuse_hidden_gpu(plan.spec)
-        await_room(pools_of(plan, shards), joined, progress.say)
-        pools = pools_of(plan, shards)  # again: nodes may have joined during the wait
+        await_room(pools_of(plan, shards, joined), joined, progress.say)
+        pools = pools_of(plan, shards, joined)  # again: nodes may have joined during the wait
         refuse_unshared(_local_paths(plan, ledger))
         if plan.spec.model.dtype == "float32" and any(one.num_gpus for _, one in pools):
             progress.say(SLOW_ON_GPU)

@@ -68,9 +68,8 @@ def generate(
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                min_size=reservation.min_replicas,
+                min_size=reservation.start_replicas,
                 max_size=reservation.max_replicas,
-                initial_size=reservation.start_replicas,
                 max_concurrent_calls_per_actor=plan.spec.resources.shards_in_flight,
                 enable_true_multi_threading=True,
             ),

@@ -38,9 +38,11 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return have
 
 
-def shares(tmp_path: Path, count: int, **resources: Any) -> dict[type, Reservation]:
+def shares(
+    tmp_path: Path, count: int, nodes_may_join: bool = True, **resources: Any
+) -> dict[type, Reservation]:
     plan = plan_for(prompts_at(tmp_path), tmp_path / "out", resources=resources)
-    return dict(pools_of(plan, count))
+    return dict(pools_of(plan, count, nodes_may_join))
 
 
 def prompts_at(folder: Path) -> Path:
@@ -88,6 +90,38 @@ def test_staged_pools_share_the_devices(tmp_path: Path, nodes: Callable[..., Non
     assert [found[kind].start_replicas for kind in kinds] == [1, 2, 1]
     found = shares(tmp_path, 100, layout="staged", denoise={"max_replicas": 1})
     assert [found[kind].start_replicas for kind in kinds] == [1, 1, 1]
+
+
+def test_without_new_nodes_encoders_and_decoders_are_half_as_many_as_denoisers(
+    tmp_path: Path, nodes: Callable[..., None]
+) -> None:
+    """Each one more takes seconds to load, for a queue that is full only at the start."""
+    kinds = (Encode, Denoise, Decode)
+    nodes({"CPU": 2.0})
+    found = shares(tmp_path, 100, nodes_may_join=False, layout="staged")
+    assert [found[kind].max_replicas for kind in kinds] == [1, 100, 1]
+    nodes(GPU_NODE, GPU_NODE)
+    found = shares(tmp_path, 100, nodes_may_join=False, layout="staged", encode={"min_replicas": 5})
+    assert [found[kind].max_replicas for kind in kinds] == [5, 100, 4]
+    found = shares(tmp_path, 100, nodes_may_join=False, layout="staged", decode={"max_replicas": 9})
+    assert [found[kind].max_replicas for kind in kinds] == [4, 100, 9]
+    found = shares(tmp_path, 3, nodes_may_join=False, layout="staged")
+    assert [found[kind].max_replicas for kind in kinds] == [2, 3, 2]
+
+
+def test_a_fraction_of_a_gpu_must_fit_into_one_gpu(
+    tmp_path: Path, nodes: Callable[..., None]
+) -> None:
+    nodes({"CPU": 64.0, "GPU": 8.0})
+    found = shares(tmp_path, 100, layout="staged")
+    assert found[Denoise].start_replicas == 8  # in all, room for 9.75 times 0.8 of a GPU
+    (share,) = shares(tmp_path, 100, generate={"num_gpus": 0.4}).values()
+    assert share.start_replicas == 16
+    (share,) = shares(tmp_path, 100, generate={"num_gpus": 3}).values()
+    assert share.start_replicas == 2
+    nodes({"CPU": 64.0, "GPU": 2.0})
+    found = shares(tmp_path, 100, layout="staged", denoise={"num_gpus": 1})
+    assert found[Denoise].start_replicas == 1  # encoder and decoder share the other GPU
 
 
 def test_a_cheap_node_encodes_and_a_big_one_denoises(

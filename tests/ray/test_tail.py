@@ -1,9 +1,10 @@
-"""A replica without further work ends while others still work, so that its node can be released."""
+"""A replica ends when no work is left for it, so that its node can be released; not before."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 TWO = Reservation(min_replicas=1, max_replicas=2, start_replicas=2, num_cpus=0.5, num_gpus=0)
 SHARDS = 4
 ENDS_WITHIN_S = 60
+SHRINKS_WITHIN_S = 15  # Ray Data waits 10 s before it makes a pool smaller
 
 
 class LastOne(Generate):
@@ -58,3 +60,47 @@ def test_replicas_end_while_the_last_shard_is_made(
     ledger.freeze(plan, plan.spec)
     events = list(generate(plan, ledger, range(SHARDS), [(LastOne, TWO)]))
     assert [type(event) for event in events] == [Marker] * SHARDS, events
+
+
+class OneByOne(Generate):
+    """The first pool: hands on a shard when the one before it is committed."""
+
+    def load(self) -> None:
+        pass
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        if frame.shard:
+            before = frame.shard - 1
+            until("the one before ends", lambda: self.ledger.committed(self.plan, before))
+        return frame
+
+
+class Watching(LastOne):
+    """The second pool, hardly used; the first shard waits for the other replica's end."""
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        if frame.shard == 0:
+            until("there are two", lambda: len(list(self.pids.iterdir())) == 2)
+            (other,) = {int(one.name) for one in self.pids.iterdir()} - {os.getpid()}
+            with suppress(psutil.TimeoutExpired):
+                psutil.Process(other).wait(SHRINKS_WITHIN_S)
+                (self.pids.parent / "ended").touch()
+        return Generate.work(self, frame, trial)
+
+
+def test_a_pool_keeps_its_replicas_while_shards_come_slowly(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Ray Data makes pools smaller that are hardly used, as each is when its first shard comes."""
+    plan = plan_for(
+        prompts(SHARDS * 2),
+        tmp_path / "out",
+        output__samples_per_shard=2,
+        resources__shards_in_flight=1,
+    )
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    ledger.freeze(plan, plan.spec)
+    one = Reservation(min_replicas=1, max_replicas=1, num_cpus=0.1, num_gpus=0)
+    events = list(generate(plan, ledger, range(SHARDS), [(OneByOne, one), (Watching, TWO)]))
+    assert [type(event) for event in events] == [Marker] * SHARDS, events
+    assert not (tmp_path / "ended").exists()
