@@ -5,8 +5,9 @@
 A first job of 64 rows makes real images. Then the replicas of a job of ``--rows`` rows write the
 images of the first one as those of every shard, and compute nothing; all else is the real run: the
 plan, Ray, readers, shards on a local disk, markers, counts, the report. The driver's memory is
-compared after a tenth of the rows and at the end. Then the markers of the last ``--left`` of the
-shards are removed, and a resume is timed from Ray's start to the first new shard.
+compared after a tenth of the rows and at the end: its own memory, without the pages of Ray's object
+store, which all processes share and whose size is fixed. Then the markers of the last ``--left``
+of the shards are removed, and a resume is timed from Ray's start to the first new shard.
 
 Writes ``results/million.json``. A million rows need 3 GB and some minutes; ``--work`` names the
 folder for them.
@@ -100,7 +101,7 @@ class Watch:
         if self.first is None:
             self.first = float(event.environment["began"])
         if self.rows // self.step != (self.rows - SHARD) // self.step:
-            self.bytes_at[self.rows] = psutil.Process().memory_info().rss
+            self.bytes_at[self.rows] = psutil.Process().memory_full_info().uss
 
     def since_ray(self) -> float:
         """Seconds from the start of the pools, with Ray running, to the first shard."""
@@ -142,7 +143,7 @@ def whole(spec: Spec, rows: int) -> tuple[dict[str, Any], Outcome]:
     return {
         "rows": watch.rows,
         "seconds": round(outcome.seconds, 1),
-        "driver_mib": {rows: round(size / 2**20, 1) for rows, size in points},
+        "driver_own_mib": {rows: round(size / 2**20, 1) for rows, size in points},
         "driver_bytes_a_row": round((high - low) / (many - few), 1),
     }, outcome
 

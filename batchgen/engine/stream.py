@@ -15,6 +15,11 @@ os.environ.setdefault(
     "infinite retries remaining|Raylet is terminated|worker processes have been started on node",
 )
 
+# A pool waits while the next one has shards for a while. Ray Data would wait only once half of the
+# object store is full: prompts are so few bytes that readers would read a million of them ahead, at
+# 19 kB of the driver's memory a shard, and latents would fill the store.
+os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
+
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from batchgen.engine import stream
 from batchgen.engine.read import Read
 from batchgen.errors import SpecError, from_facts
 from batchgen.input.reader import make_spans
@@ -24,3 +25,19 @@ def test_a_variable_that_a_reader_lacks_stops_the_job_by_name(tmp_path: Path) ->
     error = from_facts(json.loads(frame.facts))
     assert frame.state == STOPPED and isinstance(error, SpecError) and error.exit_code == 1
     assert "storage_options.memory.token" in str(error) and "NOT_THERE_AT_ALL" in str(error)
+
+
+def test_readers_wait_for_the_pool_after_them() -> None:
+    """Ray Data reads a variable; under another name, readers would fill the driver's memory.
+
+    What it saves is measured by benchmarks/million.py.
+    """
+    from ray.data import DataContext
+    from ray.data._internal.execution.backpressure_policy import (
+        downstream_capacity_backpressure_policy as policy,
+    )
+
+    assert stream.generate
+    limits = policy.DownstreamCapacityBackpressurePolicy
+    assert limits.OBJECT_STORE_BUDGET_UTIL_THRESHOLD == 0
+    assert DataContext.get_current().downstream_capacity_backpressure_ratio == 2
