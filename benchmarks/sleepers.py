@@ -52,6 +52,7 @@ class Sleeper(Generate):
     """Sleeps `sampling.num_inference_steps` milliseconds for each shard."""
 
     def load(self) -> None:
+        self.lock = threading.Lock()  # of the device
         self.seconds = (self.plan.spec.sampling.num_inference_steps or 0) / 1000
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
@@ -85,7 +86,7 @@ class SleepingEncode(Encode):
     seconds = 0.2
 
     def load(self) -> None:
-        pass
+        self.lock = threading.Lock()  # of the device
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         with self.lock:
@@ -97,7 +98,7 @@ class SleepingDenoise(Denoise):
     seconds = 1.0
 
     def load(self) -> None:
-        pass
+        self.lock = threading.Lock()  # of the device
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         with self.lock:
@@ -109,7 +110,7 @@ class SleepingDecode(Decode):
     seconds = 0.4
 
     def load(self) -> None:
-        pass
+        self.lock = threading.Lock()  # of the device
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         with self.lock:
