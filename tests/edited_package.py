@@ -43,8 +43,8 @@ EDITS: dict[str, tuple[tuple[str, str], ...]] = {
     "families/stable_diffusion.py": (
         ("negative: bool) ->", "negative: bool, style: str = '', repeats: int = 1) ->"),
         (
-            "        prompt, pipeline.device, 1, do_classifier_free_guidance=False\n",
-            "        ' '.join([prompt] * repeats + [style]), pipeline.device, 1, False\n",
+            "        prompt, device_of(pipeline), 1, do_classifier_free_guidance=False\n",
+            "        ' '.join([prompt] * repeats + [style]), device_of(pipeline), 1, False\n",
         ),
         (
             "            encode_prompt=encode_prompt,\n",

@@ -132,12 +132,14 @@ class _Numbers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
+        name, held = getattr(func, "__name__", ""), getattr(func, "__self__", None)
+        if held is torch.Tensor.data and name == "__set__" and isinstance(args[0], OnDevice):
+            args[0].held = args[1].held  # other values, perhaps of another dtype
         if name in READS and isinstance(args[0], OnDevice):
             self._waits.append(name)
             return func(args[0].held, *args[1:], **kwargs)
-        if func is torch.Tensor.__getitem__ and isinstance(args[1], list):
-            args = (args[0], torch.tensor(args[1]))
+        if func is torch.Tensor.__getitem__:
+            args = (args[0], _indices(args[1]))
         if func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor):
             device = kwargs.pop("device", None)
             if any(isinstance(one, OnDevice) for one in tree_leaves(args)):
@@ -145,6 +147,13 @@ class _Numbers(TorchFunctionMode):
             made = func(*tree_map(_number, args), **kwargs)
             return made if device is None else made.to(device)
         return func(*args, **kwargs)
+
+
+def _indices(given: Any) -> Any:
+    """Positions in lists as tensors; torch would make tensors without values of them."""
+    if isinstance(given, tuple):
+        return tuple(map(_indices, given))
+    return torch.tensor(given) if isinstance(given, list) else given
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:

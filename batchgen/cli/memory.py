@@ -36,6 +36,9 @@ def told(plan: Plan, need: MemoryNeed, gpus: Sequence[DeviceInfo]) -> Iterator[C
         gpus: those of this machine; of some the memory may be unknown.
     """
     resources = plan.spec.resources
+    groups = [one for one in groups_of(resources) if one.gpus]
+    if not groups:
+        need = need.offloading(())
     size, decode = resources.micro_batch, resources.decode_size
     parts = [f"{one} {gib(need.peak(one, size, decode))}" for one in STAGES]
     shown = f"{size}" if decode == size else f"{size} (decode {decode})"
@@ -43,9 +46,9 @@ def told(plan: Plan, need: MemoryNeed, gpus: Sequence[DeviceInfo]) -> Iterator[C
         "memory of a replica",
         "ok",
         f"at batch size {shown}: {', '.join(parts)}; all stages in one process "
-        f"{gib(need.peak(FUSED, size, decode))}, of which {gib(need.weights(FUSED))} are weights",
+        f"{gib(need.peak(FUSED, size, decode))}, of which {gib(need.weights(FUSED))} are weights"
+        f"{_kept(need)}",
     )
-    groups = [one for one in groups_of(plan.spec.resources) if one.gpus]
     if groups and (known := [one for one in gpus if one.memory_bytes]):
         least = min(known, key=lambda one: one.memory_bytes)
         yield fits(need, groups, (size, decode), least.name, least.memory_bytes)
@@ -83,14 +86,56 @@ def fits(
         else "no batch size fits; choose a smaller model.dtype, quantize the model "
         "(model.quantization), or give the replica more GPUs (num_gpus)"
     )
-    return Check("memory of the GPU", "warning", f"{said}: {advice}")
+    more = with_offload(need, groups, sizes, gpu_bytes, best)
+    return Check("memory of the GPU", "warning", f"{said}: {advice}{more}")
+
+
+def with_offload(
+    need: MemoryNeed, groups: Sequence[Group], sizes: tuple[int, int], gpu_bytes: int, best: int
+) -> str:
+    """How far more offloading would help, as the end of a sentence; empty if it would not.
+
+    Args:
+        need: with what is offloaded now.
+        groups: of the stages that share GPUs.
+        sizes: the batch and the decode size.
+        gpu_bytes: memory of one GPU.
+        best: the largest batch size that fits now.
+    """
+    single = [one for group in groups if group.gpus <= 1 for one in group.stages]
+    able = [
+        one
+        for one in ("encode", "denoise")
+        if one not in need.offload and (one in single or FUSED in single)
+    ]
+    size, decode = sizes
+    fit: dict[tuple[str, ...], int] = {}
+    for more in [*((one,) for one in able), tuple(able)]:
+        stages = (*need.offload, *more)
+        decode_size = None if decode == size else decode
+        fit[stages] = largest(need.offloading(stages), groups, gpu_bytes, decode_size)
+    enough = [stages for stages, fits_now in fit.items() if fits_now >= size]
+    stages = enough[0] if enough else max(fit, key=lambda one: fit[one])
+    if fit[stages] <= best:
+        return ""
+    return (
+        f"; with resources.offload: [{', '.join(stages)}], which keeps weights in host memory, "
+        f"batch sizes up to {fit[stages]} fit"
+    )
+
+
+def _kept(need: MemoryNeed) -> str:
+    if not need.offload:
+        return ""
+    stages = " and ".join(need.offload)
+    return f"; the weights of {stages} are in host memory ({gib(need.host(FUSED))})"
 
 
 def host(plan: Plan, need: MemoryNeed, groups: Sequence[Group], gpus: int) -> Iterator[Check]:
     """Compare this machine's memory with that of the replicas that would start on it.
 
     A replica loads its stages one after the other, each into host memory and from there onto its
-    GPU; without a GPU everything stays in host memory.
+    GPU, except those that are offloaded; without a GPU everything stays in host memory.
     """
     free = available()
     if free is None:
@@ -100,12 +145,13 @@ def host(plan: Plan, need: MemoryNeed, groups: Sequence[Group], gpus: int) -> It
     processes = len(stages) * PROCESS_BYTES
     if gpus:
         count = int(gpus / sum(one.gpus for one in groups))
-        largest_stage = max(need.weights(one) for one in STAGES)
-        each = processes + sum(
-            need.weights(one) if one != FUSED else largest_stage for one in stages
-        )
+        loaded = need.offloading(())  # an offloaded stage is copied once more, to pinned memory
+        largest_stage = max(loaded.weights(one) for one in STAGES)
+        each = processes + need.host(FUSED)
+        each += sum(loaded.weights(one) if one != FUSED else largest_stage for one in stages)
         said = "replicas that load at the same time"
     else:
+        need = need.offloading(())
         pool = resources.generate
         count = int((os.cpu_count() or 1) / (pool.num_cpus or CPUS)) if len(stages) == 1 else 1
         each = processes + sum(

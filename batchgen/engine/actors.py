@@ -18,7 +18,7 @@ from batchgen.attempts import Attempts, Judgement, judge
 from batchgen.cluster.devices import devices
 from batchgen.cluster.join import living_nodes, this_actor, this_node
 from batchgen.engine.loading import import_libraries, load_model
-from batchgen.engine.memory import Memory
+from batchgen.engine.memory import Memory, load_hint
 from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.watch import Watch
 from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
@@ -108,12 +108,15 @@ class StageActor(ABC):
         self.watch = Watch(self.pool.stuck_after_s)
         self._told_at = 0.0
         self.url = job.url
-        self.broken = load_model(self._load, attempts, self.name, this_actor())
+        self.broken = load_model(self._load, attempts, self.name, this_actor(), self._load_hint)
+
+    def _load_hint(self) -> str:
+        return load_hint(self.plan.spec.resources, self.devices[0])
 
     def _load(self) -> None:
+        self.devices = devices()
         configure(self.plan.spec.storage_options, self.plan.spec.storage.limits())
         self.ledger = Ledger(open_store(self.url).in_place())
-        self.devices = devices()
         self.device = Device(self.devices[0])
         self.memory = Memory(self.plan.spec.resources, self.devices[0])
         with self.watch:

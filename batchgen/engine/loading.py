@@ -33,17 +33,23 @@ def import_libraries() -> None:
 
 
 def load_model(
-    load: Callable[[], None], attempts: Attempts | SharedAttempts, stage: str, replica: str
+    load: Callable[[], None],
+    attempts: Attempts | SharedAttempts,
+    stage: str,
+    replica: str,
+    hint: Callable[[], str] = str,
 ) -> StopJob | None:
     """Returns None once the model is loaded, or the error if it cannot be loaded.
 
     If another replica of the stage has loaded the same model, the fault is local to this node: a
     missing folder, a full disk, a GPU in use by others. Then loading is retried with back-off
     while other replicas of the stage work. Ray Data sends a replica no shard before it is loaded.
+
+    ``hint`` tells what to do if memory is lacking.
     """
     for tries in itertools.count():
         attempts.load_begins(stage, replica)
-        error, is_device_lost = _once(load)
+        error, is_device_lost = _once(load, hint)
         attempts.load_ends(stage, replica, loaded=error is None)
         if error is None:
             return None
@@ -60,7 +66,7 @@ def load_model(
     raise AssertionError
 
 
-def _once(load: Callable[[], None]) -> tuple[StopJob | None, bool]:
+def _once(load: Callable[[], None], hint: Callable[[], str] = str) -> tuple[StopJob | None, bool]:
     """One attempt: the error or None, and whether this process can no longer use its device.
 
     The error's traceback is removed, because it would keep what was loaded in memory.
@@ -73,7 +79,9 @@ def _once(load: Callable[[], None]) -> tuple[StopJob | None, bool]:
         found, kind = error, ""
     except Exception as error:  # Ray restarts an actor without end if its constructor raises
         kind, is_memory = type(error).__name__, is_out_of_memory(error)
-        found = ModelError(f"the model cannot be loaded: {kind}: {error}")
+        advice = hint() if is_memory else ""
+        said = f"the model cannot be loaded: {kind}: {error}"
+        found = ModelError(f"{said}; {advice}" if advice else said)
     found.__traceback__ = found.__cause__ = found.__context__ = None
     gc.collect()
     is_lost = kind == "AcceleratorError"

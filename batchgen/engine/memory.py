@@ -54,8 +54,11 @@ class Memory:
         return DoesNotFit(
             f"{os.uname().nodename} has too little memory to {error.stage} {_images(size)} at a "
             f"time{memory_facts(self.device)}: it ran out of memory again after its cache was "
-            f"cleared ({error}); {_remedy(size, error.stage)}"
+            f"cleared ({error}); {_remedy(size, error.stage, self._hint())}"
         )
+
+    def _hint(self) -> str:
+        return offload_hint(self.resources) if self.device.startswith("cuda") else ""
 
     def free(self) -> None:
         """Clear torch's cache of device memory, if memory was lacking since the last call.
@@ -93,14 +96,45 @@ def _images(size: int) -> str:
     return "1 image" if size == 1 else f"{size} images"
 
 
-def _remedy(size: int, stage: str) -> str:
-    """What fits more likely. Settings other than the batch size need a new output."""
+def not_offloaded(resources: Resources) -> tuple[str, ...]:
+    """Stages whose weights could be kept in host memory, and are not.
+
+    The decoder's are few: less than those of a text encoder.
+    """
+    pools = {stage: resources.pool_of(stage)[1] for stage in ("encode", "denoise")}
+    return tuple(
+        stage
+        for stage, pool in pools.items()
+        if stage not in resources.offload and (pool.num_gpus or 1) <= 1
+    )
+
+
+def offload_hint(resources: Resources) -> str:
+    """How to offload what is not offloaded, as a part of a sentence; empty if all is."""
+    more = not_offloaded(resources)
+    stages = ", ".join((*resources.offload, *more))
+    return f"resources.offload: [{stages}], which keeps weights in host memory" if more else ""
+
+
+def load_hint(resources: Resources, device: str) -> str:
+    """What to do if the weights do not fit on a device; empty for a CPU."""
+    if not device.startswith("cuda"):
+        return ""
+    offload = offload_hint(resources)
+    others = "a smaller model.dtype, model.quantization, or several GPUs a replica (num_gpus)"
+    return f"use {offload}; or {others}" if offload else f"use {others}"
+
+
+def _remedy(size: int, stage: str, offload: str) -> str:
+    """What fits more likely. Settings other than the calls' sizes and offload need a new output."""
     if size > 1:
         less = size // 2
         return f"lower resources.batch_size, for example to {less} (`--batch-size {less}`)"
     tiling = "resources.vae_tiling: true, " if stage == "decode" else "model.quantization, "
+    continued = f"Continue this output with {offload}; or " if offload else ""
+    use = "use" if offload else "Use"
     return (
-        "even one image does not fit. Use a GPU with more memory, or write to a new output with "
-        f"{tiling}a 16-bit model.dtype, a smaller width and height, or several GPUs for each "
-        "replica (num_gpus of its pool)"
+        f"even one image does not fit. {continued}{use} a GPU with more memory, or write to a new "
+        f"output with {tiling}a 16-bit model.dtype, a smaller width and height, or several GPUs "
+        "for each replica (num_gpus of its pool)"
     )

@@ -10,6 +10,7 @@ from batchgen.models import inspect
 from batchgen.plan.choices import keep_choices, pinned
 from batchgen.plan.plan import Plan, make_plan
 from batchgen.plan.sizes import as_planned
+from batchgen.records import DeviceInfo
 from batchgen.spec.sections import Resources
 from batchgen.spec.spec import Spec
 
@@ -31,7 +32,20 @@ def plan_for(
     spec = keep_choices(spec, saved)
     model, device = inspect(pinned(spec.model, saved), spec.task), device_for(spec, address)
     spec, notes = sized(spec, model, device)
+    notes = (*notes, *idle_offload(spec.resources, device))
     if saved is None:
         return replace(make_plan(spec, model, device), notes=notes), spec.resources
     plan = make_plan(as_planned(spec, planned), model, device, check_keys=False)
     return plan, spec.resources
+
+
+def idle_offload(resources: Resources, device: DeviceInfo | None) -> tuple[str, ...]:
+    """What to tell about stages that the spec offloads, but that will run on CPUs."""
+    on_cpu = device is not None and not device.is_gpu
+    idle = [one for one in resources.offload if on_cpu or resources.pool_of(one)[1].num_gpus == 0]
+    if not idle:
+        return ()
+    return (
+        f"resources.offload has no effect on {', '.join(idle)}: on a CPU the weights are in host "
+        "memory anyway",
+    )

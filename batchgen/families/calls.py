@@ -34,6 +34,15 @@ def call_pipeline(pipeline: Any, given: Given, **more: Any) -> torch.Tensor:
     return latents
 
 
+def device_of(pipeline: Any) -> Any:
+    """The torch device on which the pipeline's models run.
+
+    The weights need not be there: ``models.offload`` keeps them in host memory, and then
+    ``pipeline.device`` and the ``device`` of a text encoder tell the CPU.
+    """
+    return pipeline._execution_device
+
+
 def size_of(call: Call) -> dict[str, int]:
     """Return ``width`` and ``height`` as arguments."""
     return {"width": call.width, "height": call.height}
@@ -83,7 +92,7 @@ def posteriors(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> list[An
     known: dict[int, Any] = {}
     for image in images:
         if id(image) not in known:
-            pixels = pixels_of(pipeline, image).to(device=vae.device, dtype=vae.dtype)
+            pixels = pixels_of(pipeline, image).to(device_of(pipeline), vae.dtype)
             known[id(image)] = vae.encode(pixels).latent_dist
     return [known[id(image)] for image in images]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given, never_guided
-from batchgen.families.calls import call_pipeline, decode_scaled, require_steps, size_of
+from batchgen.families.calls import call_pipeline, decode_scaled, device_of, require_steps, size_of
 from batchgen.families.calls import shifted_source as encode_source
 from batchgen.families.family import Family
 from batchgen.records import Call
@@ -25,7 +25,7 @@ TOKENIZERS = (("tokenizer", 0), ("tokenizer_2", T5_TOKENS))
 
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
     """``prompt_embeds`` (1, T, D) of T5 and ``pooled_prompt_embeds`` (1, P) of CLIP."""
-    embeds, pooled, _ = pipeline.encode_prompt(prompt, None, pipeline.device)
+    embeds, pooled, _ = pipeline.encode_prompt(prompt, None, device_of(pipeline))
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 

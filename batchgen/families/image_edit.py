@@ -9,6 +9,7 @@ from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
 from batchgen.families.calls import (
     call_pipeline,
     decode_scaled,
+    device_of,
     filled_images,
     known_posterior,
     pixels_of,
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 def encode_instruction(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
     """Return CLIP's ``prompt_embeds`` (1, T, D); the pipeline has no public method for them."""
-    embeds = pipeline._encode_prompt(prompt, pipeline.device, 1, do_classifier_free_guidance=False)
+    embeds = pipeline._encode_prompt(
+        prompt, device_of(pipeline), 1, do_classifier_free_guidance=False
+    )
     return {"prompt_embeds": embeds}
 
 
@@ -39,7 +42,7 @@ def encode_edited(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
 
     vae = pipeline.vae
     pixels = torch.cat([pixels_of(pipeline, one) for one in filled_images(inputs, "image")])
-    latents = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist.mode()
+    latents = vae.encode(pixels.to(device_of(pipeline), vae.dtype)).latent_dist.mode()
     return {"image": latents[: len(inputs.images["image"])]}
 
 
@@ -110,7 +113,7 @@ def _estimated_depth(pipeline: Any, images: Sequence[np.ndarray[Any, Any]]) -> t
         )
     pictures = [Image.fromarray(image) for image in images]
     pixels = pipeline.feature_extractor(images=pictures, return_tensors="pt").pixel_values
-    device = pipeline.device
+    device = device_of(pipeline)
     kind = "cpu" if device.type == "meta" else device.type  # torch has no autocast for meta
     with torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
         depth: torch.Tensor = estimator(pixels.to(device=device, dtype=dtype)).predicted_depth

@@ -8,6 +8,7 @@ from batchgen.families.adapter import Adapter, Given, ImageInputs
 from batchgen.families.calls import (
     call_pipeline,
     decode_scaled,
+    device_of,
     known_posterior,
     pixels_of,
     posteriors,
@@ -41,7 +42,7 @@ def encode_masked(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
     for image, mask in zip(images, masks, strict=True):
         if (id(image), id(mask)) not in known:
             kept = torch.from_numpy(mask < 128)[None, None]  # (1, 1, H, W)
-            pixels = (pixels_of(pipeline, image) * kept).to(device=vae.device, dtype=vae.dtype)
+            pixels = (pixels_of(pipeline, image) * kept).to(device_of(pipeline), vae.dtype)
             known[id(image), id(mask)] = vae.encode(pixels).latent_dist.parameters
     # The pipeline would shrink the mask itself, and pick the same pixels.
     small = [torch.from_numpy(mask[::factor, ::factor] >= 128)[None, None] for mask in masks]

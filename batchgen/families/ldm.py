@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
-from batchgen.families.calls import decode_by, decode_scaled
+from batchgen.families.calls import decode_by, decode_scaled, device_of
 from batchgen.families.family import Family
 from batchgen.families.stable_diffusion import from_noise
 
@@ -118,7 +118,7 @@ def encode_text(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.T
         truncation=True,
         return_tensors="pt",
     )
-    return {"prompt_embeds": pipeline.bert(tokens.input_ids.to(pipeline.device))[0]}
+    return {"prompt_embeds": pipeline.bert(tokens.input_ids.to(device_of(pipeline)))[0]}
 
 
 def encode_label(pipeline: Any, label: int | None) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given
-from batchgen.families.calls import call_pipeline, decode_scaled, size_of
+from batchgen.families.calls import call_pipeline, decode_scaled, device_of, size_of
 from batchgen.families.family import Family
 from batchgen.records import Call
 
@@ -22,7 +22,7 @@ ALPHA_TOKENS, SIGMA_TOKENS = 120, 300
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
     """Return T5's ``prompt_embeds`` (1, T, D) and ``prompt_attention_mask`` (1, T)."""
     embeds, mask, _, _ = pipeline.encode_prompt(
-        prompt, do_classifier_free_guidance=False, device=pipeline.device, clean_caption=False
+        prompt, do_classifier_free_guidance=False, device=device_of(pipeline), clean_caption=False
     )
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given
-from batchgen.families.calls import call_pipeline, decode_by, size_of
+from batchgen.families.calls import call_pipeline, decode_by, device_of, size_of
 from batchgen.families.family import Family
 from batchgen.records import Call
 
@@ -27,7 +27,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
     from torch.nn.functional import pad
 
     text = prompt or " " if negative else prompt
-    embeds, _ = pipeline.encode_prompt(text, pipeline.device, max_sequence_length=TOKENS)
+    embeds, _ = pipeline.encode_prompt(text, device_of(pipeline), max_sequence_length=TOKENS)
     count = embeds.shape[1]
     mask = torch.ones(1, count, dtype=torch.int64, device=embeds.device)
     return {

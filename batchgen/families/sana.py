@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given
-from batchgen.families.calls import call_pipeline, decode_scaled, size_of
+from batchgen.families.calls import call_pipeline, decode_scaled, device_of, size_of
 from batchgen.families.family import Family
 from batchgen.records import Call
 
@@ -26,7 +26,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
     embeds, mask, _, _ = pipeline.encode_prompt(
         prompt,
         do_classifier_free_guidance=False,
-        device=pipeline.device,
+        device=device_of(pipeline),
         complex_human_instruction=None if negative else instruction,
     )
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}

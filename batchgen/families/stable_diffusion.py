@@ -8,6 +8,7 @@ from batchgen.families.adapter import Adapter, Given, ImageInputs, never_guided
 from batchgen.families.calls import (
     call_pipeline,
     decode_scaled,
+    device_of,
     posteriors,
     require_steps,
     size_of,
@@ -34,7 +35,7 @@ TOKENIZERS = (("tokenizer", 0),)
 def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
     """Return CLIP's ``prompt_embeds`` (1, T, D). A negative prompt is encoded like any other."""
     embeds, _ = pipeline.encode_prompt(
-        prompt, pipeline.device, 1, do_classifier_free_guidance=False
+        prompt, device_of(pipeline), 1, do_classifier_free_guidance=False
     )
     return {"prompt_embeds": embeds}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given
-from batchgen.families.calls import call_pipeline, decode_scaled, require_steps, size_of
+from batchgen.families.calls import call_pipeline, decode_scaled, device_of, require_steps, size_of
 from batchgen.families.calls import shifted_source as encode_source
 from batchgen.families.family import Family
 
@@ -25,7 +25,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
     In a model without T5 its part is zeros.
     """
     embeds, _, pooled, _ = pipeline.encode_prompt(
-        prompt, None, None, pipeline.device, do_classifier_free_guidance=False
+        prompt, None, None, device_of(pipeline), do_classifier_free_guidance=False
     )
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 

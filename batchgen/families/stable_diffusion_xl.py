@@ -13,6 +13,7 @@ from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
 from batchgen.families.calls import (
     call_pipeline,
     decode_by,
+    device_of,
     known_posterior,
     pixels_of,
     require_steps,
@@ -48,7 +49,7 @@ def encode_source(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
     with in_float32(vae, vae.config.force_upcast):
         posteriors = _each_once(
             [id(image) for image in images],
-            lambda row: _posterior(vae, pixels_of(pipeline, images[row]).to(dtype)),
+            lambda row: _posterior(pipeline, pixels_of(pipeline, images[row]).to(dtype)),
         )
     drawn = [one.sample(each) for one, each in zip(posteriors, inputs.generators, strict=True)]
     latents = torch.cat(drawn).to(dtype)
@@ -72,12 +73,12 @@ def encode_masked(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
 
     def masked(row: int) -> Any:
         kept = torch.from_numpy(masks[row] < 128)[None, None]  # (1, 1, H, W)
-        return _posterior(vae, (pixels_of(pipeline, images[row]) * kept).to(dtype))
+        return _posterior(pipeline, (pixels_of(pipeline, images[row]) * kept).to(dtype))
 
     with in_float32(vae, vae.config.force_upcast):
         whole = _each_once(
             [id(image) for image in images],
-            lambda row: _posterior(vae, pixels_of(pipeline, images[row]).to(dtype)),
+            lambda row: _posterior(pipeline, pixels_of(pipeline, images[row]).to(dtype)),
         )
         cut = _each_once([(id(i), id(m)) for i, m in zip(images, masks, strict=True)], masked)
     small = [torch.from_numpy(one[::factor, ::factor] >= 128)[None, None] for one in masks]
@@ -97,7 +98,7 @@ def encode_edited(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tensor]
     full = [*images, *[images[0]] * (inputs.batch_size - len(images))]
     pixels = torch.cat([pixels_of(pipeline, image) for image in full]).to(dtype)  # (B, 3, H, W)
     with in_float32(vae, _overflows(vae)):
-        latents = _posterior(vae, pixels).mode()[: len(images)]
+        latents = _posterior(pipeline, pixels).mode()[: len(images)]
     return {"image": latents.to(dtype)}
 
 
@@ -185,8 +186,9 @@ def _overflows(vae: Any) -> bool:
     return bool(vae.dtype == torch.float16 and vae.config.force_upcast)
 
 
-def _posterior(vae: Any, pixels: torch.Tensor) -> Any:
-    return vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist
+def _posterior(pipeline: Any, pixels: torch.Tensor) -> Any:
+    vae = pipeline.vae
+    return vae.encode(pixels.to(device_of(pipeline), vae.dtype)).latent_dist
 
 
 def _each_once(keys: Sequence[Hashable], make: Callable[[int], Any]) -> list[Any]:

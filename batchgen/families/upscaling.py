@@ -8,6 +8,7 @@ from batchgen.families.adapter import Adapter, Given, ImageInputs
 from batchgen.families.calls import (
     call_pipeline,
     decode_scaled,
+    device_of,
     filled_images,
     known_posterior,
     pixels_of,
@@ -54,7 +55,7 @@ def decode_enlarged(pipeline: Any, latents: torch.Tensor, call: Call) -> torch.T
 
 def encode_pooled_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch.Tensor]:
     """Return CLIP's ``prompt_embeds`` (1, T, D) and ``pooled_prompt_embeds`` (1, D)."""
-    embeds, _, pooled, _ = pipeline.encode_prompt(prompt, pipeline.device, False)
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompt, device_of(pipeline), False)
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
@@ -64,7 +65,7 @@ def encode_small_latents(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.
 
     vae = pipeline.vae
     pixels = torch.cat([pixels_of(pipeline, one) for one in filled_images(inputs, "image")])
-    moments = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype)).latent_dist.parameters
+    moments = vae.encode(pixels.to(device_of(pipeline), vae.dtype)).latent_dist.parameters
     drawn = [
         known_posterior(one[None]).latent_dist.sample(generator)
         for one, generator in zip(moments, inputs.generators, strict=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.families import stable_diffusion, stable_diffusion_xl
 from batchgen.families.adapter import Adapter, Given, ImageInputs, is_guided
-from batchgen.families.calls import call_pipeline, decode_scaled, size_of
+from batchgen.families.calls import call_pipeline, decode_scaled, device_of, size_of
 from batchgen.families.family import Family
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def encode_pictures(pipeline: Any, inputs: ImageInputs) -> dict[str, torch.Tenso
     images += images[:1] * (inputs.batch_size - len(images))
     encoder = pipeline.image_encoder
     pixels = pipeline.feature_extractor(images=images, return_tensors="pt").pixel_values
-    embeds = encoder(pixels.to(device=encoder.device, dtype=encoder.dtype)).image_embeds
+    embeds = encoder(pixels.to(device_of(pipeline), encoder.dtype)).image_embeds
     return {"embeds": embeds[: len(inputs.images["image"])]}
 
 
@@ -92,7 +92,7 @@ def encode_prompted_pictures(pipeline: Any, inputs: ImageInputs) -> dict[str, to
     for image in images:
         if id(image) not in known:
             known[id(image)] = pipeline.encode_image(
-                pictures([image])[0], pipeline.device, 1, pipeline.reads_hidden_states
+                pictures([image])[0], device_of(pipeline), 1, pipeline.reads_hidden_states
             )
     embeds, negatives = zip(*(known[id(image)] for image in images), strict=True)
     encoded = {"embeds": torch.stack(embeds)}

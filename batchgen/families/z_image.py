@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from batchgen.families.adapter import Adapter, Given
-from batchgen.families.calls import call_pipeline, decode_scaled, size_of
+from batchgen.families.calls import call_pipeline, decode_scaled, device_of, size_of
 from batchgen.families.family import Family
 from batchgen.records import Call
 
@@ -30,7 +30,7 @@ def encode_prompt(pipeline: Any, prompt: str, negative: bool) -> dict[str, torch
     import torch
     from torch.nn.functional import pad
 
-    (embeds,), _ = pipeline.encode_prompt(prompt, pipeline.device, False)  # (length, D)
+    (embeds,), _ = pipeline.encode_prompt(prompt, device_of(pipeline), False)  # (length, D)
     return {
         "prompt_embeds": pad(embeds, (0, 0, 0, TOKENS - len(embeds)))[None],
         "length": torch.tensor([len(embeds)], device=embeds.device),

@@ -21,6 +21,7 @@ from batchgen.models.files import (
 from batchgen.models.find import FoundModel, find_model
 from batchgen.models.inspection import components_of, family_for, inspect
 from batchgen.models.libraries import prepare
+from batchgen.models.offload import offload
 from batchgen.models.place import place
 from batchgen.models.quantize import elements_of, is_quantized, loading
 from batchgen.models.single_file import from_single_file, load_single_file
@@ -72,7 +73,7 @@ def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> E
         _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
     add_to_encoder(pipeline, spec.model)
     return Encoder(
-        _on(devices, pipeline, family),
+        _on(devices, pipeline, family, "encode" in spec.resources.offload),
         weighted(family.adapter, spec.model),
         spec.resources.micro_batch,
         switch=Switch(spec.model),
@@ -87,7 +88,7 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
     add_to_denoiser(pipeline, spec.model)
     switch = Switch(spec.model, pipeline.scheduler)
     pipeline.scheduler = switch.scheduler()
-    pipeline = _on(devices, pipeline, family)
+    pipeline = _on(devices, pipeline, family, "denoise" in spec.resources.offload)
     return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch)
 
 
@@ -104,7 +105,8 @@ def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> D
     _drop(vae, "encoder", "quant_conv")
     if spec.resources.vae_tiling:
         _enable_tiling(vae)
-    return Decoder(_on(devices, pipeline, family), family.adapter, spec.resources.decode_size)
+    pipeline = _on(devices, pipeline, family, "decode" in spec.resources.offload)
+    return Decoder(pipeline, family.adapter, spec.resources.decode_size)
 
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
@@ -123,10 +125,13 @@ def _counts(components: Mapping[str, Any]) -> dict[str, int]:
     return counts
 
 
-def _on(devices: Sequence[str], pipeline: Any, family: Family) -> Any:
-    """Move the pipeline, and any second pipelines in it, to the devices."""
+def _on(devices: Sequence[str], pipeline: Any, family: Family, is_offloaded: bool) -> Any:
+    """Move the pipeline, and any second pipelines in it, to the devices, or let it run there."""
     seconds = [getattr(pipeline, name) for name, _ in family.pipelines if hasattr(pipeline, name)]
-    place([*seconds, pipeline], devices)
+    if is_offloaded and devices[0].startswith("cuda"):
+        offload([*seconds, pipeline], family.vae, devices[0])
+    else:
+        place([*seconds, pipeline], devices)
     return pipeline
 
 

@@ -7,9 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +25,7 @@ HEADROOM = 0.1  # fraction of a device's memory that stays free, see ``largest_b
 MAX_BATCH = 1024  # that of ``resources.batch_size``
 WITHIN_S = 300.0
 MEASURE = "batchgen.models.memory_measure"
+LAYOUT = 2  # of a kept need: earlier ones know nothing of offloading
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,29 @@ class StageNeed:
         weight_bytes: parameters and buffers.
         fixed_bytes: the part of a call's tensors that does not depend on the batch size.
         image_bytes: what each image of a micro-batch adds to the call's tensors.
+        movable_bytes: those of the weights that can be offloaded (``resources.offload``).
+        window_bytes: if they are, the most of them that are on the device at a time.
+        host_bytes: if they are, the host memory that they take.
     """
 
     weight_bytes: int
     fixed_bytes: int
     image_bytes: int
+    movable_bytes: int = 0
+    window_bytes: int = 0
+    host_bytes: int = 0
 
     def call_bytes(self, batch_size: int) -> int:
         """The largest sum of the tensors that are alive at one time during a call."""
         return self.fixed_bytes + self.image_bytes * batch_size
+
+    def offloaded(self) -> StageNeed:
+        """The need if the stage is offloaded; a call's tensors then include weights."""
+        return replace(
+            self,
+            weight_bytes=self.weight_bytes - self.movable_bytes,
+            fixed_bytes=self.fixed_bytes + self.window_bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -53,14 +68,29 @@ class MemoryNeed:
     Attributes:
         stages: ``encode``, ``denoise`` and ``decode``.
         cache_bytes: the largest size of the cache of encoded prompts.
+        offload: names of the stages that are offloaded.
     """
 
     stages: Mapping[str, StageNeed]
     cache_bytes: int
+    offload: tuple[str, ...] = ()
+
+    def offloading(self, stages: Iterable[str]) -> MemoryNeed:
+        """The need if these stages, and no others, are offloaded."""
+        return replace(self, offload=tuple(stages))
+
+    def _of(self, stage: str) -> Iterator[StageNeed]:
+        for one in _stages(stage):
+            need = self.stages[one]
+            yield need.offloaded() if one in self.offload else need
 
     def weights(self, stage: str) -> int:
-        """Bytes of the weights of one stage, or of all (``fused``)."""
-        return sum(self.stages[one].weight_bytes for one in _stages(stage))
+        """Bytes of the weights that one stage, or all (``fused``), keeps on the device."""
+        return sum(one.weight_bytes for one in self._of(stage))
+
+    def host(self, stage: str) -> int:
+        """Bytes of the weights that one stage, or all (``fused``), keeps in host memory."""
+        return sum(self.stages[one].host_bytes for one in _stages(stage) if one in self.offload)
 
     def peak(self, stage: str, batch_size: int, decode_size: int | None = None) -> int:
         """The most bytes that one stage needs at a time; ``fused``: all stages in one process.
@@ -70,7 +100,8 @@ class MemoryNeed:
         """
         names = _stages(stage)
         sizes = {"decode": decode_size or batch_size}
-        calls = max(self.stages[one].call_bytes(sizes.get(one, batch_size)) for one in names)
+        needs = zip(names, self._of(stage), strict=True)
+        calls = max(need.call_bytes(sizes.get(one, batch_size)) for one, need in needs)
         cache = self.cache_bytes if "encode" in names else 0
         return self.weights(stage) + cache + calls
 
@@ -130,7 +161,7 @@ def need_of(info: ModelInfo, spec: Spec, call: Call, within_s: float = WITHIN_S)
 
     Args:
         info: the model as planned.
-        spec: as planned: task, dtype, columns, and the section ``model``.
+        spec: as planned: task, dtype, columns, the section ``model``, and what is offloaded.
         call: gives the size of the images, guidance and scheduler.
         within_s: the most seconds to wait for it.
 
@@ -139,15 +170,16 @@ def need_of(info: ModelInfo, spec: Spec, call: Call, within_s: float = WITHIN_S)
     """
     asked = {"info": asdict(info), "spec": spec.model_dump(mode="json"), "call": asdict(call)}
     place = cache_folder() / "memory" / f"{_key(info, spec, call)}.json"
+    offload = spec.resources.offload
     with suppress(OSError, ValueError, TypeError, KeyError):
-        return read_need(json.loads(place.read_text()))
+        return read_need(json.loads(place.read_text())).offloading(offload)
     need = _measured(info, asked, within_s)
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         written = place.with_suffix(f".{os.getpid()}")
         written.write_text(json.dumps(asdict(need)))
         written.replace(place)
-    return need
+    return need.offloading(offload)
 
 
 def _key(info: ModelInfo, spec: Spec, call: Call) -> str:
@@ -155,6 +187,7 @@ def _key(info: ModelInfo, spec: Spec, call: Call) -> str:
     facts = [
         {name: version(name) for name in ("torch", "diffusers", "transformers")},
         __version__,
+        LAYOUT,
         asdict(info),
         spec.task,
         spec.model.model_dump(mode="json"),

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from batchgen.errors import BatchgenError, ModelError, to_facts
+from batchgen.families import family_named
 from batchgen.models.load import META, load_decoder, load_denoiser, load_encoder
 from batchgen.models.memory import STAGES, MemoryNeed, StageNeed
 from batchgen.models.memory_trace import Shapes, Trace, Unread, counting
+from batchgen.models.offload import bytes_of, parts_of, tensors_of
 from batchgen.models.quantize import bits_of, is_left_out
 from batchgen.records import Call, ConditionBatch, ModelInfo, Sample, call_from_json, tupled
 from batchgen.spec.build import stored
@@ -59,7 +61,8 @@ def measure(info: ModelInfo, spec: Spec, call: Call) -> MemoryNeed:
     for name, stage in stages.items():
         each = (large[name] - small[name]) // (SIZES[1] - SIZES[0])
         weights = sum(_sizes(weights_of(stage)).values()) - _saved(stage, spec.model)
-        needs[name] = StageNeed(weights, small[name] - SIZES[0] * each, each)
+        fixed = small[name] - SIZES[0] * each
+        needs[name] = StageNeed(weights, fixed, each, *_if_offloaded(stage, info, spec))
     reads = any(
         getattr(stages["encode"].adapter, name) is not None
         for name in ("encode_prompt", "encode_label")
@@ -92,6 +95,17 @@ def results_of(result: Any) -> Iterator[torch.Tensor]:
         yield from getattr(result, name, {}).values()
     if hasattr(result, "latents"):
         yield result.latents
+
+
+def _if_offloaded(stage: Any, info: ModelInfo, spec: Spec) -> tuple[int, int, int]:
+    """Bytes of weights that can be offloaded; then on the device at a time, and on the host."""
+    family = family_named(spec.task, info.family)
+    seconds = (getattr(stage.pipeline, name, None) for name, _ in family.pipelines)
+    pipelines = [*filter(None, seconds), stage.pipeline]
+    parts = list(parts_of(pipelines, family.vae))
+    movable = bytes_of(tensor for part in parts for tensor in tensors_of(part.module))
+    window = max((part.window_bytes() for part in parts), default=0)
+    return movable, window, sum(part.host_bytes() for part in parts)
 
 
 def weights_of(stage: Any) -> Iterator[torch.Tensor]:

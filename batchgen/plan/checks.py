@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from batchgen.errors import InputError, SpecError, nearest
+from batchgen.families import family_named
 from batchgen.images.conditions import check_maker
 from batchgen.plan.call_settings import ALWAYS, Settings, read_setting
 from batchgen.plan.columns import field_twice
@@ -77,11 +78,30 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
             f"{model.controls} column{'' if model.controls == 1 else 's'}, one for each control "
             f"image of this {model.family} model",
         )
+    _check_offload(spec, model)
     for part, made in spec.conditioning.make.items():
         try:
             check_maker(made.name, made.options)
         except ValueError as error:
             raise SpecError(f"conditioning.make.{part}", made.name, str(error)) from error
+
+
+def _check_offload(spec: Spec, model: ModelInfo) -> None:
+    """Refuse to offload a stage with components that are quantized."""
+    asked = spec.model.quantization
+    if asked is None or not spec.resources.offload:
+        return
+    family = family_named(spec.task, model.family)
+    held = {"encode": family.encoder, "denoise": family.denoiser, "decode": family.decoder}
+    for stage in spec.resources.offload:
+        for name in asked.components:
+            if name in held[stage]:
+                because = (
+                    f"model.quantization quantizes {name}, and quantized weights cannot be "
+                    f"offloaded; leave {stage} out of the list, or {name} out of model.quantization"
+                )
+                given = list(spec.resources.offload)
+                raise SpecError("resources.offload", given, f"no {stage}", because=because)
 
 
 def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:

@@ -27,6 +27,7 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
     if not stored:
         yield from _places(spec)
         yield from _idle(spec)
+        yield from _offloads(spec)
         for section in (spec.input, spec.model, spec.output):
             name = type(section).__name__.lower()
             yield from _secrets(section.model_dump(), name)
@@ -67,6 +68,25 @@ def _places(spec: Spec) -> Iterator[SpecError]:
             yield SpecError(field, place, "a path or URL without '::' (no chains of filesystems)")
     if not spec.output.url.strip():
         yield SpecError("output.url", spec.output.url, NEEDED["output"], said="is empty")
+
+
+def _offloads(spec: Spec) -> Iterator[SpecError]:
+    """Refuse to offload stages that something else places, or that read weights by themselves."""
+    given = spec.resources.offload
+    for stage in given:
+        name, pool = spec.resources.pool_of(stage)
+        if pool.num_gpus is not None and pool.num_gpus > 1:
+            because = (
+                f"resources.{name}.num_gpus is {pool.num_gpus:g}, which divides the largest model "
+                f"of {stage} over several GPUs; set it to 1, or leave {stage} out of the list"
+            )
+            yield SpecError("resources.offload", list(given), "stages on one GPU", because=because)
+    if "encode" in given and spec.model.prompt_weighting is not None:
+        because = (
+            f"model.prompt_weighting is {spec.model.prompt_weighting}, which would compute on the "
+            "CPU then; remove it, or leave encode out of the list"
+        )
+        yield SpecError("resources.offload", list(given), "denoise, decode", because=because)
 
 
 def _idle(spec: Spec) -> Iterator[SpecError]:

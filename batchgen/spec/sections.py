@@ -26,6 +26,7 @@ Size = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE, multiple_of=8)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Stage = Literal["encode", "denoise", "decode"]
 
 
 class Columns(Section):
@@ -260,6 +261,11 @@ class Resources(Section):
         default=2,
         description="shards that an actor works on at a time, to overlap device work and upload",
     )
+    offload: Annotated[tuple[Stage, ...], FREE] = Field(
+        default=(),
+        description="stages whose weights stay in host memory, and are copied to the GPU as they "
+        "are needed: encode, denoise, decode",
+    )
     generate: Annotated[Pool, FREE] = Pool()
     encode: Annotated[Pool, FREE] = Pool()
     denoise: Annotated[Pool, FREE] = Pool()
@@ -271,10 +277,22 @@ class Resources(Section):
         names = ("generate",) if self.layout == "fused" else ("encode", "denoise", "decode")
         return {name: getattr(self, name) for name in names}
 
+    def pool_of(self, stage: str) -> tuple[str, Pool]:
+        """The pool of the layout whose replicas hold this stage, with its name."""
+        name = "generate" if self.layout == "fused" else stage
+        return name, self.pools[name]
+
     @property
     def may_use_gpus(self) -> bool:
         """Whether any pool of the layout may run on GPUs."""
         return any(pool.num_gpus != 0 for pool in self.pools.values())
+
+    @field_validator("offload")
+    @classmethod
+    def _each_stage_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("each stage at most once")
+        return value
 
     @model_validator(mode="after")
     def _slices(self) -> Resources:

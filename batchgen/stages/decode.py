@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from batchgen.families.adapter import Adapter
+from batchgen.families.calls import device_of
 from batchgen.records import ImageBatch, LatentBatch
 from batchgen.stages.denoise import chosen_rows, filled
 from batchgen.stages.queue import Later, queue_of
@@ -32,7 +33,7 @@ class Decoder:
         self.pipeline = pipeline
         self.adapter = adapter
         self.batch_size = batch_size
-        self._queue = queue_of(str(pipeline.device))
+        self._queue = queue_of(str(device_of(pipeline)))
 
     def __call__(self, batch: LatentBatch) -> ImageBatch:
         """Decode one micro-batch to uint8 RGB (n, height, width, 3) on the host."""
@@ -68,7 +69,7 @@ class Decoder:
 
     def _decode(self, batch: LatentBatch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode these rows in one call; (B, H, W, 3) uint8 and (B,) bool, to the host."""
-        latents = chosen_rows(batch.latents.to(self.pipeline.device), rows)  # (B, ...)
+        latents = chosen_rows(batch.latents.to(device_of(self.pipeline)), rows)  # (B, ...)
         decoded = self.adapter.decode(self.pipeline, latents, batch.call)  # (B, 3, H, W)
         unit = (decoded / 2 + 0.5).clamp(0, 1)
         finite = torch.isfinite(decoded).flatten(1).all(dim=1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from batchgen.families.adapter import Adapter, Given
+from batchgen.families.calls import device_of
 from batchgen.records import Call, EncodedBatch, LatentBatch
 
 
@@ -56,7 +57,7 @@ class Denoiser:
             prompts=self._chosen(batch, batch.prompt_index, rows),
             negatives=self._chosen(batch, batch.negative_index or (), rows),
             conditions={
-                name: chosen_rows(tensor.to(self.pipeline.device), rows)
+                name: chosen_rows(tensor.to(device_of(self.pipeline)), rows)
                 for name, tensor in batch.conditions.items()
             },
             labels=[batch.labels[row] for row in rows] if batch.labels else (),
@@ -72,7 +73,7 @@ class Denoiser:
         if not index:
             return {}
         chosen = [index[row] for row in rows]
-        device = self.pipeline.device
+        device = device_of(self.pipeline)
         return {
             name: chosen_rows(tensor.to(device), chosen) for name, tensor in batch.prompts.items()
         }

@@ -279,3 +279,5 @@ def test_loading_clears_the_cache_unless_the_device_is_lost(
     error, is_lost = loading._once(load)
     assert "the model cannot be loaded" in str(error)
     assert (len(cleared), is_lost) == (times, not times)
+    hinted, _ = loading._once(load, lambda: "use a larger GPU")
+    assert str(hinted) == f"{error}; use a larger GPU"

@@ -23,6 +23,7 @@ from batchgen.families import family_named
 from batchgen.models import quantize
 from batchgen.models.tiny import BUILDERS
 from batchgen.models.tiny.stable_diffusion_xl import build_ensemble
+from batchgen.plan.checks import check_fit
 from batchgen.spec.build import build
 from tests.added_files import build_lora, lora_call, named, pixels, plain_pixels
 from tests.family_stages import FamilyStages, batch, call, check_family
@@ -83,6 +84,27 @@ def kinds(module: Any) -> set[str]:
     """Of the weights of its linear layers."""
     layers = (one for one in module.modules() if isinstance(one, torch.nn.Linear))
     return {type(one.weight).__name__ for one in layers}
+
+
+@pytest.mark.parametrize(
+    ("component", "stages", "refused"),
+    [
+        ("unet", ["encode", "denoise"], "denoise"),
+        ("text_encoder", ["encode"], "encode"),
+        ("text_encoder", ["denoise", "decode"], ""),
+    ],
+)
+def test_quantized_stages_are_not_offloaded(
+    folder: Path, component: str, stages: list[str], refused: str
+) -> None:
+    stages_of_model = FamilyStages(folder, TASK, **asked("torchao", component))
+    resources = stages_of_model.spec.resources.model_copy(update={"offload": tuple(stages)})
+    spec = stages_of_model.spec.model_copy(update={"resources": resources})
+    if not refused:
+        check_fit(spec, stages_of_model.info)
+        return
+    with pytest.raises(SpecError, match=f"quantizes {component}.* leave {refused} out of the list"):
+        check_fit(spec, stages_of_model.info)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -355,6 +355,34 @@ def test_a_need_that_cannot_be_computed_is_said(
     assert note in Ledger(open_store(spec.output.url)).logs()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "fields", "idle"),
+    [
+        ((L40S,), {}, ""),
+        ((), {}, "encode, denoise"),
+        ((L40S,), {"generate": {"num_gpus": 0}}, "encode, denoise"),
+        ((L40S,), {"layout": "staged", "encode": {"num_gpus": 0}}, "encode"),
+    ],
+)
+def test_offload_without_effect_is_said(
+    machine: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: tuple[str, ...],
+    fields: dict[str, Any],
+    idle: str,
+) -> None:
+    source = write_prompts(tmp_path / "in.parquet", 8)
+    machine(*gpus)
+    monkeypatch.setattr(runner, "_stream", no_stream)
+    resources = {"offload": ["encode", "denoise"], **fields}
+    spec = spec_for(source, tmp_path / "out", **KNOWN | {"resources": resources})
+    notes = runner.plan_job(spec).notes
+    assert len(notes) == (1 if idle else 0)
+    if idle:
+        assert notes[0].startswith(f"resources.offload has no effect on {idle}: on a CPU")
+
+
 def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -> None:
     (tmp_path / "out" / PLAN).parent.mkdir(parents=True)
     (tmp_path / "out" / PLAN).write_text("{}")

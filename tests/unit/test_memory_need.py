@@ -58,6 +58,63 @@ def test_the_decoder_can_have_smaller_calls() -> None:
     assert largest_batch(NEED, 11 * GIB, headroom=0, decode_size=1) == 2
 
 
+MOVABLE = MemoryNeed(
+    {
+        "encode": StageNeed(6 * GIB, 0, GIB // 8, 6 * GIB, GIB // 2, 7 * GIB),
+        "denoise": StageNeed(10 * GIB, GIB, GIB // 2, 9 * GIB, 2 * GIB, 12 * GIB),
+        "decode": StageNeed(GIB, 0, 2 * GIB, 0, 0, 0),
+    },
+    cache_bytes=0,
+)
+
+
+def test_offloaded_weights_are_on_the_device_only_in_part_and_during_a_call() -> None:
+    assert MOVABLE.peak(FUSED, 1) == (17 + 2) * GIB
+    kept = MOVABLE.offloading(["encode"])
+    assert (kept.weights("encode"), kept.weights(FUSED)) == (0, 11 * GIB)
+    assert (kept.host("encode"), kept.host("denoise"), kept.host(FUSED)) == (7 * GIB, 0, 7 * GIB)
+    assert kept.peak("encode", 4) == GIB
+    assert kept.peak("denoise", 2) == MOVABLE.peak("denoise", 2) == 12 * GIB
+    kept = MOVABLE.offloading(["denoise", "encode"])
+    assert kept.weights(FUSED) == (1 + 1) * GIB
+    assert kept.peak("denoise", 2) == GIB + (1 + 1 + 2) * GIB
+    assert kept.peak(FUSED, 1) == 2 * GIB + int(3.5 * GIB)
+    assert kept.host(FUSED) == 19 * GIB
+    assert kept.offloading(()) == MOVABLE
+
+
+@pytest.mark.parametrize(
+    ("offload", "gib", "best"), [((), 12, 0), (("denoise",), 14, 2), (("encode", "denoise"), 12, 4)]
+)
+def test_offloading_makes_room_for_larger_batches(
+    offload: tuple[str, ...], gib: int, best: int
+) -> None:
+    assert largest_batch(MOVABLE.offloading(offload), gib * GIB, headroom=0.1) == best
+
+
+def test_a_gpu_that_is_too_small_is_told_what_offloading_changes() -> None:
+    fused = [Group((FUSED,), 1.0)]
+
+    def advice(need: MemoryNeed, groups: list[Group], size: int, gib: int) -> str:
+        return fits(need, groups, (size, size), "NVIDIA L4", gib * GIB).message
+
+    some = "which keeps weights in host memory, batch sizes up to"
+    said = advice(MOVABLE, fused, 1, 16)
+    assert said.endswith(f"(num_gpus); with resources.offload: [encode], {some} 1 fit")
+    assert advice(MOVABLE, fused, 2, 16).endswith(f"offload: [denoise], {some} 3 fit")
+    assert advice(MOVABLE, fused, 4, 16).endswith(f"offload: [encode, denoise], {some} 6 fit")
+    assert advice(MOVABLE, fused, 8, 16).endswith(f"offload: [encode, denoise], {some} 6 fit")
+    kept = MOVABLE.offloading(["encode"])
+    assert advice(kept, fused, 4, 16).endswith(f"offload: [encode, denoise], {some} 6 fit")
+    for need, groups in (
+        (MOVABLE, [Group((FUSED,), 2.0)]),  # divided over two
+        (MOVABLE.offloading(["encode", "denoise"]), fused),
+    ):
+        assert "offload" not in advice(need, groups, 64, 16)
+    staged = [Group(("denoise",), 2.0), Group(("encode", "decode"), 1.0)]
+    assert "with resources.offload: [encode], " in advice(MOVABLE, staged, 2, 8)
+
+
 @pytest.mark.parametrize(
     ("gib", "most", "sizes"),
     [
@@ -146,7 +203,15 @@ def test_the_replicas_of_a_machine_are_compared_with_its_memory(
     assert check.grade == "ok"
     (check,) = host(planned(output__samples_per_shard=12), NEED, fused, 8)  # one shard
     assert ": up to 1 x 6.0 GiB" in check.message
+    kept = MOVABLE.offloading(["encode", "denoise"])
+    (check,) = host(plan, kept, fused, 1)  # 10 GiB of the denoiser before it is pinned
+    assert ": up to 1 x 30.0 GiB" in check.message
+    each = [Group(("encode", "denoise", "decode"), 1.0)]
+    (check,) = host(planned(resources__layout="staged"), kept, each, 1)
+    assert ": up to 1 x 39.0 GiB" in check.message
     monkeypatch.setattr("os.cpu_count", lambda: 2)
+    (check,) = host(plan, kept, [], 0)
+    assert ": up to 2 x 34.0 GiB" in check.message, "a CPU's weights are in host memory anyway"
     (check,) = host(plan, NEED, [], 0)
     assert check.message == "replicas on the CPU: up to 2 x 26.0 GiB; 40.0 GiB are available"
     monkeypatch.setattr(told, "available", lambda: None)
@@ -200,4 +265,4 @@ def test_a_need_is_computed_once(
     kept.write_text(kept.read_text()[:-9])  # damaged: it is computed again
     ending(monkeypatch, f"cat >/dev/null; echo '{answer}'")
     assert need_of(plan.model, plan.spec, call) == NEED
-    assert json.loads(kept.read_text()) == asdict(NEED)
+    assert memory.read_need(json.loads(kept.read_text())) == NEED

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from batchgen.engine.memory import Memory
+from batchgen.engine.memory import Memory, load_hint
 from batchgen.errors import OutOfMemory
 from batchgen.spec.sections import Resources
 from batchgen.stages.out_of_memory import WORDINGS, is_out_of_memory
@@ -73,3 +75,37 @@ def test_one_image_that_does_not_fit_needs_another_model_or_device() -> None:
     for remedy in ("even one image", "model.quantization", "16-bit model.dtype", "num_gpus"):
         assert remedy in str(stop)
     assert "--batch-size" not in str(stop)
+
+
+STAGED = {"layout": "staged", "denoise": {"num_gpus": 2}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "[encode, denoise]"),
+        ({"offload": ["decode", "denoise"]}, "[decode, denoise, encode]"),
+        ({"offload": ["encode", "denoise"]}, ""),
+        ({"generate": {"num_gpus": 2}}, ""),
+        ({"generate": {"num_gpus": 0.5}}, "[encode, denoise]"),
+        (STAGED, "[encode]"),
+    ],
+)
+def test_a_gpu_that_is_too_small_can_have_weights_offloaded(
+    fields: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output is continued, since the field may change on resume."""
+    monkeypatch.setattr("batchgen.engine.memory.memory_facts", lambda device: "")
+    resources = Resources.model_validate({"batch_size": 1, **fields})
+    error = OutOfMemory("denoise", "OutOfMemoryError")
+    for device, hint in (("cuda:0", f"resources.offload: {told}" if told else ""), ("cpu", "")):
+        memory = Memory(resources, device)
+        memory.ran_out(0, error, None)
+        said = str(memory.ran_out(0, error, None))
+        loading = load_hint(resources, device)
+        if hint:
+            assert f"does not fit. Continue this output with {hint}, which keeps weights" in said
+            assert loading.startswith(f"use {hint}, which keeps weights in host memory; or a ")
+        else:
+            assert "offload" not in said + loading and "does not fit. Use a GPU" in said
+        assert loading.endswith("several GPUs a replica (num_gpus)") == (device == "cuda:0")

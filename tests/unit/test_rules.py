@@ -25,6 +25,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 HELP_CPU_S = 0.5
 MOST_ROOMS, MOST_FLOORS = 24, 10
+MODELS = ("pipeline", "refiner", "vae", "vqvae", "unet", "transformer", "encoder", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,20 @@ def test_the_stages_know_no_ray_no_storage_and_no_loading() -> None:
     targets = {one.target for one in imports()["stages"]}
     assert not targets & {"ray", "fsspec", "storage", "models", "diffusers", "spec"}
     assert not targets & {"transformers", "plan", "input", "output"}
+
+
+def test_families_and_stages_ask_in_one_way_where_models_run() -> None:
+    """The ``device`` of a model or a pipeline is that of its weights, which may be elsewhere."""
+    found = [
+        f"{path.name}:{node.lineno} {ast.unparse(node)}"
+        for path, tree in sources().items()
+        if module_of(path) in ("families", "stages")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("device", "_execution_device")
+        and ast.unparse(node.value).rpartition(".")[2] in MODELS
+    ]
+    assert [one.partition(" ")[2] for one in found] == ["pipeline._execution_device"], found
 
 
 @pytest.mark.parametrize("library", HOMES)

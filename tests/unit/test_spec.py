@@ -122,6 +122,7 @@ KEEPS_THE_RESULT: dict[str, Any] = {
     "output.license": "cc-by-4.0",
     "resources.layout": "staged",
     "resources.shards_in_flight": 3,
+    "resources.offload": ["encode", "denoise"],
     **{
         f"resources.{pool}.{field}": value
         for pool in ("generate", "encode", "denoise", "decode")

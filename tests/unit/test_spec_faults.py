@@ -157,6 +157,49 @@ def test_fields_of_other_image_formats_are_refused(dotted: dict[str, Any], fitti
     build(merge(MINIMAL, dotted | {"output.image_format": "jpeg"}))
 
 
+@pytest.mark.parametrize(
+    ("dotted", "words"),
+    [
+        ({"resources.offload": "encode"}, "a list"),
+        ({"resources.offload": ["unet"]}, "allowed: encode, denoise or decode"),
+        ({"resources.offload": ["encode", "encode"]}, "each stage at most once"),
+        (
+            {"resources.offload": ["denoise"], "resources.generate.num_gpus": 2},
+            "resources.generate.num_gpus is 2, which divides the largest model of denoise",
+        ),
+        (
+            {
+                "resources.layout": "staged",
+                "resources.offload": ["encode", "denoise"],
+                "resources.denoise.num_gpus": 2,
+            },
+            "resources.denoise.num_gpus is 2, which divides the largest model of denoise",
+        ),
+        (
+            {"resources.offload": ["encode"], "model.prompt_weighting": "compel"},
+            "model.prompt_weighting is compel, which would compute on the CPU then; remove it",
+        ),
+    ],
+)
+def test_what_cannot_be_offloaded_is_said(dotted: dict[str, Any], words: str) -> None:
+    (line,) = said(merge(MINIMAL, dotted))
+    assert line.startswith("resources.offload") and words in line
+
+
+def test_a_stage_is_offloaded_next_to_one_on_several_gpus() -> None:
+    build(
+        merge(
+            MINIMAL,
+            {
+                "resources.layout": "staged",
+                "resources.offload": ["encode"],
+                "resources.denoise.num_gpus": 2,
+                "resources.generate.num_gpus": 2,  # that of the other layout
+            },
+        )
+    )
+
+
 def test_a_mark_at_a_field_is_all_that_its_check_needs() -> None:
     class Shape(Section):
         kind: Literal["round", "square"] = "round"
