@@ -14,6 +14,8 @@ from batchgen.spec.tasks import MAX_LORA_WEIGHT
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 OptionValue = bool | int | float | str | tuple[float, ...] | None
+INT8_MATMUL = "Int8DynamicActivationInt8WeightConfig"
+FLOAT8_MATMUL = "Float8DynamicActivationFloat8WeightConfig"
 QuantizationOption = bool | int | float | str | tuple[str, ...] | None
 
 
@@ -128,6 +130,11 @@ class Quantization(Section):
     options: dict[str, QuantizationOption] = Field(
         default={}, description="options of the backend's configuration class in diffusers"
     )
+
+    @property
+    def multiplies_float8(self) -> bool:
+        """Whether matrices are multiplied in float8, which only some GPUs can do."""
+        return self.options.get("quant_type") == FLOAT8_MATMUL
 
 
 class Model(Section):
