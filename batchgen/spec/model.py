@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -79,11 +80,17 @@ def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
         field = section.model_fields.get(name)
         if field is not None and _is_free(field, value):
             continue
-        kind = None if field is None else field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, Mapping):
-            value = counted(kind, value)
+        inner = None if field is None else _section_in(field.annotation)
+        if inner is not None and isinstance(value, Mapping):
+            value = counted(inner, value)
         kept[name] = value
     return kept
+
+
+def _section_in(kind: Any) -> type[Section] | None:
+    """The section that a field's type is, or that it is if it is not null."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, Section)), None)
 
 
 class Added(Section):
