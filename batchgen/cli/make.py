@@ -214,6 +214,7 @@ def _memory(plan: Plan) -> list[Check]:
 def _show_plan(spec: Spec, as_json: bool, memory: bool = False, address: str | None = None) -> None:
     from batchgen import runner
     from batchgen.cli.machine import device
+    from batchgen.report.settings import approximations
 
     made: Plan = runner.plan_job(spec, address)
     checks = _memory(made) if memory else []
@@ -236,6 +237,8 @@ def _show_plan(spec: Spec, as_json: bool, memory: bool = False, address: str | N
         f"plan     spec {made.fingerprints.spec[:12]}, input {made.fingerprints.input[:12]}, "
         f"weights {made.model.manifest_sha256[:12]}"
     )
+    for name, cost in approximations(made.spec).items():
+        echo(f"approximate {name}: {cost}")
     for note in made.notes:
         echo(f"note     {note}")
     for check in checks:

@@ -22,8 +22,8 @@ NEWEST = (99, 0)  # a GPU that is not known is taken for one that is newer than 
 def device_for(spec: Spec, address: str | None) -> DeviceInfo | None:
     """The weakest device that a run may use, on this machine or the cluster at ``address``.
 
-    A cluster is joined for it only if a field of the spec depends on it; otherwise None is
-    returned. Ray is never started for it.
+    A cluster is joined for it only if a field of the spec depends on it, or the quantization;
+    otherwise None is returned. Ray is never started for it.
 
     Raises:
         UsageError: the cluster cannot be reached, or has no GPU yet by which to choose the field.
@@ -32,7 +32,9 @@ def device_for(spec: Spec, address: str | None) -> DeviceInfo | None:
         return DeviceInfo()
     if not uses_running_ray(address):
         return weakest(visible_gpus())
-    if not spec.open_fields:
+    quantization = spec.model.quantization
+    needs_float8 = quantization is not None and quantization.multiplies_float8
+    if not spec.open_fields and not needs_float8:
         return None
     from batchgen.cluster.join import cluster, nodes_that_stay
 

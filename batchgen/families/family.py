@@ -49,6 +49,10 @@ class Family:
         external: components that may come from elsewhere (``model.components``).
         pipelines: (name, class) of second pipelines. Each is in a folder of its own, which the spec
             names as the component ``name``; a stage holds their components as ``name.component``.
+        approximations: the approximate modes (``spec.approximate.METHODS``) that it supports.
+            ``guidance_interval`` needs a pipeline that passes both halves of a guided batch in one
+            call, the unconditional one first, and starts from all of its scheduler's timesteps or
+            says how many it takes (``num_timesteps``).
         recommended: num_inference_steps and guidance_scale, if the model recommends none.
     """
 
@@ -82,6 +86,7 @@ class Family:
     needs_ip_adapter: bool = False
     external: tuple[str, ...] = ("vae",)
     pipelines: tuple[tuple[str, str], ...] = ()
+    approximations: tuple[str, ...] = ()
     recommended: tuple[int, float] = (25, 7.5)
 
     @property

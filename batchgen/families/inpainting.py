@@ -99,6 +99,7 @@ FAMILIES = (
         encoder=("tokenizer", "text_encoder", "vae"),
         denoiser=("unet", "scheduler"),
         decoder=("vae",),
+        approximations=("guidance_interval", "deep_cache", "tiny_vae"),
         adapter=Adapter(
             encode_prompt=encode_prompt,
             encode_images=encode_masked,

@@ -242,6 +242,7 @@ FAMILIES = (
         encoder=(),
         denoiser=("unet", "scheduler"),
         decoder=("vqvae",),
+        approximations=("deep_cache",),
         adapter=Adapter(denoise=from_nothing, decode=decode_vq),
         split=f"nothing to encode; {_KEPT}",
         stubs=("vqvae",),
@@ -277,6 +278,7 @@ FAMILIES = (
         encoder=("class_embedder",),
         denoiser=("unet", "scheduler"),
         decoder=("vae",),
+        approximations=("guidance_interval", "deep_cache", "tiny_vae"),
         adapter=Adapter(encode_label=encode_label, denoise=from_noise, decode=decode_scaled),
         split="by public arguments: the class's embedding as prompt_embeds in, latents out",
         null=(
@@ -295,6 +297,7 @@ FAMILIES = (
         encoder=("tokenizer", "bert"),
         denoiser=("unet", "scheduler"),
         decoder=("vqvae",),
+        approximations=("guidance_interval", "deep_cache"),
         adapter=Adapter(
             encode_prompt=encode_text,
             denoise=from_text,
@@ -319,6 +322,7 @@ FAMILIES = (
         encoder=(),
         denoiser=("unet", "scheduler"),
         decoder=("vqvae",),
+        approximations=("deep_cache",),
         adapter=Adapter(encode_images=encode_low, denoise=from_low, decode=decode_vq),
         split=f"the small image goes to the U-Net as 8-bit pixels; {_KEPT}",
         stubs=("vqvae",),

@@ -52,6 +52,7 @@ def _family(name: str, pipeline: str, tokens: int) -> Family:
         encoder=("tokenizer", "text_encoder"),
         denoiser=("transformer", "scheduler"),
         decoder=("vae",),
+        approximations=("guidance_interval", "tiny_vae"),
         adapter=Adapter(
             encode_prompt=encode_prompt,
             denoise=denoise,

@@ -77,6 +77,7 @@ FAMILIES = (
         encoder=("tokenizer", "text_encoder"),
         denoiser=("transformer", "scheduler"),
         decoder=("vae",),
+        approximations=("mag_cache", "taylor_seer"),
         adapter=Adapter(
             encode_prompt=encode_prompt,
             denoise=denoise,

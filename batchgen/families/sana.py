@@ -57,6 +57,7 @@ FAMILIES = (
         encoder=("tokenizer", "text_encoder"),
         denoiser=("transformer", "scheduler"),
         decoder=("vae",),
+        approximations=("guidance_interval",),
         adapter=Adapter(
             encode_prompt=encode_prompt,
             denoise=denoise,

@@ -59,6 +59,7 @@ FAMILIES = (
         encoder=(*xl.TEXT, "refiner.tokenizer_2", "refiner.text_encoder_2"),
         denoiser=("unet", "scheduler", "refiner.unet"),
         decoder=("vae",),
+        approximations=("deep_cache", "tiny_vae"),
         adapter=Adapter(
             encode_prompt=encode_prompt,
             denoise=refined,

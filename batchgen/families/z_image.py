@@ -91,6 +91,7 @@ FAMILIES = (
         encoder=("tokenizer", "text_encoder"),
         denoiser=("transformer", "scheduler"),
         decoder=("vae",),
+        approximations=("tiny_vae",),
         adapter=Adapter(
             encode_prompt=encode_prompt,
             denoise=denoise,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from batchgen.models.find import (
     WEIGHT_STEMS,
     weight_globs,
 )
+from batchgen.spec.approximate import TINY_VAE
 from batchgen.spec.model import Model
 
 # Components whose class is in a module of diffusers are saved under that module's name.
@@ -172,6 +173,31 @@ def latent_facts(vae: Component) -> LatentFacts:
     own = "encoder_block_out_channels"
     blocks = several(vae, own if vae.config.get(own) else "block_out_channels")
     return LatentFacts(channels, 2 ** (len(blocks) - 1))
+
+
+def with_tiny_vae(components: Sequence[Component], vae: str) -> list[Component]:
+    """The components of a decode stage whose tiny autoencoder takes the place of the VAE."""
+    tiny = [replace(one, name=vae, label=vae) for one in components if one.name == TINY_VAE]
+    return [one for one in components if one.name not in (vae, TINY_VAE)] + tiny
+
+
+def check_tiny_vae(components: Sequence[Component], vae: str) -> None:
+    """Check that the tiny autoencoder, if there is one, decodes the latents of the VAE.
+
+    Raises:
+        ModelError: it is of another class, or for other latents.
+    """
+    named = {component.name: component for component in components}
+    if TINY_VAE not in named:
+        return
+    tiny = named[TINY_VAE]
+    if tiny.class_name != "AutoencoderTiny":
+        raise ModelError(
+            f"{TINY_VAE}: {tiny.folder} is a {tiny.class_name}; allowed: AutoencoderTiny"
+        )
+    facts, wanted = latent_facts(tiny), latent_facts(named[vae])
+    _check_same(tiny, "latent channels", facts.channels, wanted.channels)
+    _check_same(tiny, "pixels per latent", facts.factor, wanted.factor)
 
 
 def files_of(component: Component, model: Model) -> list[Path]:

@@ -17,6 +17,7 @@ from batchgen.models.files import (
     Component,
     check_control_components,
     check_text_components,
+    check_tiny_vae,
     files_of,
     latent_facts,
     need,
@@ -36,6 +37,7 @@ from batchgen.models.single_file import NAME, from_single_file
 from batchgen.models.weighting import check_weighting, settings_of
 from batchgen.records import ModelInfo
 from batchgen.secrets import without_secrets
+from batchgen.spec.approximate import TINY_VAE
 from batchgen.spec.model import Model
 from batchgen.spec.sections import MAX_SIZE, MIN_SIZE
 
@@ -185,6 +187,7 @@ def _misfit(folder: Path, index: Mapping[str, Any], model: Model, family: Family
         components = components_of(folder, index, model, family)
         _check_channels(components, family)
         check_control_components(components)
+        check_tiny_vae(components, family.vae)
     except ModelError as error:
         return str(error)
     return None
@@ -246,16 +249,17 @@ def components_of(
             f"model.ip_adapter: a {family.name} model for {family.task} does not support an "
             "IP-Adapter; remove it"
         )
+    external = (*family.external, *(name for name in family.approximations if name == TINY_VAE))
     for name in model.components:
-        if name not in family.external:
-            allowed = ", ".join(family.external) or "none"
+        if name not in external:
+            allowed = ", ".join(external) or "none"
             raise ModelError(
                 f"model.components.{name}: a {family.name} model for {family.task} cannot load it"
                 f" from elsewhere; allowed: {allowed}"
             )
     return [
         component
-        for name in family.components
+        for name in (*family.components, *(one for one in (TINY_VAE,) if one in model.components))
         for component in _components(folder, index, model, family, name)
     ]
 

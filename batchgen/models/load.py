@@ -17,6 +17,7 @@ from batchgen.models.files import (
     config_name,
     is_pickled,
     pipeline_index,
+    with_tiny_vae,
 )
 from batchgen.models.find import FoundModel, find_model
 from batchgen.models.inspection import components_of, family_for, inspect
@@ -86,9 +87,13 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
 
     family, pipeline = _load(info, spec, "denoiser", devices)
     add_to_denoiser(pipeline, spec.model)
-    switch = Switch(spec.model, pipeline.scheduler)
+    switch: Any = Switch(spec.model, pipeline.scheduler)
     pipeline.scheduler = switch.scheduler()
     pipeline = _on(devices, pipeline, family, "denoise" in spec.resources.offload)
+    if spec.sampling.approximate.names:
+        from batchgen.models.approximate import approximated
+
+        switch = approximated(pipeline, spec, family, switch)
     return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch)
 
 
@@ -183,6 +188,8 @@ def _load(info: ModelInfo, spec: Spec, stage: str, devices: Sequence[str]) -> tu
     components = components_of(folder, index, spec.model, family)
     if found.file is not None:
         components = from_single_file(found.file, folder, family, components)
+    if stage == "decoder" and spec.sampling.approximate.tiny_vae:
+        components = with_tiny_vae(components, family.vae)
     for component in components:
         if "." in component.name:
             continue  # see _second_pipelines

@@ -192,6 +192,7 @@ def _key(info: ModelInfo, spec: Spec, call: Call) -> str:
         spec.task,
         spec.model.model_dump(mode="json"),
         spec.sampling.negative_prompt,
+        spec.sampling.approximate.model_dump(mode="json"),
         sorted(spec.input.columns.mapped()),
         spec.resources.vae_tiling,
         asdict(call),

@@ -46,7 +46,7 @@ def measure(info: ModelInfo, spec: Spec, call: Call) -> MemoryNeed:
         "denoise": load_denoiser(info, spec, META),
         "decode": load_decoder(info, spec, META),
     }
-    call = shortened(info, call)
+    call = shortened(info, call, spec.sampling.approximate.cycle)
     try:
         shapes = Shapes()
         small, large = (
@@ -148,9 +148,9 @@ def _sizes(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     return {one._cdata: one.nbytes() for one in storages}
 
 
-def shortened(info: ModelInfo, call: Call) -> Call:
-    """The call with as few steps as it allows: memory does not grow with their number."""
-    steps = max(2, info.min_steps)
+def shortened(info: ModelInfo, call: Call, least: int = 2) -> Call:
+    """The call with as few steps as it allows: memory does not grow with more than ``least``."""
+    steps = max(least, info.min_steps)
     if call.denoising_end is not None:  # both models need a step
         steps = max(steps, int(1 / (1 - call.denoising_end)) + 2)
     while call.strength is not None and int(steps * call.strength) < 1:

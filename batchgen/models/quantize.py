@@ -12,17 +12,25 @@ from typing import Any
 from batchgen.errors import ModelError, nearest
 from batchgen.families import Family
 from batchgen.models.files import Component
-from batchgen.spec.model import Model, Quantization
+from batchgen.spec.model import FLOAT8_MATMUL, INT8_MATMUL, Model, Quantization
 
 FIELD = "model.quantization"
-# The types of torchao that quantize weights only. The others also quantize activations, by the
-# range of the complete micro-batch, so a sample's pixels would depend on its neighbours.
+# The types of torchao that also quantize activations, here with a scale for each token (PerRow),
+# so that a sample's pixels do not depend on its neighbours.
+PER_TOKEN_TYPES = (INT8_MATMUL, FLOAT8_MATMUL)
+# All types that are allowed, with their options. The others quantize weights only.
 TORCHAO_TYPES: Mapping[str, tuple[str, ...]] = {
     "Int8WeightOnlyConfig": (),
     "Int4WeightOnlyConfig": ("group_size",),
     "Float8WeightOnlyConfig": ("weight_dtype",),
     "IntxWeightOnlyConfig": ("weight_dtype",),
+    **dict.fromkeys(PER_TOKEN_TYPES, ("granularity",)),
 }
+GRANULARITIES = ("PerRow",)
+ONE_SCALE = (
+    "any other scale of activations is computed from the complete micro-batch, so that a sample's "
+    "pixels depend on its neighbours"
+)
 _FEW_BITS = {"int2": 2.5, "int4": 4.5, "4bit": 4.5}  # others have 8
 _LEFT_OUT = ("llm_int8_skip_modules", "modules_to_not_convert")
 OUTLIERS = (
@@ -78,6 +86,7 @@ BACKENDS: Mapping[str, Backend] = {
                 "float8_e4m3fn",
                 "float8_e5m2",
             ),
+            "granularity": GRANULARITIES,
             "modules_to_not_convert": (),
         },
     ),
@@ -217,11 +226,20 @@ def _config(component: Component, model: Model) -> Any:
 def _torchao_type(options: dict[str, Any]) -> Any:
     import torch
     import torchao.quantization
+    from torchao.quantization.quantize_.common import KernelPreference
 
     kind = options.pop("quant_type", next(iter(TORCHAO_TYPES)))
     if "weight_dtype" in options:
         options["weight_dtype"] = getattr(torch, str(options["weight_dtype"]))
-    return getattr(torchao.quantization, kind)(**options)
+    if kind in PER_TOKEN_TYPES:
+        options["granularity"] = torchao.quantization.PerRow()
+    if kind == FLOAT8_MATMUL:  # else a node that has the package mslk would compute other bytes
+        options["kernel_preference"] = KernelPreference.TORCH
+    made = getattr(torchao.quantization, kind)
+    if "set_inductor_config" in made.__dataclass_fields__:
+        # It would let torch.compile choose kernels by their timing, in the entire process.
+        options["set_inductor_config"] = False
+    return made(**options)
 
 
 def _check_options(backend: str, options: Mapping[str, Any]) -> None:
@@ -235,7 +253,8 @@ def _check_options(backend: str, options: Mapping[str, Any]) -> None:
             )
         if known[name] and value not in known[name]:
             allowed = ", ".join(str(one) for one in known[name])
-            raise ModelError(f"{FIELD}.options.{name}: got {value!r}; allowed: {allowed}")
+            why = f" ({ONE_SCALE})" if name == "granularity" else ""
+            raise ModelError(f"{FIELD}.options.{name}: got {value!r}; allowed: {allowed}{why}")
         own = {option for each in TORCHAO_TYPES.values() for option in each}
         if backend == "torchao" and name in own and name not in TORCHAO_TYPES[kind]:
             raise ModelError(f"{FIELD}.options.{name}: {kind} has no such option; remove it")
@@ -265,10 +284,25 @@ def _check_saved(component: Component, saved: Mapping[str, Any]) -> None:
             "weights only"
         )
     if method == "torchao":
-        kind = (saved.get("quant_type") or {}).get("default", {}).get("_type")
+        config = (saved.get("quant_type") or {}).get("default", {})
+        kind = config.get("_type")
         if kind not in TORCHAO_TYPES:
             raise ModelError(f"{what} as {kind}; allowed: {', '.join(TORCHAO_TYPES)}")
+        if kind in PER_TOKEN_TYPES and not _is_per_token(config):
+            raise ModelError(f"{what} as {kind}; allowed: with granularity PerRow ({ONE_SCALE})")
     _require(method, what)
+
+
+def _is_per_token(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration that torchao saved scales the activations of each token."""
+    given = (config.get("_data") or {}).get("granularity")
+    each = given if isinstance(given, list) else [given]
+    return all(
+        isinstance(one, Mapping)
+        and one.get("_type") == "PerRow"
+        and (one.get("_data") or {}).get("dim", -1) == -1
+        for one in each
+    )
 
 
 def _require(name: str, what: str) -> None:

@@ -107,6 +107,7 @@ def constants_of(plan: Plan) -> dict[str, Any]:
         "label": None,
         "lora": lora_text(read_setting(settings, "lora", None)),
         "conditioning": conditioning_text(spec),
+        "approximate": spec.sampling.approximate.label,
     }
     return {name: value for name, value in found.items() if name in names and name not in mapped}
 

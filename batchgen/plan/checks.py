@@ -10,6 +10,7 @@ from batchgen.images.conditions import check_maker
 from batchgen.plan.call_settings import ALWAYS, Settings, read_setting
 from batchgen.plan.columns import field_twice
 from batchgen.records import ModelInfo
+from batchgen.spec.approximate import FIELD
 from batchgen.spec.call_settings import CALL_SETTINGS, OWN_RULES, CallSetting
 from batchgen.spec.checks import is_set
 from batchgen.spec.sections import Sampling
@@ -102,6 +103,35 @@ def _check_offload(spec: Spec, model: ModelInfo) -> None:
                 )
                 given = list(spec.resources.offload)
                 raise SpecError("resources.offload", given, f"no {stage}", because=because)
+
+
+def check_approximations(spec: Spec, model: ModelInfo) -> None:
+    """Refuse approximate modes that the model does not support, or that would have no effect.
+
+    Raises:
+        SpecError: the mode, and what is supported.
+    """
+    asked = spec.sampling.approximate
+    supported = family_named(spec.task, model.family).approximations if asked.names else ()
+    for name in asked.names:
+        if name not in supported:
+            because = (
+                f"a {model.family} model for {spec.task} does not support it (supported: "
+                f"{', '.join(supported) or 'none'}); remove it"
+            )
+            raise SpecError(f"{FIELD}.{name}", "on", "null", because=because)
+    if asked.mag_cache and asked.mag_cache.mag_ratios is None and model.family != "flux":
+        raise SpecError(
+            f"{FIELD}.mag_cache.mag_ratios",
+            None,
+            f"the ratios of this {model.family} model, one for each step: diffusers has them only "
+            "for Flux, and prints them with MagCacheConfig(calibrate=True)",
+        )
+    scale = spec.sampling.guidance_scale
+    scale = model.guidance_scale if scale is None else scale
+    if asked.guidance_interval and scale <= 1 and spec.input.columns.guidance_scale is None:
+        because = f"there is no guidance, since guidance_scale is {scale:g}; remove it"
+        raise SpecError(f"{FIELD}.guidance_interval", asked.guidance_interval, "", because=because)
 
 
 def refuse_idle_settings(spec: Spec, model: ModelInfo) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchgen.errors import SpecError
 from batchgen.records import DeviceInfo
-from batchgen.spec.model import AUTO, Model
+from batchgen.spec.model import AUTO, FLOAT8_MATMUL, INT8_MATMUL, Model
 from batchgen.spec.spec import Spec
 
 if TYPE_CHECKING:
     from batchgen.plan.plan import Plan
 
 BFLOAT16_SINCE = (8, 0)  # compute capability of Ampere (A100), the first with bfloat16 units
+FLOAT8_SINCE = (8, 9)  # of Ada (L4, L40S), the first that multiplies float8
 SLOW_ON_GPU = (
     "model.dtype is float32: on a GPU this takes several times as long as 16 bits, and twice the "
     "memory; auto chooses 16 bits there"
@@ -22,10 +24,35 @@ def chosen(spec: Spec, device: DeviceInfo) -> Spec:
     """The spec with a value that fits the device wherever it says ``auto``.
 
     The batch size is the usual one; ``engine.batch_size`` computes another one for a GPU before.
+
+    Raises:
+        SpecError: the device cannot do what the spec asks for.
     """
     dtype = spec.model.dtype if spec.model.dtype != AUTO else dtype_on(device)
+    quantization = spec.model.quantization
+    if quantization is not None and quantization.multiplies_float8:
+        _check_float8(device, dtype)
     resources = spec.resources
     return with_choices(spec, dtype, resources.micro_batch, resources.decode_batch_size)
+
+
+def _check_float8(device: DeviceInfo, dtype: str) -> None:
+    """Refuse to multiply in float8 on a device, or from a dtype, for which torch has no kernels.
+
+    Of GPUs whose capability is not known, such as those of AMD, torchao decides while loading.
+    """
+    if not device.is_gpu or (device.capability is not None and device.capability < FLOAT8_SINCE):
+        major, minor = device.capability or (0, 0)
+        own = f", whose compute capability is {major}.{minor}" if device.is_gpu else ""
+        raise SpecError(
+            "model.quantization.options.quant_type",
+            FLOAT8_MATMUL,
+            "on GPUs of compute capability 8.9 or newer (L4, L40S, H100)",
+            because=f"the job would run on {device.name}{own}, and torch multiplies float8 only on "
+            f"GPUs of 8.9 or newer (L4, L40S, H100); use {INT8_MATMUL}, or such a GPU",
+        )
+    if dtype != "bfloat16":
+        raise SpecError("model.dtype", dtype, f"bfloat16, with {FLOAT8_MATMUL}")
 
 
 def keep_choices(spec: Spec, saved: Plan | None) -> Spec:

@@ -26,7 +26,13 @@ import pyarrow.parquet as pq
 
 from batchgen import __version__
 from batchgen.errors import InputError
-from batchgen.plan.checks import check_columns, check_fit, refuse_idle_settings, settle
+from batchgen.plan.checks import (
+    check_approximations,
+    check_columns,
+    check_fit,
+    refuse_idle_settings,
+    settle,
+)
 from batchgen.plan.choices import chosen
 from batchgen.plan.columns import plain_type
 from batchgen.records import DeviceInfo, ModelInfo
@@ -206,6 +212,7 @@ def make_plan(
     schema = footers[0][1]
     check_columns(spec, schema, footers[0][0].path)
     check_fit(spec, model)
+    check_approximations(spec, model)
     if check_keys:
         refuse_idle_settings(spec, model)
     for file, other in footers[1:]:

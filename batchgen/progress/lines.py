@@ -15,12 +15,13 @@ def opening(plan: Plan, states: States, samples: int) -> str:
     """The first line of a run: the number of samples, the model and the main settings."""
     made = f", {len(states.committed):,} of them already committed" if states.committed else ""
     again = f", {len(states.failed):,} failed ones retried" if states.failed else ""
-    spec = plan.spec
+    spec, approximate = plan.spec, plan.spec.sampling.approximate.label
     return (
         f"{samples:,} samples in {len(states.numbers):,} shards{made}{again}: {spec.task} with "
         f"{plan.model.model_id}, {plan.model.scheduler}, "
         f"{spec.sampling.num_inference_steps} steps, batch {spec.resources.micro_batch}, "
         f"{spec.resources.layout}, {spec.model.dtype}"
+        f"{f', approximate ({approximate})' if approximate else ''}"
     )
 
 

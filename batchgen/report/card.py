@@ -17,7 +17,7 @@ from batchgen.output.tally import Tally
 from batchgen.plain_text import plain, short
 from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
-from batchgen.report.settings import applying, model_name
+from batchgen.report.settings import applying, approximations, model_name
 from batchgen.spec.call_settings import CALL_SETTINGS
 from batchgen.stages.scorers.choose import score_columns
 
@@ -55,6 +55,7 @@ _MEANINGS = {
     "class_label": "number of the class in the model",
     "lora": "LoRA adapters and their weights",
     "conditioning": "how conditioning images were prepared",
+    "approximate": "how sampling was made faster; the images are not the exact ones",
     **{name: one.about for name, one in CALL_SETTINGS.items()},
 }
 
@@ -113,6 +114,7 @@ def _facts(plan: Plan) -> list[tuple[str, object]]:
         ("revision", plan.model.revision),
         ("scheduler", plan.model.scheduler),
         *((name.replace("_", " "), value) for name, value in applying(plan).items()),
+        *((f"approximate: {name}", text) for name, text in approximations(spec).items()),
         ("dtype", spec.model.dtype),
         ("images per row", spec.variants),
         ("run seed", spec.seed),

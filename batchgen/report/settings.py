@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from batchgen.plan.plan import Plan
+from batchgen.spec.approximate import METHODS, UNMEASURED
 from batchgen.spec.build import build
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import task_named
@@ -30,6 +31,14 @@ def _applies(name: str, parts: tuple[str, ...], taken: tuple[str, ...]) -> bool:
     if name in ("negative_prompt", "guidance_scale", "strength", "lora"):
         return name in parts
     return name in taken
+
+
+def approximations(spec: Spec) -> dict[str, str]:
+    """Each approximate mode that is on -> its paper, and what it cost where it was measured."""
+    return {
+        label: f"{METHODS[name].paper}; {METHODS[name].measured or UNMEASURED}"
+        for name, label in spec.sampling.approximate.labels.items()
+    }
 
 
 def differing(spec: Spec) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:

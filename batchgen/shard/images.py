@@ -161,7 +161,7 @@ def commit(
         parameter_counts=dict(work.notes.parameter_counts),
         measures=dict(work.notes.measures),
         attempt=attempt,
-        environment=environment(device, tuple(packages_used(plan.spec.model))),
+        environment=environment(device, tuple(packages_used(plan.spec.model))) | _label(plan),
         spec_fingerprint=plan.fingerprints.spec,
         plan_fingerprint=plan.fingerprint,
         finished_at=time.time(),
@@ -175,6 +175,12 @@ def examples_of(dropped: Iterable[Dropped]) -> dict[str, Example]:
     """Reason -> the sample with the lowest key, so that reports need not read the rejects."""
     ordered = sorted(dropped, key=lambda one: one.key, reverse=True)
     return {one.reason: Example(one.key, short(redact(one.message))) for one in ordered}
+
+
+def _label(plan: Plan) -> dict[str, str]:
+    """The approximate modes that the images were made with; empty if there is none."""
+    label = plan.spec.sampling.approximate.label
+    return {"approximate": label} if label else {}
 
 
 @cache

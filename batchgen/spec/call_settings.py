@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from batchgen.spec.model import Section
 from batchgen.spec.sections import Columns, Sampling
 
-OWN_RULES = ("negative_prompt", "lora")  # fields of Sampling with checks and a column of their own
+# Fields of Sampling with checks and a column of their own.
+OWN_RULES = ("negative_prompt", "lora", "approximate")
 KINDS = (int, float, str, bool)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchgen.errors import SpecError
 from batchgen.secrets import secret_in
+from batchgen.spec.approximate import FIELD, TINY_VAE
 from batchgen.spec.faults import NEEDED, missing
 from batchgen.spec.model import OnlyWith, Section
 from batchgen.spec.sections import Columns, Conditioning, Sampling
@@ -24,6 +25,7 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
     """
     yield from _columns(spec)
     yield from _loras(spec)
+    yield from _tiny_vae(spec)
     if not stored:
         yield from _places(spec)
         yield from _idle(spec)
@@ -59,6 +61,17 @@ def _loras(spec: Spec) -> Iterator[SpecError]:
         parse_lora(spec.sampling.lora or "", spec.model.lora_weights)
     except ValueError as error:
         yield SpecError("sampling.lora", spec.sampling.lora, str(error))
+
+
+def _tiny_vae(spec: Spec) -> Iterator[SpecError]:
+    """The tiny autoencoder is a component of the model, and ``sampling`` switches it on."""
+    on, given = spec.sampling.approximate.tiny_vae, spec.model.components.get(TINY_VAE)
+    component, switch = f"model.components.{TINY_VAE}", f"{FIELD}.{TINY_VAE}"
+    if on and given is None:
+        yield missing(component, f"the folder, hub id or URL of an AutoencoderTiny, for {switch}")
+    if not on and given is not None:
+        because = f"{switch} is false; set it to true, or remove the component"
+        yield SpecError(component, given, "null", because=because)
 
 
 def _places(spec: Spec) -> Iterator[SpecError]:

@@ -86,10 +86,11 @@ def described(node: Node, schema: Node) -> str:
     if kind == "boolean":
         return "true or false"
     if kind == "array":
-        each = described(node.get("items", {}), schema)
+        each = described(_items(node) or {}, schema)
         several = next((each.replace(a, b, 1) for a, b in _SEVERAL if each.startswith(a)), each)
-        least = f"{node['minItems']} or more, " if node.get("minItems") else ""
-        return f"a list of {least}{several}"
+        least, most = node.get("minItems"), node.get("maxItems")
+        count = f"{least} " if least and least == most else f"{least} or more, " if least else ""
+        return f"a list of {count}{several}"
     if "properties" in node:
         return f"a section of {', '.join(node['properties'])}"
     if kind == "object":
@@ -138,12 +139,19 @@ def _inner(node: Node, part: int | str, schema: Node) -> Node | None:
         found = (_inner(one, part, schema) for one in node["anyOf"])
         return next((one for one in found if one is not None), None)
     if isinstance(part, int):
-        return node.get("items")
+        return _items(node)
     if part in node.get("properties", ()):
         properties: Mapping[str, Node] = node["properties"]
         return properties[part]
     others = node.get("additionalProperties")
     return (others if isinstance(others, Mapping) else {}) if others else None
+
+
+def _items(node: Node) -> Node | None:
+    """The schema of a list's values, which have one type; a pair has it once for each."""
+    pair: Sequence[Node] = node.get("prefixItems", ())
+    items: Node | None = node.get("items")
+    return pair[0] if pair else items
 
 
 def _followed(node: Node, schema: Node) -> Node:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -14,6 +15,8 @@ from batchgen.spec.tasks import MAX_LORA_WEIGHT
 Weight = Annotated[float, Field(ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 OptionValue = bool | int | float | str | tuple[float, ...] | None
+INT8_MATMUL = "Int8DynamicActivationInt8WeightConfig"
+FLOAT8_MATMUL = "Float8DynamicActivationFloat8WeightConfig"
 QuantizationOption = bool | int | float | str | tuple[str, ...] | None
 
 
@@ -77,11 +80,17 @@ def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:
         field = section.model_fields.get(name)
         if field is not None and _is_free(field, value):
             continue
-        kind = None if field is None else field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, Mapping):
-            value = counted(kind, value)
+        inner = None if field is None else _section_in(field.annotation)
+        if inner is not None and isinstance(value, Mapping):
+            value = counted(inner, value)
         kept[name] = value
     return kept
+
+
+def _section_in(kind: Any) -> type[Section] | None:
+    """The section that a field's type is, or that it is if it is not null."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, Section)), None)
 
 
 class Added(Section):
@@ -128,6 +137,11 @@ class Quantization(Section):
     options: dict[str, QuantizationOption] = Field(
         default={}, description="options of the backend's configuration class in diffusers"
     )
+
+    @property
+    def multiplies_float8(self) -> bool:
+        """Whether matrices are multiplied in float8, which only some GPUs can do."""
+        return self.options.get("quant_type") == FLOAT8_MATMUL
 
 
 class Model(Section):

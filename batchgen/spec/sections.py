@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from batchgen.errors import SpecError
+from batchgen.spec.approximate import Approximate
 from batchgen.spec.faults import NEEDED, Faults, missing
 from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, OnlyWith, Section
 
@@ -156,6 +157,7 @@ class Sampling(Section):
     lora: str | None = Field(
         default=None, description="`name:weight,...` of model.loras; null: all, at their weights"
     )
+    approximate: Approximate = Approximate()
 
 
 class Made(Section):

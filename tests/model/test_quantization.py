@@ -231,9 +231,9 @@ def test_a_checkpoint_that_was_saved_quantised(saved: Path, folder: Path) -> Non
         (
             {
                 "quant_method": "torchao",
-                "quant_type": {"default": {"_type": "Int8DynamicActivationInt8WeightConfig"}},
+                "quant_type": {"default": {"_type": "Int8StaticActivationInt8WeightConfig"}},
             },
-            "as Int8DynamicActivationInt8WeightConfig; allowed: Int8WeightOnlyConfig",
+            "as Int8StaticActivationInt8WeightConfig; allowed: Int8WeightOnlyConfig",
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_checkpoint_that_was_saved_otherwise(
             "model.quantization.options.quant_typ: not an option of torchao; allowed: quant_type,",
         ),
         (
-            asked("torchao", "unet", quant_type="Int8DynamicActivationInt8WeightConfig"),
+            asked("torchao", "unet", quant_type="Int8StaticActivationInt8WeightConfig"),
             "allowed: Int8WeightOnlyConfig, Int4WeightOnlyConfig, Float8WeightOnlyConfig,",
         ),
         (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ from batchgen.cluster.accelerators import named
 from batchgen.cluster.driver import visible_gpus
 from batchgen.cluster.gpus import device_for, weakest, weakest_of
 from batchgen.engine import batch_size
-from batchgen.errors import DamagedRecord, ModelError, UsageError
+from batchgen.errors import DamagedRecord, ModelError, SpecError, UsageError
 from batchgen.models.memory import MemoryNeed, StageNeed
 from batchgen.output.claim import choices_ahead
 from batchgen.output.ledger import PLAN, Ledger
@@ -99,6 +101,62 @@ def test_pools_that_use_no_gpu_ask_for_none(machine: Machine, tmp_path: Path) ->
     assert not (tmp_path / "asked").exists()
     assert device_for(spec_for("in", resources__layout="staged"), None) != CPU
     assert (tmp_path / "asked").exists()
+
+
+FLOAT8 = {
+    "backend": "torchao",
+    "components": ["unet"],
+    "options": {"quant_type": "Float8DynamicActivationFloat8WeightConfig"},
+}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "told"),
+    [
+        ((), "the job would run on CPU, and torch multiplies float8 only on GPUs of 8.9"),
+        ((A100,), "NVIDIA A100-SXM4-80GB, whose compute capability is 8.0, and torch"),
+        ((H100, T4), "Tesla T4 (weakest of NVIDIA H100 80GB HBM3, Tesla T4), whose compute"),
+        ((L40S,), None),
+        ((H100,), None),
+    ],
+)
+def test_float8_needs_a_gpu_that_multiplies_it(
+    machine: Machine, tmp_path: Path, gpus: tuple[str, ...], told: str | None
+) -> None:
+    machine(*gpus, **({} if gpus else {"script": "exit 6"}))
+    source = write_prompts(tmp_path / "in.parquet", 5)
+    spec = spec_for(source, tmp_path / "out", model__quantization=FLOAT8)
+    device = device_for(spec, None)
+    if told is None:
+        assert make_plan(spec, MODEL, device).spec.model.dtype == "bfloat16"
+        half = spec_for(source, model__quantization=FLOAT8, model__dtype="float16")
+        with pytest.raises(
+            SpecError, match=r"model\.dtype: got 'float16'; allowed: bfloat16, with"
+        ):
+            make_plan(half, MODEL, device)
+        return
+    with pytest.raises(SpecError, match=re.escape(told)) as caught:
+        make_plan(spec, MODEL, device)
+    assert caught.value.field == "model.quantization.options.quant_type"
+    assert "use Int8DynamicActivationInt8WeightConfig, or such a GPU" in str(caught.value)
+
+
+def test_a_gpu_of_unknown_capability_may_multiply_float8(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in.parquet", 5)
+    spec = spec_for(source, model__quantization=FLOAT8)
+    assert make_plan(spec, MODEL, DeviceInfo("AMD-Instinct-MI300X-OAM")).device is not None
+
+
+def test_a_cluster_is_asked_for_its_gpus_if_float8_needs_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = spec_for("in", model__quantization=FLOAT8, **KNOWN)
+    nodes = [{"GPU": 1.0, "accelerator_type:A100": 1.0}]
+    monkeypatch.setattr("batchgen.cluster.join.cluster", lambda address: nullcontext(False))
+    monkeypatch.setattr("batchgen.cluster.join.nodes_that_stay", lambda: nodes)
+    found = device_for(known, "head:6379")
+    assert found is not None and found.capability == (8, 0)
+    assert device_for(spec_for("in", **KNOWN), "head:6379") is None
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ EXTRA_COLUMNS = pa.schema(
         *(pa.field(name, _kind_of(one)) for name, one in CALL_SETTINGS.items() if _is_extra(name)),
         pa.field("lora", pa.string()),
         pa.field("conditioning", pa.string()),
+        pa.field("approximate", pa.string()),
     ]
 )
 REJECT_COLUMNS = pa.schema(
@@ -96,6 +97,7 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
         "class_label": spec.input.columns.class_label is not None,
         "lora": bool(spec.model.loras),
         "conditioning": any(is_image(part) for part in spec.input.columns.mapped()),
+        "approximate": bool(spec.sampling.approximate.names),
     }
     extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
     scores = [pa.field(column.name, column.kind) for column in score_columns(spec.scorers)]
@@ -237,6 +239,7 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
         "class_label": [sample.class_label for sample in samples],
         "lora": [lora_text(sample.call.lora) for sample in samples],
         "conditioning": [conditioning_text(spec)] * len(samples),
+        "approximate": [spec.sampling.approximate.label] * len(samples),
         **{
             name: [getattr(sample.call, name) for sample in samples]
             for name in EXTRA_COLUMNS.names
