@@ -49,6 +49,7 @@ class Family:
         external: components that may come from elsewhere (``model.components``).
         pipelines: (name, class) of second pipelines. Each is in a folder of its own, which the spec
             names as the component ``name``; a stage holds their components as ``name.component``.
+        uncompiled: why torch.compile cannot compile it; empty: it can.
         recommended: num_inference_steps and guidance_scale, if the model recommends none.
     """
 
@@ -82,6 +83,7 @@ class Family:
     needs_ip_adapter: bool = False
     external: tuple[str, ...] = ("vae",)
     pipelines: tuple[tuple[str, str], ...] = ()
+    uncompiled: str = ""
     recommended: tuple[int, float] = (25, 7.5)
 
     @property

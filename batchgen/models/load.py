@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import ModelError
 from batchgen.families import Family
 from batchgen.models.attach import Switch, add_to_denoiser, add_to_encoder
+from batchgen.models.compiling import compile_decoder, compile_denoiser
 from batchgen.models.files import (
     DIFFUSERS_MODULES,
     Component,
@@ -88,6 +89,7 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
     switch = Switch(spec.model, pipeline.scheduler)
     pipeline.scheduler = switch.scheduler()
     pipeline = _on(devices, pipeline, family)
+    compile_denoiser(pipeline, family, switch, spec.resources.compile)
     return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch)
 
 
@@ -104,7 +106,9 @@ def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> D
     _drop(vae, "encoder", "quant_conv")
     if spec.resources.vae_tiling:
         _enable_tiling(vae)
-    return Decoder(_on(devices, pipeline, family), family.adapter, spec.resources.decode_size)
+    pipeline = _on(devices, pipeline, family)
+    compile_decoder(pipeline, family, spec.resources.compile)
+    return Decoder(pipeline, family.adapter, spec.resources.decode_size)
 
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:
