@@ -138,7 +138,7 @@ def _end_helpers() -> None:
     """End the processes in which torch compiled; each holds a Python with torch."""
     from torch._inductor.async_compile import shutdown_compile_workers
 
-    shutdown_compile_workers()  # type: ignore[no-untyped-call]
+    shutdown_compile_workers()
 
 
 def _load(place: str, key: str) -> bool:

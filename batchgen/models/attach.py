@@ -80,7 +80,7 @@ class Switch:
 
         All LoRAs are active in every call, those that the call does not name with weight zero.
         """
-        self._steady = _active_scales(pipeline)
+        self._steady = _active_scales(pipeline) if self._model.loras else ()
 
     def scheduler(self, name: str | None = None) -> Any:
         """Return the scheduler of that class, or the run's own."""

@@ -41,8 +41,8 @@ def check_compile(spec: Spec, info: ModelInfo) -> None:
 def compile_denoiser(pipeline: Any, family: Family, switch: Switch, how: str | None) -> None:
     """Let torch compile what the sampling loop calls, when it is called first.
 
-    With ``regional`` only the blocks that the class of the model names as repeated: all of them
-    share one compiled function. Classes that name none are compiled as a whole.
+    With ``regional`` only the blocks that the class of the model names as repeated: those of one
+    shape share a compiled function. A model without such blocks is compiled as a whole.
 
     Args:
         pipeline: a pipeline with the denoiser, on its device.
@@ -59,7 +59,7 @@ def compile_denoiser(pipeline: Any, family: Family, switch: Switch, how: str | N
     switch.hold(pipeline)
     for module in _looped(pipeline, family):
         _refuse_quantized(module)
-        if how == "regional" and getattr(module, "_repeated_blocks", None):
+        if how == "regional" and _has_repeated_blocks(module):
             module.compile_repeated_blocks(**SETTINGS)
         else:
             module.compile(**SETTINGS)
@@ -70,6 +70,12 @@ def compile_decoder(pipeline: Any, family: Family, how: str | None) -> None:
     if how is not None and pipeline.device.type != "meta":
         set_up()
         getattr(pipeline, family.vae).decoder.compile(**SETTINGS)
+
+
+def _has_repeated_blocks(module: Any) -> bool:
+    """Whether the model has blocks of the classes that its own class names as repeated."""
+    named = getattr(module, "_repeated_blocks", None) or ()
+    return any(type(one).__name__ in named for one in module.modules())
 
 
 def _refuse_quantized(module: Any) -> None:

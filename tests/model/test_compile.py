@@ -1,8 +1,7 @@
-"""torch.compile: pixels near to eager ones; compiled once, for all processes that follow."""
+"""torch.compile: pixels near to eager ones, compiled once, and what is refused."""
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import subprocess
@@ -17,14 +16,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from batchgen import models
-from batchgen.errors import ModelError
+from batchgen import models, runner
+from batchgen.errors import InputError, ModelError
 from batchgen.models import artifacts, compiling
 from batchgen.models.tiny import BUILDERS
 from batchgen.records import ConditionBatch
 from batchgen.spec.build import build
-from tests import compiled_process
 from tests.added_files import build_lora, named
+from tests.datasets_on_disk import write_prompts
 from tests.family_stages import Array, FamilyStages, batch, call
 
 TASK = "text-to-image"
@@ -141,9 +140,7 @@ def spec_of(folder: Path, how: str | None = "full", **model: Any) -> Any:
     )
 
 
-def test_what_cannot_be_compiled_is_refused_while_planning(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_compiled_is_refused_while_planning(folder: Path, tmp_path: Path) -> None:
     info = models.inspect(spec_of(folder).model, TASK)
     models.check_compile(spec_of(folder), info)
     asked = {"backend": "bitsandbytes_4bit", "components": ["unet"]}
@@ -152,6 +149,25 @@ def test_what_cannot_be_compiled_is_refused_while_planning(
     models.check_compile(spec_of(folder, None, quantization=asked), info)
     text = {"quantization": {**asked, "components": ["text_encoder"]}}
     models.check_compile(spec_of(folder, **text), info)  # it is not compiled
+    other = BUILDERS[TASK, "z-image"](tmp_path / "model")
+    source = write_prompts(tmp_path / "in.parquet", 2)
+    given = {"path": str(source)}, {"url": str(tmp_path / "out")}
+    spec = build({"input": given[0], "output": given[1], "model": str(other)})
+    assert runner.plan_job(spec).rows == 2
+    spec = spec.model_copy(
+        update={"resources": spec.resources.model_copy(update={"compile": "full"})}
+    )
+    with pytest.raises(
+        ModelError, match=r"^resources\.compile: a z-image .* length of the prompts"
+    ):
+        runner.plan_job(spec)
+
+
+def test_a_model_without_repeated_blocks_is_compiled_as_a_whole(tmp_path: Path) -> None:
+    upscaler = BUILDERS["super-resolution", "latent-upscaler"](tmp_path / "model")
+    stages = FamilyStages(upscaler, "super-resolution", compiled="regional")
+    unet = stages.denoise.pipeline.unet
+    assert unet._repeated_blocks and unet._compiled_call_impl is not None
 
 
 def test_an_error_of_the_compiler_names_the_field(
@@ -170,54 +186,23 @@ def test_an_error_of_the_compiler_names_the_field(
         stages.fused(batch([0, 1, 2], call()))
 
 
-def process(**environment: str) -> dict[str, Any]:
-    """What a new process with this environment compiles and generates."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in (artifacts.SHARED, artifacts.KEPT_BY_TORCH)
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", compiled_process.__name__],
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def test_other_processes_start_from_the_saved_code(tmp_path: Path, folder: Path) -> None:
-    shared, model = tmp_path / "shared", {"MODEL": str(folder)}
-    share = {artifacts.SHARED: str(shared)}
-    first = process(**model, **share, BATCHGEN_CACHE=str(tmp_path / "one"))
-    assert first["graphs"] == first["fresh"] == 2 and first["shared"] == f"saved to {shared}"
-    assert [one.suffix for one in shared.iterdir() if one.is_file()] == [".bin"]
-    same_machine = process(**model, BATCHGEN_CACHE=str(tmp_path / "one"))
-    other_machine = process(**model, **share, BATCHGEN_CACHE=str(tmp_path / "two"))
-    assert other_machine["shared"] == f"loaded from {shared}"
-    for later in (same_machine, other_machine):
-        assert (later["graphs"], later["fresh"]) == (2, 0)
-        assert later["after"] == 2, "a shard compiled again"
-        assert later["pixels"] == first["pixels"]
-
-
 def test_shared_code_that_cannot_be_read_or_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(artifacts.KEPT_BY_TORCH, str(tmp_path / "kept"))
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(artifacts.SHARED, str(tmp_path / "file"))
+    readable = tmp_path / "readable"
+    readable.mkdir()
+    (readable / "_batchgen").write_text("")  # where a store puts its temporary files
+    monkeypatch.setenv(artifacts.SHARED, str(readable))
     ran = []
 
     def compiles() -> None:
         ran.append(torch.compile(torch.sin)(torch.ones(3)))
 
     found = artifacts.warmed({}, "cpu", compiles)
-    assert ran and found.shared.startswith("not saved: ")
+    assert ran and found.shared.startswith("not saved: cannot create ")
     monkeypatch.setenv(artifacts.SHARED, "nosuch://place")
-    with pytest.raises(Exception, match="nosuch"):
+    with pytest.raises(InputError, match="nosuch"):
         artifacts.warmed({}, "cpu", compiles)
     assert len(ran) == 1
 
