@@ -28,7 +28,6 @@ from batchgen.storage.cache import CACHE, cache_folder
 
 SHARED = "BATCHGEN_COMPILE_CACHE"  # environment variable with a folder or URL; read by each replica
 KEPT_BY_TORCH = "TORCHINDUCTOR_CACHE_DIR"
-MOST_VERSIONS = 64  # of one function, for other inputs: guidance on and off, dtypes of timesteps
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "torchao")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -50,8 +49,8 @@ class Compiled:
     shared: str = ""
 
 
-def set_up() -> None:
-    """Prepare this process for torch.compile; torch must not have compiled anything before.
+def choose_folder() -> None:
+    """Choose the folder of compiled code; torch must not have compiled anything before.
 
     Raises:
         ModelError: the folder of compiled code can be written by others.
@@ -61,15 +60,6 @@ def set_up() -> None:
     # torch's own default is in /tmp, under a name that is known to all users.
     if os.environ.get(KEPT_BY_TORCH, default_cache_dir()) == default_cache_dir():
         os.environ[KEPT_BY_TORCH] = str(_private(cache_folder() / "compiled"))
-    import torch
-    import torch._dynamo
-    import torch._inductor.config
-
-    dynamo, inductor = torch._dynamo.config, torch._inductor.config
-    # Otherwise torch measures which of several kernels is faster, whose results differ in rounding:
-    # two replicas could choose differently.
-    inductor.deterministic = True
-    dynamo.recompile_limit = dynamo.accumulated_recompile_limit = MOST_VERSIONS
 
 
 def warmed(facts: Mapping[str, Any], device: str, run: Callable[[], None]) -> Compiled:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from batchgen.errors import ModelError
 from batchgen.families import Family, family_named
-from batchgen.models.artifacts import set_up
+from batchgen.models.artifacts import choose_folder
 from batchgen.models.attach import Switch
 from batchgen.records import ModelInfo
 from batchgen.spec.spec import Spec
 
 FIELD = "resources.compile"
 LOOPED = ("unet", "transformer", "controlnet")  # components that a sampling loop calls in each step
-# A part of a model that cannot be compiled is an error (it would run slowly, without a message),
-# and so is code for tensors of any size, which is slower: all calls have the same sizes.
-SETTINGS = {"fullgraph": True, "dynamic": False}
+MOST_VERSIONS = 64  # of one function: for blocks of other shapes, with guidance and without
 BY_TORCHAO = "torchao"  # the only backend of model.quantization whose layers can be compiled
 
 
@@ -55,21 +54,46 @@ def compile_denoiser(pipeline: Any, family: Family, switch: Switch, how: str | N
     """
     if how is None or pipeline.device.type == "meta":
         return
-    set_up()
+    settings = _settings()
     switch.hold(pipeline)
     for module in _looped(pipeline, family):
         _refuse_quantized(module)
         if how == "regional" and _has_repeated_blocks(module):
-            module.compile_repeated_blocks(**SETTINGS)
+            module.compile_repeated_blocks(**settings)
         else:
-            module.compile(**SETTINGS)
+            module.compile(**settings)
 
 
 def compile_decoder(pipeline: Any, family: Family, how: str | None) -> None:
     """Let torch compile the decoder of the VAE; with tiling it is called for each tile."""
     if how is not None and pipeline.device.type != "meta":
-        set_up()
-        getattr(pipeline, family.vae).decoder.compile(**SETTINGS)
+        getattr(pipeline, family.vae).decoder.compile(**_settings())
+
+
+def _settings() -> dict[str, Any]:
+    """Arguments of torch.compile. They hold in every thread; torch's configuration holds in one.
+
+    Raises:
+        ModelError: this torch is too old, or others can write to the folder of compiled code.
+    """
+    choose_folder()
+    import torch
+    import torch._dynamo
+    import torch._inductor.config
+
+    if not hasattr(torch._inductor.config, "deterministic"):
+        raise ModelError(
+            f"{FIELD}: torch {torch.__version__} chooses kernels by measuring, so replicas would "
+            "generate different bytes; install a newer one (tested: 2.13), or remove the field"
+        )
+    limit = {"recompile_limit": MOST_VERSIONS}
+    if "recompile_limit" not in signature(torch.compile).parameters:  # before torch 2.13
+        torch._dynamo.config.recompile_limit = limit.pop("recompile_limit")
+    # fullgraph: what cannot be compiled is an error, and does not run slowly without a message.
+    # dynamic: all calls have the same sizes; code for any size is slower.
+    # deterministic: otherwise torch measures which of several kernels is faster, whose results
+    # differ in rounding, so two replicas could choose differently.
+    return {"fullgraph": True, "dynamic": False, "options": {"deterministic": True}, **limit}
 
 
 def _has_repeated_blocks(module: Any) -> bool:

@@ -1,4 +1,4 @@
-"""torch.compile: pixels near to eager ones, compiled once, and what is refused."""
+"""torch.compile: what is refused, and where compiled code is kept; nothing is compiled here."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from batchgen import models, runner
 from batchgen.errors import InputError, ModelError
 from batchgen.models import artifacts, compiling
 from batchgen.models.tiny import BUILDERS
-from batchgen.records import ConditionBatch
 from batchgen.spec.build import build
 from tests.added_files import build_lora, named
 from tests.datasets_on_disk import write_prompts
-from tests.family_stages import Array, FamilyStages, batch, call
+from tests.family_stages import FamilyStages, batch, call
 
 TASK = "text-to-image"
 
@@ -33,20 +30,12 @@ TASK = "text-to-image"
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Torch's cache of compiled code, which the tests of this file share."""
     folder = tmp_path_factory.mktemp("compiled")
-    deterministic = torch._inductor.config.deterministic
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BATCHGEN_CACHE", str(folder))
         patch.delenv(artifacts.KEPT_BY_TORCH, raising=False)
         patch.delenv(artifacts.SHARED, raising=False)
         yield folder
-    torch._inductor.config.deterministic = deterministic
     os.environ.pop(artifacts.KEPT_BY_TORCH, None)
-
-
-@pytest.fixture(autouse=True)
-def nothing_compiled() -> None:
-    torch._dynamo.reset()
-    counters.clear()
 
 
 @pytest.fixture(scope="module")
@@ -54,79 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return BUILDERS[TASK, "stable-diffusion"](tmp_path_factory.mktemp("model"))
 
 
-def graphs() -> int:
-    """How many functions torch has captured, to compile them or to find them in its cache."""
-    return int(counters["stats"]["unique_graphs"])
-
-
-def levels(one: Array, other: Array) -> int:
-    """The largest difference of two images."""
-    return int(np.abs(one.astype(int) - other.astype(int)).max())
-
-
-@pytest.mark.parametrize("how", ["regional", "full"])
-def test_pixels_are_near_and_nothing_compiles_twice(folder: Path, how: str) -> None:
-    eager, compiled = FamilyStages(folder, TASK), FamilyStages(folder, TASK, compiled=how)
-    whole = batch([0, 1, 2], call())
-    made = compiled.fused(whole).pixels
-    assert graphs() == 2  # the denoiser, or all its blocks, which share one; and the decoder
-    assert made.std() > 5 and levels(made, eager.fused(whole).pixels) <= 1
-    others: list[ConditionBatch] = [
-        batch([2], call()),  # the tail of a shard
-        batch([0, 1, 2], call(num_inference_steps=5, guidance_scale=7.0)),
-        batch([0, 1, 2], call(scheduler="DPMSolverMultistepScheduler")),
-    ]
-    for other in others:
-        assert levels(compiled.fused(other).pixels, eager.fused(other).pixels) <= 1
-    assert graphs() == 2
-    assert np.array_equal(compiled.fused(others[0]).pixels[0], made[2])  # whatever its neighbours
-    assert np.array_equal(compiled.staged(whole).pixels, made)
-    assert graphs() == 2
-    unguided = batch([0, 1, 2], call(guidance_scale=1.0))
-    assert levels(compiled.fused(unguided).pixels, eager.fused(unguided).pixels) <= 1
-    assert graphs() == 3
-    compiled.fused(whole)
-    assert graphs() == 3
-    assert not counters["graph_break"]
-
-
-@pytest.mark.parametrize("how", ["regional", "full"])
-def test_switching_loras_compiles_nothing(folder: Path, tmp_path: Path, how: str) -> None:
-    files = {
-        name: build_lora(folder, tmp_path / name, seed, config={"r": 2 * seed, "lora_alpha": 3})
-        for seed, name in enumerate(("ink", "oil"), 1)
-    }
-    loras = named(files)
-    eager = FamilyStages(folder, TASK, **loras)
-    compiled = FamilyStages(folder, TASK, compiled=how, **loras)
-    used: list[tuple[tuple[str, float], ...]] = [
-        *((("ink", 1.0), ("oil", 1.0)), (("ink", 0.5),), (("oil", -2.0),), ()),
-        (("ink", 0.5), ("oil", 0.25)),
-    ]
-    made = []
-    for lora in used:
-        given = batch([0, 1, 2], call(lora=lora))
-        made.append(compiled.fused(given).pixels)
-        assert levels(made[-1], eager.fused(given).pixels) <= 1, lora
-        assert graphs() == 2
-    assert all(levels(one, other) > 5 for one, other in pairwise(made))
-    plain = FamilyStages(folder, TASK).fused(batch([0, 1, 2], call())).pixels
-    assert levels(made[used.index(())], plain) <= 1
-
-
 def test_a_lora_that_cannot_be_switched_off_is_refused(folder: Path, tmp_path: Path) -> None:
     file = build_lora(folder, tmp_path / "dora", 1, config={"r": 2, "use_dora": True})
     with pytest.raises(ModelError, match=r"model\.loras: one is a DoRA .* resources\.compile"):
         FamilyStages(folder, TASK, compiled="full", **named({"one": file}))
-
-
-def test_code_quantized_by_torchao_compiles(folder: Path) -> None:
-    pytest.importorskip("torchao")
-    asked = {"quantization": {"backend": "torchao", "components": ["unet"]}}
-    eager, compiled = (FamilyStages(folder, TASK, compiled=how, **asked) for how in (None, "full"))
-    given = batch([0, 1, 2], call())
-    assert levels(compiled.fused(given).pixels, eager.fused(given).pixels) <= 1
-    assert graphs() == 2
 
 
 def spec_of(folder: Path, how: str | None = "full", **model: Any) -> Any:
@@ -170,6 +90,12 @@ def test_a_model_without_repeated_blocks_is_compiled_as_a_whole(tmp_path: Path) 
     assert unet._repeated_blocks and unet._compiled_call_impl is not None
 
 
+def test_an_old_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor, "config", SimpleNamespace())
+    with pytest.raises(ModelError, match=r"resources\.compile: torch .* install a newer one"):
+        compiling._settings()
+
+
 def test_an_error_of_the_compiler_names_the_field(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,44 +112,75 @@ def test_an_error_of_the_compiler_names_the_field(
         stages.fused(batch([0, 1, 2], call()))
 
 
-def test_shared_code_that_cannot_be_read_or_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bytes]:
+    """What torch was given to load; it would save ``code``."""
+    loaded: list[bytes] = []
     monkeypatch.setenv(artifacts.KEPT_BY_TORCH, str(tmp_path / "kept"))
-    readable = tmp_path / "readable"
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"code", None))
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", loaded.append)
+    return loaded
+
+
+def test_the_first_replica_saves_and_the_others_load(
+    code: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, ran = tmp_path / "shared", []
+
+    def found(**facts: int) -> str:
+        return artifacts.warmed(facts, "cpu", lambda: ran.append(facts)).shared
+
+    assert found(size=1) == "" and not shared.exists()
+    monkeypatch.setenv(artifacts.SHARED, str(shared))
+    assert found(size=1) == f"saved to {shared}" and code == []
+    assert found(size=1) == f"loaded from {shared}" and code == [b"code"]
+    assert found(size=2) == f"saved to {shared}"
+    assert [one["size"] for one in ran] == [1, 1, 1, 2]
+    assert len(list(shared.glob("*.bin"))) == 2
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
+    assert found(size=3) == ""
+
+    def another_saves_first() -> tuple[bytes, None]:
+        monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"other", None))
+        assert artifacts._save(str(shared), "key") == f"saved to {shared}"
+        return b"code", None
+
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", another_saves_first)
+    assert artifacts._save(str(shared), "key") == f"another replica saved it to {shared}"
+    assert (shared / "key.bin").read_bytes() == b"other"
+
+
+def test_shared_code_that_cannot_be_read_or_saved(
+    code: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readable, ran = tmp_path / "readable", []
     readable.mkdir()
     (readable / "_batchgen").write_text("")  # where a store puts its temporary files
     monkeypatch.setenv(artifacts.SHARED, str(readable))
-    ran = []
-
-    def compiles() -> None:
-        ran.append(torch.compile(torch.sin)(torch.ones(3)))
-
-    found = artifacts.warmed({}, "cpu", compiles)
-    assert ran and found.shared.startswith("not saved: cannot create ")
+    found = artifacts.warmed({}, "cpu", lambda: ran.append(1))
+    assert found.shared.startswith("not saved: cannot create ")
     monkeypatch.setenv(artifacts.SHARED, "nosuch://place")
     with pytest.raises(InputError, match="nosuch"):
-        artifacts.warmed({}, "cpu", compiles)
-    assert len(ran) == 1
+        artifacts.warmed({}, "cpu", lambda: ran.append(2))
+    assert ran == [1]
 
 
 def test_the_folder_of_code_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATCHGEN_CACHE", str(tmp_path))
     monkeypatch.delenv(artifacts.KEPT_BY_TORCH, raising=False)
-    artifacts.set_up()
+    artifacts.choose_folder()
     made = tmp_path / "compiled"
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert os.environ[artifacts.KEPT_BY_TORCH] == str(made)
-    assert torch._inductor.config.deterministic
     for place, mode in ((made, 0o770), (tmp_path, 0o777)):
         before = place.stat().st_mode
         place.chmod(mode)
         monkeypatch.delenv(artifacts.KEPT_BY_TORCH, raising=False)
         with pytest.raises(ModelError, match="can be changed by other users"):
-            artifacts.set_up()
+            artifacts.choose_folder()
         place.chmod(before)
     monkeypatch.setenv(artifacts.KEPT_BY_TORCH, str(tmp_path / "chosen"))
-    artifacts.set_up()
+    artifacts.choose_folder()
     assert os.environ[artifacts.KEPT_BY_TORCH] == str(tmp_path / "chosen")
 
 
