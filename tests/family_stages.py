@@ -29,7 +29,8 @@ B = 3
 class FamilyStages:
     """The three stages of one model, composed as the actors of either layout do.
 
-    ``model`` and ``sampling`` are fields of those sections of the spec.
+    ``model`` and ``sampling`` are fields of those sections of the spec, and ``compiled`` is
+    ``resources.compile``.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class FamilyStages:
         task: str,
         batch_size: int = B,
         sampling: Mapping[str, Any] | None = None,
+        compiled: str | None = None,
         **model: Any,
     ) -> None:
         columns = {part: part for part in task_named(task).needs}
@@ -48,7 +50,7 @@ class FamilyStages:
                 "task": task,
                 "model": {"path": str(folder), "dtype": "float32", **model},
                 "sampling": dict(sampling or {}),
-                "resources": {"batch_size": batch_size},
+                "resources": {"batch_size": batch_size, "compile": compiled},
             }
         )
         self.info = models.inspect(self.spec.model, task)

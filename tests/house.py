@@ -68,6 +68,7 @@ HOMES = {
     "jinja2": ("report",),
     "PIL": ("images", "families"),
     "packaging": ("cluster",),
+    "peft": ("models",),
     "pydantic": ("storage", "spec", "plan", "shard"),
     "pyparsing": ("models",),
     "ray": ("engine", "cluster"),

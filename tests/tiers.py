@@ -34,8 +34,8 @@ GROUP = {file: fixture for fixture, files in GROUPS.items() for file in files}
 LONG = (  # the longest first
     *("test_engine", "test_docs_commands", "test_s3_run", "test_crash"),
     *("test_memory_of_families", "test_no_sync_of_families", "test_families_in_16_bits"),
-    "test_offload_of_families",
-    *("test_gpu_benchmark", "test_gpu_runs", "test_family_stream", "test_additions"),
+    *("test_offload_of_families", "test_compile", "test_gpu_benchmark", "test_gpu_runs"),
+    *("test_family_stream", "test_additions"),
     *("test_cluster", "test_session", "test_submit", "test_launcher", "test_s3_long"),
 )
 

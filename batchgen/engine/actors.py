@@ -7,9 +7,10 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from batchgen.cluster.join import living_nodes, this_actor, this_node
 from batchgen.engine.loading import import_libraries, load_model
 from batchgen.engine.memory import Memory, load_hint
 from batchgen.engine.shared import SharedAttempts
+from batchgen.engine.warm_up import compile_before
 from batchgen.engine.watch import Watch
 from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
 from batchgen.output.ledger import FailedMarker, Ledger
@@ -121,6 +123,9 @@ class StageActor(ABC):
         self.memory = Memory(self.plan.spec.resources, self.devices[0])
         with self.watch:
             self.load()
+            where = f"a replica of the {self.name.lower()} pool on {os.uname().nodename}"
+            if told := compile_before(self.plan, where, self.held()):
+                self.attempts.say(told)
 
     @property
     @abstractmethod
@@ -130,6 +135,10 @@ class StageActor(ABC):
     @abstractmethod
     def load(self) -> None:
         """Build the stages that this replica holds."""
+
+    def held(self) -> Mapping[str, Any]:
+        """The stages that this replica holds and may compile, by name."""
+        return {}
 
     @abstractmethod
     def work(self, frame: Frame, trial: Trial) -> Frame:
@@ -291,6 +300,10 @@ class Generate(StageActor):
             self.devices[0],
         )
 
+    def held(self) -> Mapping[str, Any]:
+        fused = self.stages
+        return {"encode": fused.encoder, "denoise": fused.denoiser, "decode": fused.decoder}
+
     def work(self, frame: Frame, trial: Trial) -> Frame:
         rows = frames.to_rows(frame)
         marker = self.stages(rows, self.plan, self.ledger, frame.attempt, trial)
@@ -329,6 +342,9 @@ class Denoise(StageActor):
         import_libraries()
         self.stage = models.load_denoiser(self.plan.model, self.plan.spec, self.devices)
 
+    def held(self) -> Mapping[str, Any]:
+        return {"denoise": self.stage}
+
     def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen.shard import tensor_bytes
 
@@ -349,6 +365,9 @@ class Decode(StageActor):
     def load(self) -> None:
         import_libraries()
         self.stage = models.load_decoder(self.plan.model, self.plan.spec, self.devices)
+
+    def held(self) -> Mapping[str, Any]:
+        return {"decode": self.stage}
 
     def work(self, frame: Frame, trial: Trial) -> Frame:
         from batchgen.shard import tensor_bytes

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from batchgen.cluster.gpus import device_for
 from batchgen.engine.batch_size import sized
-from batchgen.models import inspect
+from batchgen.models import check_compile, inspect
 from batchgen.plan.choices import keep_choices, pinned
 from batchgen.plan.plan import Plan, make_plan
 from batchgen.plan.sizes import as_planned
@@ -31,6 +31,7 @@ def plan_for(
     """
     spec = keep_choices(spec, saved)
     model, device = inspect(pinned(spec.model, saved), spec.task), device_for(spec, address)
+    check_compile(spec, model)
     spec, notes = sized(spec, model, device)
     notes = (*notes, *idle_offload(spec.resources, device))
     if saved is None:

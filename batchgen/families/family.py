@@ -53,6 +53,7 @@ class Family:
             ``guidance_interval`` needs a pipeline that passes both halves of a guided batch in one
             call, the unconditional one first, and starts from all of its scheduler's timesteps or
             says how many it takes (``num_timesteps``).
+        uncompiled: why torch.compile cannot compile it; empty: it can.
         recommended: num_inference_steps and guidance_scale, if the model recommends none.
     """
 
@@ -87,6 +88,7 @@ class Family:
     external: tuple[str, ...] = ("vae",)
     pipelines: tuple[tuple[str, str], ...] = ()
     approximations: tuple[str, ...] = ()
+    uncompiled: str = ""
     recommended: tuple[int, float] = (25, 7.5)
 
     @property

@@ -105,6 +105,7 @@ FAMILIES = (
         ),
         size=128,
         multiple_of=2,
+        uncompiled="its tensors have another size for each length of the prompts",
         recommended=(50, 5.0),
     ),
 )

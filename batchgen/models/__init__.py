@@ -7,6 +7,7 @@ from batchgen.families.schedulers import (
     check_scheduler,
     chosen_scheduler,
 )
+from batchgen.models.compiling import check_compile
 from batchgen.models.find import shipped_names
 from batchgen.models.inspection import inspect, packages_used
 from batchgen.models.libraries import import_libraries
@@ -22,6 +23,7 @@ __all__ = [
     "FLOW_SCHEDULERS",
     "REFUSED_SCHEDULERS",
     "SCHEDULERS",
+    "check_compile",
     "check_prompt",
     "check_scheduler",
     "chosen_scheduler",

@@ -7,8 +7,9 @@ denoiser. The scheduler is switched here as well, since rows may name one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from batchgen.errors import ModelError
@@ -29,6 +30,21 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TEXT_KEYS = (*(f"{name}." for name in TEXT_ENCODERS), "lora_te_", "lora_te1_", "lora_te2_")
 
 
+@dataclass(frozen=True)
+class Scale:
+    """The weight of one LoRA in one layer: a tensor that the layer multiplies by.
+
+    Attributes:
+        lora: its name.
+        tensor: () what the layer uses; compiled code reads it in every call.
+        unit: its value for the weight 1: alpha divided by rank, or as the file says.
+    """
+
+    lora: str
+    tensor: Any
+    unit: float
+
+
 class Switch:
     """Switches a pipeline to the LoRAs of a call and, in the denoiser, to its scheduler.
 
@@ -43,6 +59,7 @@ class Switch:
         self._saved = saved
         self._schedulers: dict[str | None, Any] = {}
         self._lora: tuple[tuple[str, float], ...] | None = None  # those in effect; None: unknown
+        self._steady: tuple[Scale, ...] | None = None
 
     def __call__(self, pipeline: Any, call: Call) -> None:
         """Switch the pipeline; the stage does so at the beginning of every call."""
@@ -52,8 +69,18 @@ class Switch:
                 pipeline.scheduler = scheduler
         lora = call.lora or ()
         if self._model.loras and lora != self._lora:
-            _set_loras(pipeline, lora)
+            if self._steady is None:
+                _set_loras(pipeline, lora)
+            else:
+                _set_scales(self._steady, dict(lora))
             self._lora = lora
+
+    def hold(self, pipeline: Any) -> None:
+        """From now on switch LoRAs without changing the model's code, which will be compiled.
+
+        All LoRAs are active in every call, those that the call does not name with weight zero.
+        """
+        self._steady = _active_scales(pipeline) if self._model.loras else ()
 
     def scheduler(self, name: str | None = None) -> Any:
         """Return the scheduler of that class, or the run's own."""
@@ -196,6 +223,41 @@ def _set_loras(pipeline: Any, lora: tuple[tuple[str, float], ...]) -> None:
         pipeline.set_adapters([name for name, _ in chosen], [weight for _, weight in chosen])
     elif held:
         pipeline.disable_lora()
+
+
+def _active_scales(pipeline: Any) -> tuple[Scale, ...]:
+    """Activate all LoRAs, and make their weights in each layer tensors; returns these.
+
+    peft does so as well, for LoRAs that are exchanged in a compiled model.
+
+    Raises:
+        ModelError: a LoRA whose effect is not proportional to its weight (DoRA).
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    held = sorted(_held(pipeline))
+    if held:
+        pipeline.set_adapters(held, [1.0] * len(held))
+    modules = [one for one in pipeline.components.values() if isinstance(one, torch.nn.Module)]
+    layers = [one for each in modules for one in each.modules() if isinstance(one, LoraLayer)]
+    scales = []
+    for layer in layers:
+        if layer.lora_variant:
+            names = ", ".join(layer.lora_variant)
+            raise ModelError(
+                f"model.loras: {names} is a DoRA or another variant, which cannot be switched off "
+                "in compiled code; remove it, or remove resources.compile"
+            )
+        for name, unit in layer.scaling.items():
+            layer.scaling[name] = torch.tensor(unit, device=layer.weight.device)
+            scales.append(Scale(name, layer.scaling[name], unit))
+    return tuple(scales)
+
+
+def _set_scales(scales: Iterable[Scale], weights: Mapping[str, float]) -> None:
+    for scale in scales:
+        scale.tensor.fill_(scale.unit * weights.get(scale.lora, 0.0))
 
 
 def _add_feature_extractor(pipeline: Any) -> None:

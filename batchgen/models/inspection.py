@@ -40,6 +40,7 @@ from batchgen.secrets import without_secrets
 from batchgen.spec.approximate import TINY_VAE
 from batchgen.spec.model import Model
 from batchgen.spec.sections import MAX_SIZE, MIN_SIZE
+from batchgen.spec.spec import Spec
 
 
 def inspect(model: Model, task: str) -> ModelInfo:
@@ -119,13 +120,15 @@ def _inspected(found: FoundModel, model: Model, task: str) -> ModelInfo:
     )
 
 
-def packages_used(model: Model) -> tuple[str, ...]:
-    """List the packages, by their pip names, that images depend on because of this section."""
+def packages_used(spec: Spec) -> tuple[str, ...]:
+    """List the packages, by their pip names, that images depend on because of this spec."""
+    model = spec.model
     quantised = model.quantization
     return (
         *(("peft",) if model.loras else ()),
         *((BACKENDS[quantised.backend].package,) if quantised else ()),
         *((model.prompt_weighting,) if model.prompt_weighting else ()),
+        *(("triton",) if spec.resources.compile else ()),
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from batchgen.errors import ModelError
 from batchgen.families import Family
 from batchgen.models.attach import Switch, add_to_denoiser, add_to_encoder
+from batchgen.models.compiling import compile_decoder, compile_denoiser
 from batchgen.models.files import (
     DIFFUSERS_MODULES,
     Component,
@@ -26,6 +27,7 @@ from batchgen.models.offload import offload
 from batchgen.models.place import place
 from batchgen.models.quantize import elements_of, is_quantized, loading
 from batchgen.models.single_file import from_single_file, load_single_file
+from batchgen.models.vae_parts import drop, enable_tiling
 from batchgen.models.weighting import weighted
 from batchgen.records import ModelInfo
 from batchgen.spec.model import Model
@@ -71,7 +73,7 @@ def load_encoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> E
 
     family, pipeline = _load(info, spec, "encoder", devices)
     if family.vae in family.encoder:
-        _drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
+        drop(getattr(pipeline, family.vae), "decoder", "post_quant_conv", "quantize")
     add_to_encoder(pipeline, spec.model)
     return Encoder(
         _on(devices, pipeline, family, "encode" in spec.resources.offload),
@@ -94,6 +96,7 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
         from batchgen.models.approximate import approximated
 
         switch = approximated(pipeline, spec, family, switch)
+    compile_denoiser(pipeline, family, switch, spec.resources.compile)
     return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch)
 
 
@@ -107,10 +110,11 @@ def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> D
 
     family, pipeline = _load(info, spec, "decoder", devices)
     vae = getattr(pipeline, family.vae)
-    _drop(vae, "encoder", "quant_conv")
+    drop(vae, "encoder", "quant_conv")
     if spec.resources.vae_tiling:
-        _enable_tiling(vae)
+        enable_tiling(vae)
     pipeline = _on(devices, pipeline, family, "decode" in spec.resources.offload)
+    compile_decoder(pipeline, family, spec.resources.compile)
     return Decoder(pipeline, family.adapter, spec.resources.decode_size)
 
 
@@ -138,32 +142,6 @@ def _on(devices: Sequence[str], pipeline: Any, family: Family, is_offloaded: boo
     else:
         place([*seconds, pipeline], devices)
     return pipeline
-
-
-def _enable_tiling(vae: Any) -> None:
-    """Let the VAE decode images larger than its tiles in overlapping tiles.
-
-    Raises:
-        ModelError: this class of VAE cannot.
-    """
-    if not any(hasattr(vae, name) for name in ("tiled_decode", "_tiled_decode")):
-        raise ModelError(
-            f"resources.vae_tiling: {type(vae).__name__} cannot decode in tiles; remove it, or "
-            "lower resources.decode_batch_size"
-        )
-    vae.enable_tiling()
-
-
-def _drop(module: Any, *halves: str) -> None:
-    """Free the halves of a VAE that the stage does not run.
-
-    Each is replaced by an empty module: the VAE of Qwen-Image counts the layers of both halves.
-    """
-    import torch
-
-    for name in halves:
-        if hasattr(module, name):
-            setattr(module, name, torch.nn.Module().eval())
 
 
 def _load(info: ModelInfo, spec: Spec, stage: str, devices: Sequence[str]) -> tuple[Family, Any]:

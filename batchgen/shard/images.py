@@ -161,7 +161,7 @@ def commit(
         parameter_counts=dict(work.notes.parameter_counts),
         measures=dict(work.notes.measures),
         attempt=attempt,
-        environment=environment(device, tuple(packages_used(plan.spec.model))) | _label(plan),
+        environment=environment(device, packages_used(plan.spec)) | _label(plan),
         spec_fingerprint=plan.fingerprints.spec,
         plan_fingerprint=plan.fingerprint,
         finished_at=time.time(),

@@ -16,6 +16,9 @@ from batchgen.spec.tasks import TASKS, Task, is_image, parse_lora, task_named
 if TYPE_CHECKING:
     from batchgen.spec.spec import Spec
 
+# Settings of rows whose values become constants of compiled code.
+ONE_VALUE = ("width", "height", "control_scale", "image_prompt_scale")
+
 
 def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
     """Yield the faults between fields.
@@ -30,6 +33,7 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
         yield from _places(spec)
         yield from _idle(spec)
         yield from _offloads(spec)
+        yield from _compiled(spec)
         for section in (spec.input, spec.model, spec.output):
             name = type(section).__name__.lower()
             yield from _secrets(section.model_dump(), name)
@@ -100,6 +104,11 @@ def _offloads(spec: Spec) -> Iterator[SpecError]:
             "CPU then; remove it, or leave encode out of the list"
         )
         yield SpecError("resources.offload", list(given), "denoise, decode", because=because)
+    for mode in spec.sampling.approximate.names:
+        stage = "decode" if mode == TINY_VAE else "denoise"
+        if stage in given and mode != "guidance_interval":
+            because = f"{FIELD}.{mode} was not tested with it; remove one of the two"
+            yield SpecError("resources.offload", list(given), f"no {stage}", because=because)
 
 
 def _idle(spec: Spec) -> Iterator[SpecError]:
@@ -150,6 +159,37 @@ def _unused(spec: Spec, task: Task, part: str, field: str, given: object) -> Spe
     hint = f"--task {meant}" if meant else f"a task that does ({others})"
     because = f"{task.name} uses no {part}; remove it, or use {hint}"
     return SpecError(field, given, f"nothing, with {task.name}", because=because)
+
+
+def _compiled(spec: Spec) -> Iterator[SpecError]:
+    """Refuse what would compile again and again, or cannot be compiled (``resources.compile``)."""
+    if spec.resources.compile is None:
+        return
+    for mode in spec.sampling.approximate.names:
+        because = "the mode changes code that resources.compile compiles; remove one of the two"
+        yield SpecError(f"{FIELD}.{mode}", "on", "null or false", because=because)
+    for stage in spec.resources.offload:
+        if stage != "encode":
+            because = f"resources.compile does not compile weights that move; remove {stage}"
+            given = list(spec.resources.offload)
+            yield SpecError("resources.offload", given, "encode", because=because)
+    columns = spec.input.columns
+    for name in ONE_VALUE:
+        column = getattr(columns, name)
+        if column is not None:
+            because = f"resources.compile compiles for one {name}; remove one of the two"
+            yield SpecError(f"input.columns.{name}", column, "null", because=because)
+    if spec.conditioning.resize == "multiple-of":
+        because = "resources.compile compiles for one size of images; change one of the two"
+        yield SpecError("conditioning.resize", "multiple-of", "fill, fit, stretch", because=because)
+    for name, pool in spec.resources.pools.items():
+        if pool.num_gpus is not None and pool.num_gpus > 1 and name != "encode":
+            because = (
+                "a model that is divided over several GPUs cannot be compiled "
+                "(resources.compile); change one of the two"
+            )
+            field = f"resources.{name}.num_gpus"
+            yield SpecError(field, pool.num_gpus, "up to 1", because=because)
 
 
 def _secrets(value: Any, path: str) -> Iterator[SpecError]:

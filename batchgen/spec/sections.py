@@ -244,8 +244,8 @@ class Pool(Section):
 class Resources(Section):
     """How the stages are divided over actors.
 
-    The sizes of calls and ``torch_threads`` are part of the fingerprint, since a sample's bytes are
-    reproducible only with a fixed batch shape and thread count.
+    The sizes of calls, ``compile`` and ``torch_threads`` are part of the fingerprint, since a
+    sample's bytes are reproducible only with a fixed batch shape, kernels and thread count.
     """
 
     layout: Annotated[Literal["fused", "staged"], FREE] = "fused"
@@ -257,6 +257,11 @@ class Resources(Section):
     )
     vae_tiling: Annotated[bool, COUNTED_IF_SET] = Field(
         default=False, description="decode large images in overlapping tiles, to save memory"
+    )
+    compile: Annotated[Literal["regional", "full"] | None, COUNTED_IF_SET] = Field(
+        default=None,
+        description="compile the denoiser and the VAE's decoder with torch.compile; regional: of "
+        "the denoiser only its repeated blocks, which takes less time",
     )
     torch_threads: Annotated[int, Field(ge=1, le=256)] = 1
     shards_in_flight: Annotated[int, Field(ge=1, le=8), FREE] = Field(

@@ -80,10 +80,14 @@ class Denoiser:
 
 
 def chosen_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """``tensor[rows]``, without a copy of the indices to the device, for which the host waits."""
+    """``tensor[rows]``, without a copy of the indices to the device, for which the host waits.
+
+    The result is contiguous, as tensors that come from another pool are: kernels are compiled for
+    one layout in memory, and another one could round differently.
+    """
     if list(rows) == list(range(len(tensor))):
-        return tensor
-    return torch.cat([tensor[row : row + 1] for row in rows])
+        return tensor.contiguous()
+    return torch.cat([tensor[row : row + 1] for row in rows]).contiguous()
 
 
 def filled(count: int, batch_size: int) -> list[int]:

@@ -93,6 +93,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "resources.batch_size": 4,
     "resources.decode_batch_size": 2,
     "resources.vae_tiling": True,
+    "resources.compile": "full",
     "resources.torch_threads": 2,
     "policy.reject_flat": False,
 }
@@ -113,7 +114,11 @@ ONLY_IN = {  # parts of a row that some tasks alone take
 }
 # Where and how the work is done, and when it stops: free to differ on resume.
 # Fields that earlier versions lacked: at their default they are not in the fingerprint.
-NOT_COUNTED_UNSET = {"resources.decode_batch_size", "resources.vae_tiling"}
+NOT_COUNTED_UNSET = {
+    "resources.decode_batch_size",
+    "resources.vae_tiling",
+    "resources.compile",
+}
 KEEPS_THE_RESULT: dict[str, Any] = {
     "input.check_keys": False,
     "input.uri_timeout_s": 5.0,

@@ -179,6 +179,10 @@ def test_fields_of_other_image_formats_are_refused(dotted: dict[str, Any], fitti
             {"resources.offload": ["encode"], "model.prompt_weighting": "compel"},
             "model.prompt_weighting is compel, which would compute on the CPU then; remove it",
         ),
+        (
+            {"resources.offload": ["denoise"], "sampling.approximate": {"deep_cache": 3}},
+            "but sampling.approximate.deep_cache was not tested with it; remove one of the two",
+        ),
     ],
 )
 def test_what_cannot_be_offloaded_is_said(dotted: dict[str, Any], words: str) -> None:
@@ -335,3 +339,42 @@ def test_no_text_behind_set_is_a_traceback(field: str, text: str) -> None:
         build(merge(MINIMAL, {field: parse_yaml(text, f"--set {field}")}))
     except BatchgenError as error:
         assert not PYDANTICS.search(str(error))
+
+
+COMPILED: dict[str, Any] = {"resources.compile": "full"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("input.columns.width", "w", "is set to 'w', but resources.compile compiles for one width"),
+        ("input.columns.height", "h", "resources.compile compiles for one height; remove one of"),
+        ("conditioning.resize", "multiple-of", "resources.compile compiles for one size of images"),
+        ("resources.generate.num_gpus", 2, "divided over several GPUs cannot be compiled"),
+        ("resources.offload", ["decode"], "does not compile weights that move; remove decode"),
+        ("sampling.approximate.deep_cache", 3, "changes code that resources.compile compiles"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(field: str, value: object, words: str) -> None:
+    image = {"task": "image-to-image", "input.columns.image": "photo"}
+    wrong = merge(MINIMAL, {**COMPILED, **image, field: value})
+    (line,) = said(wrong)
+    assert line.startswith(field) and words in line
+    build(merge(MINIMAL, {**image, field: value}))
+
+
+def test_columns_that_would_compile_again_are_refused() -> None:
+    control = {"task": "control", "input.columns.control": "edges"}
+    for column in ("control_scale", "image_prompt_scale"):
+        task = control if column == "control_scale" else {"task": "variation"}
+        needs = {"input.columns.image": "photo"} if column != "control_scale" else {}
+        wrong = {**COMPILED, **task, **needs, f"input.columns.{column}": "weight"}
+        (line,) = said(merge(MINIMAL, wrong))
+        assert line.startswith(f"input.columns.{column} is set to 'weight', but resources.compile")
+
+
+def test_what_one_stage_needs_does_not_bind_another() -> None:
+    staged = {**COMPILED, "resources.layout": "staged", "resources.encode.num_gpus": 2}
+    assert build(merge(MINIMAL, staged)).resources.compile == "full"
+    unused = {**COMPILED, "resources.decode.num_gpus": 2}  # the pool of another layout
+    assert build(merge(MINIMAL, unused)).resources.compile == "full"
