@@ -180,7 +180,7 @@ def test_fields_of_other_image_formats_are_refused(dotted: dict[str, Any], fitti
             "model.prompt_weighting is compel, which would compute on the CPU then; remove it",
         ),
         (
-            {"resources.offload": ["denoise"], "sampling.approximate": {"deep_cache": 3}},
+            {"resources.offload": ["denoise"], "sampling.approximate": {"deep_cache": {}}},
             "but sampling.approximate.deep_cache was not tested with it; remove one of the two",
         ),
     ],
@@ -352,7 +352,7 @@ COMPILED: dict[str, Any] = {"resources.compile": "full"}
         ("conditioning.resize", "multiple-of", "resources.compile compiles for one size of images"),
         ("resources.generate.num_gpus", 2, "divided over several GPUs cannot be compiled"),
         ("resources.offload", ["decode"], "does not compile weights that move; remove decode"),
-        ("sampling.approximate.deep_cache", 3, "changes code that resources.compile compiles"),
+        ("sampling.approximate.deep_cache", {}, "changes code that resources.compile compiles"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused(field: str, value: object, words: str) -> None:
