@@ -237,8 +237,8 @@ def _show_plan(spec: Spec, as_json: bool, memory: bool = False, address: str | N
         f"plan     spec {made.fingerprints.spec[:12]}, input {made.fingerprints.input[:12]}, "
         f"weights {made.model.manifest_sha256[:12]}"
     )
-    for name, cost in approximations(made.spec).items():
-        echo(f"approximate {name}: {cost}")
+    for what, told in approximations(made.spec).items():
+        echo(f"{what}: {told}")
     for note in made.notes:
         echo(f"note     {note}")
     for check in checks:

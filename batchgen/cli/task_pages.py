@@ -9,6 +9,7 @@ from pathlib import Path
 from batchgen.errors import UsageError
 from batchgen.families import FAMILIES, Family
 from batchgen.images.conditions import MAKERS, Maker
+from batchgen.spec.approximate import METHODS
 from batchgen.spec.sections import Columns, Sampling
 from batchgen.spec.tasks import TASKS, Task, is_image
 
@@ -69,6 +70,20 @@ def family_table() -> str:
                 family.split,
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def approximation_table() -> str:
+    """Make the table of approximate modes and their families for ``docs/approximate.md``."""
+    lines = ["| mode | what it does | from | families |", "| --- | --- | --- | --- |"]
+    for name, method in METHODS.items():
+        able = [one for one in FAMILIES if name in one.approximations]
+        by_task = (
+            f"{task.name}: {', '.join(one.name for one in able if one.task == task.name)}"
+            for task in TASKS
+            if any(one.task == task.name for one in able)
+        )
+        lines.append(f"| `{name}` | {method.about} | {method.paper} | {'; '.join(by_task)} |")
     return "\n".join(lines)
 
 
@@ -135,6 +150,7 @@ def _family(family: Family) -> Iterator[str]:
     yield from _hanging("  split      ", family.split)
     yield f"  guidance   {_GUIDANCE[family.guidance]}"
     yield f"  settings   {', '.join(family.settings) or 'only steps, guidance and size'}"
+    yield from _hanging("  approximate ", ", ".join(family.approximations) or "none")
     if family.upscale > 1:
         yield f"  upscale    {family.upscale}, each way"
     if family.fixed_size:

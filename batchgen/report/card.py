@@ -114,7 +114,7 @@ def _facts(plan: Plan) -> list[tuple[str, object]]:
         ("revision", plan.model.revision),
         ("scheduler", plan.model.scheduler),
         *((name.replace("_", " "), value) for name, value in applying(plan).items()),
-        *((f"approximate: {name}", text) for name, text in approximations(spec).items()),
+        *approximations(spec).items(),
         ("dtype", spec.model.dtype),
         ("images per row", spec.variants),
         ("run seed", spec.seed),

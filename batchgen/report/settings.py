@@ -34,11 +34,12 @@ def _applies(name: str, parts: tuple[str, ...], taken: tuple[str, ...]) -> bool:
 
 
 def approximations(spec: Spec) -> dict[str, str]:
-    """Each approximate mode that is on -> its paper, and what it cost where it was measured."""
-    return {
-        label: f"{METHODS[name].paper}; {METHODS[name].measured or UNMEASURED}"
-        for name, label in spec.sampling.approximate.labels.items()
-    }
+    """Each approximate mode that is on -> its paper; its cost -> what was measured."""
+    told = {}
+    for name, label in spec.sampling.approximate.labels.items():
+        told[f"approximate: {label}"] = METHODS[name].paper
+        told[f"measured cost of {name}"] = METHODS[name].measured or UNMEASURED
+    return told
 
 
 def differing(spec: Spec) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:

@@ -38,8 +38,8 @@ class Method:
     Attributes:
         about: what it does, in a few words.
         paper: where it comes from.
-        measured: what it cost on the shipped model (``benchmarks/approximate.py``); empty if that
-            model cannot run it.
+        measured: what it cost on the shipped model, as its distance to the exact images, and what
+            it saved (``benchmarks/approximate.py``); empty if that model cannot run it.
     """
 
     about: str
@@ -47,15 +47,17 @@ class Method:
     measured: str = ""
 
 
-UNMEASURED = "its cost was not measured"
+UNMEASURED = "not measured"
 METHODS: Mapping[str, Method] = {
     "guidance_interval": Method(
         "classifier-free guidance in a part of the steps; the others cost half",
         "Kynkäänniemi et al. 2024, arXiv:2404.07724",
+        "guidance_interval 0.2-0.8 on digits-shapes, 12 steps, CPU: PSNR 29.2 dB, 1.12x as fast",
     ),
     "deep_cache": Method(
         "deep features of the U-Net are computed in every n-th step, and reused in the others",
         "Ma et al. 2023, arXiv:2312.00858",
+        "deep_cache cache_interval=3 on digits-shapes, 12 steps, CPU: PSNR 24.8 dB, 1.59x as fast",
     ),
     "mag_cache": Method(
         "steps are skipped by the known magnitudes of the transformer's residuals",

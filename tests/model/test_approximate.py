@@ -21,7 +21,7 @@ from batchgen.models.tiny import BUILDERS
 from batchgen.records import Call, ConditionBatch
 from tests.family_specs import model_fields
 from tests.family_stages import FamilyStages, batch, call, generators
-from tests.model.test_no_sync import rows_for
+from tests.model.test_no_sync import Loop, rows_for
 
 STEPS = 8
 FEW = (
@@ -139,6 +139,22 @@ def every_mode_keeps_the_promises(built: dict[str, Path], family: Family) -> Non
     if {"guidance_interval", "deep_cache"} <= set(family.approximations):
         both = {name: MODES[name] for name in ("guidance_interval", "deep_cache")}
         keeps_the_promises(stages_of(built, family, **both), rows, exact)
+
+
+@pytest.mark.parametrize(("task", "name"), FEW)
+def test_no_mode_waits_for_the_device(built: dict[str, Path], task: str, name: str) -> None:
+    family = of(task, name)
+    for mode, options in MODES.items():
+        if mode not in family.approximations:
+            continue
+        loop = Loop(built[id_of(family)], task, family)
+        loop.stages = stages_of(built, family, **{mode: options})
+        loop.count()
+        case = loop.stages.encode(given(family))
+        expected = loop.on_host(case)
+        made = loop.on_device(case)
+        torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
+        assert loop.waits() == [], mode
 
 
 @pytest.mark.parametrize(("task", "name"), FEW[:3])

@@ -30,6 +30,7 @@ def test_every_page_has_a_command_and_no_dead_link() -> None:
 TABLES = {
     "tasks.md": ("task_table", "family_table"),
     "tasks/control.md": ("maker_table",),
+    "approximate.md": ("approximation_table",),
 }
 
 

@@ -82,6 +82,11 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "sampling.image_prompt_scale": 0.5,
     "sampling.denoising_end": 0.7,
     "sampling.lora": "",
+    "sampling.approximate.guidance_interval": [0.2, 0.8],
+    "sampling.approximate.deep_cache": {"cache_interval": 3},
+    "sampling.approximate.mag_cache": {"threshold": 0.1},
+    "sampling.approximate.taylor_seer": {"max_order": 2},
+    "sampling.approximate.tiny_vae": True,
     "conditioning.resize": "stretch",
     "variants": 3,
     "seed": 11,
@@ -118,6 +123,7 @@ NOT_COUNTED_UNSET = {
     "resources.decode_batch_size",
     "resources.vae_tiling",
     "resources.compile",
+    *(one for one in CHANGES_THE_RESULT if one.startswith("sampling.approximate.")),
 }
 KEEPS_THE_RESULT: dict[str, Any] = {
     "input.check_keys": False,
@@ -171,6 +177,8 @@ def changed(field: str, value: Any) -> tuple[Spec, Spec]:
     other = {field: value}
     if field == "input.count":
         other["input.path"] = ""
+    if field == "sampling.approximate.tiny_vae":
+        other["model.components"] = {"tiny_vae": "owner/taesd"}
     if field == "task":  # text-to-image takes no image column
         base = merge(IMAGES, {})
         other["input.columns.image"] = None
