@@ -37,8 +37,8 @@ def check_compile(spec: Spec, info: ModelInfo) -> None:
         raise ModelError(f"{FIELD}: a {info.family} model cannot be compiled, since {why}")
 
 
-def compile_denoiser(pipeline: Any, family: Family, switch: Switch, how: str | None) -> None:
-    """Let torch compile what the sampling loop calls, when it is called first.
+def compile_denoiser(pipeline: Any, family: Family, switch: Switch, how: str | None) -> bool:
+    """Let torch compile what the sampling loop calls, when it is called first; or return False.
 
     With ``regional`` only the blocks that the class of the model names as repeated: those of one
     shape share a compiled function. A model without such blocks is compiled as a whole.
@@ -53,7 +53,7 @@ def compile_denoiser(pipeline: Any, family: Family, switch: Switch, how: str | N
         ModelError: the model has weights or LoRAs that compiled code cannot use.
     """
     if how is None or pipeline.device.type == "meta":
-        return
+        return False
     settings = _settings()
     switch.hold(pipeline)
     for module in _looped(pipeline, family):
@@ -62,12 +62,18 @@ def compile_denoiser(pipeline: Any, family: Family, switch: Switch, how: str | N
             module.compile_repeated_blocks(**settings)
         else:
             module.compile(**settings)
+    return True
 
 
-def compile_decoder(pipeline: Any, family: Family, how: str | None) -> None:
-    """Let torch compile the decoder of the VAE; with tiling it is called for each tile."""
-    if how is not None and pipeline.device.type != "meta":
-        getattr(pipeline, family.vae).decoder.compile(**_settings())
+def compile_decoder(pipeline: Any, family: Family, how: str | None) -> bool:
+    """Let torch compile the decoder of the VAE, or return False.
+
+    With tiling the decoder is called for each tile.
+    """
+    if how is None or pipeline.device.type == "meta":
+        return False
+    getattr(pipeline, family.vae).decoder.compile(**_settings())
+    return True
 
 
 def _settings() -> dict[str, Any]:

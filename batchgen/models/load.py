@@ -96,8 +96,8 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
         from batchgen.models.approximate import approximated
 
         switch = approximated(pipeline, spec, family, switch)
-    compile_denoiser(pipeline, family, switch, spec.resources.compile)
-    return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch)
+    compiled = compile_denoiser(pipeline, family, switch, spec.resources.compile)
+    return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch, compiled)
 
 
 def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> Decoder:
@@ -114,8 +114,8 @@ def load_decoder(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> D
     if spec.resources.vae_tiling:
         enable_tiling(vae)
     pipeline = _on(devices, pipeline, family, "decode" in spec.resources.offload)
-    compile_decoder(pipeline, family, spec.resources.compile)
-    return Decoder(pipeline, family.adapter, spec.resources.decode_size)
+    compiled = compile_decoder(pipeline, family, spec.resources.compile)
+    return Decoder(pipeline, family.adapter, spec.resources.decode_size, compiled)
 
 
 def parameter_counts(stage: Encoder | Denoiser | Decoder) -> dict[str, int]:

@@ -27,12 +27,16 @@ class Decoder:
         pipeline: a diffusers pipeline that holds only the autoencoder, in ``eval()``.
         adapter: how such a pipeline decodes.
         batch_size: number of samples in each call of the VAE, if a call of this stage names none.
+        compiled: as of ``Denoiser``.
     """
 
-    def __init__(self, pipeline: Any, adapter: Adapter, batch_size: int) -> None:
+    def __init__(
+        self, pipeline: Any, adapter: Adapter, batch_size: int, compiled: bool = False
+    ) -> None:
         self.pipeline = pipeline
         self.adapter = adapter
         self.batch_size = batch_size
+        self._compiled = compiled
         self._queue = queue_of(str(device_of(pipeline)))
 
     def __call__(self, batch: LatentBatch) -> ImageBatch:
@@ -69,7 +73,8 @@ class Decoder:
 
     def _decode(self, batch: LatentBatch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode these rows in one call; (B, H, W, 3) uint8 and (B,) bool, to the host."""
-        latents = chosen_rows(batch.latents.to(device_of(self.pipeline)), rows)  # (B, ...)
+        given = batch.latents.to(device_of(self.pipeline))
+        latents = chosen_rows(given, rows, self._compiled)  # (B, ...)
         decoded = self.adapter.decode(self.pipeline, latents, batch.call)  # (B, 3, H, W)
         unit = (decoded / 2 + 0.5).clamp(0, 1)
         finite = torch.isfinite(decoded).flatten(1).all(dim=1)

@@ -26,6 +26,8 @@ class Denoiser:
         adapter: how such a pipeline is called.
         batch_size: number of samples in each library call.
         switch: called before each call, to activate its LoRAs and scheduler in the pipeline.
+        compiled: the model is compiled, for tensors of one layout in memory. Without that they keep
+            the layout that they have in the plain pipeline, where another one may round differently.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class Denoiser:
         adapter: Adapter,
         batch_size: int,
         switch: Callable[[Any, Call], None] | None = None,
+        compiled: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.adapter = adapter
         self.batch_size = batch_size
         self._switch = switch
+        self._compiled = compiled
 
     @torch.no_grad()
     def __call__(self, batch: EncodedBatch) -> LatentBatch:
@@ -57,7 +61,7 @@ class Denoiser:
             prompts=self._chosen(batch, batch.prompt_index, rows),
             negatives=self._chosen(batch, batch.negative_index or (), rows),
             conditions={
-                name: chosen_rows(tensor.to(device_of(self.pipeline)), rows)
+                name: chosen_rows(tensor.to(device_of(self.pipeline)), rows, self._compiled)
                 for name, tensor in batch.conditions.items()
             },
             labels=[batch.labels[row] for row in rows] if batch.labels else (),
@@ -75,19 +79,21 @@ class Denoiser:
         chosen = [index[row] for row in rows]
         device = device_of(self.pipeline)
         return {
-            name: chosen_rows(tensor.to(device), chosen) for name, tensor in batch.prompts.items()
+            name: chosen_rows(tensor.to(device), chosen, self._compiled)
+            for name, tensor in batch.prompts.items()
         }
 
 
-def chosen_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+def chosen_rows(
+    tensor: torch.Tensor, rows: Sequence[int], contiguous: bool = False
+) -> torch.Tensor:
     """``tensor[rows]``, without a copy of the indices to the device, for which the host waits.
 
-    The result is contiguous, as tensors that come from another pool are: kernels are compiled for
-    one layout in memory, and another one could round differently.
+    With ``contiguous`` its numbers are in the order in which they arrive from another pool.
     """
-    if list(rows) == list(range(len(tensor))):
-        return tensor.contiguous()
-    return torch.cat([tensor[row : row + 1] for row in rows]).contiguous()
+    if list(rows) != list(range(len(tensor))):
+        tensor = torch.cat([tensor[row : row + 1] for row in rows])
+    return tensor.contiguous() if contiguous else tensor
 
 
 def filled(count: int, batch_size: int) -> list[int]:

@@ -28,7 +28,7 @@ from batchgen.records import ConditionBatch
 from batchgen.storage import open_store
 from tests import compiled_process
 from tests.added_files import build_lora, named
-from tests.family_stages import Array, FamilyStages, batch, call
+from tests.family_stages import Array, FamilyStages, batch, call, picture
 from tests.outputs import digests_of
 
 TASK = "text-to-image"
@@ -159,6 +159,24 @@ def test_pixels_are_near_and_nothing_compiles_twice(folder: Path, how: str) -> N
     compiled.fused(whole)
     assert graphs() == 3
     assert not counters["graph_break"]
+
+
+def test_images_arrive_in_one_layout(folder: Path) -> None:
+    """The VAE's encoder gives latents channel by channel or pixel by pixel, as a kernel likes."""
+    shared = call(strength=0.7)
+    pictures = {"image": [picture(number) for number in range(3)]}
+    eager, compiled = (
+        FamilyStages(folder, "image-to-image", compiled=how) for how in (None, "regional")
+    )
+    whole = batch([0, 1, 2], shared, pictures)
+    one = batch([1], shared, {"image": pictures["image"][1:2]})
+    assert not compiled.encode(whole).conditions["image"].is_contiguous()
+    made = compiled.fused(whole).pixels
+    count = graphs()
+    assert levels(made, eager.fused(whole).pixels) <= 1
+    assert np.array_equal(compiled.staged(whole).pixels, made)
+    assert np.array_equal(compiled.fused(one).pixels[0], made[1])
+    assert graphs() == count
 
 
 @pytest.mark.parametrize("how", ["regional", "full"])
