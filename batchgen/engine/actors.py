@@ -124,7 +124,7 @@ class StageActor(ABC):
         with self.watch:
             self.load()
             where = f"a replica of the {self.name.lower()} pool on {os.uname().nodename}"
-            if told := compile_before(self.plan, where, self.held()):
+            if told := compile_before(self.plan, where, self.held):
                 self.attempts.say(told)
 
     @property

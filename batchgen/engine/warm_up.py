@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,18 +23,21 @@ def planned_calls(plan: Plan) -> list[Call]:
     return [replace(usual, guidance_scale=scale) for scale in (with_guidance, 1.0)]
 
 
-def compile_before(plan: Plan, where: str, stages: Mapping[str, Any]) -> str | None:
+def compile_before(plan: Plan, where: str, held: Callable[[], Mapping[str, Any]]) -> str | None:
     """Compile what the spec asks for, in every planned shape; returns what to tell about it.
 
     Args:
         plan: the plan of the job.
         where: names the replica in the message.
-        stages: its stages: ``encode``, ``denoise``, ``decode``.
+        held: gives its stages: ``encode``, ``denoise``, ``decode``.
 
     Raises:
         StopJob: the model cannot be compiled, or the shared code cannot be read.
     """
-    if plan.spec.resources.compile is None or not stages.keys() - {"encode"}:
+    if plan.spec.resources.compile is None:
+        return None
+    stages = held()
+    if not stages.keys() - {"encode"}:
         return None
     from batchgen.models.warm_up import warm_up
 

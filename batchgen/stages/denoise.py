@@ -27,7 +27,7 @@ class Denoiser:
         batch_size: number of samples in each library call.
         switch: called before each call, to activate its LoRAs and scheduler in the pipeline.
         compiled: the model is compiled, for tensors of one layout in memory. Without that they keep
-            the layout that they have in the plain pipeline, where another one may round differently.
+            the layout of the plain pipeline, since another one may round differently.
     """
 
     def __init__(

@@ -17,6 +17,8 @@ from tests.model.test_approximate import (
     no_guidance_is_a_scale_of_one,
 )
 
+pytestmark = pytest.mark.long
+
 __all__ = ["built"]  # a fixture
 MODES = ("guidance_interval", "deep_cache", "mag_cache", "taylor_seer")
 OTHERS = [

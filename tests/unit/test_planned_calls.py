@@ -43,7 +43,7 @@ def test_rows_with_a_scale_are_guided_or_not(source: Path) -> None:
 
 
 def test_nothing_is_compiled_unless_asked(source: Path) -> None:
-    assert compile_before(planned(source), "here", {"denoise": object()}) is None
+    assert compile_before(planned(source), "here", lambda: {"denoise": object()}) is None
     asked = planned(source, resources__compile="full")
-    assert compile_before(asked, "here", {"encode": object()}) is None
-    assert compile_before(asked, "here", {}) is None
+    assert compile_before(asked, "here", lambda: {"encode": object()}) is None
+    assert compile_before(asked, "here", dict) is None
