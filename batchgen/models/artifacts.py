@@ -40,7 +40,7 @@ class Compiled:
         seconds: time from the lock to the end of the warm-up.
         graphs: functions in use.
         fresh: those of them that torch compiled; the others came from its cache.
-        shared: the place that the code was loaded from or saved to, or why it was not saved.
+        shared: the place that the code was loaded from or saved to, or why it was not.
     """
 
     seconds: float
@@ -81,14 +81,13 @@ def warmed(facts: Mapping[str, Any], device: str, run: Callable[[], None]) -> Co
     place = os.environ.get(SHARED, "")
     with _one_at_a_time(Path(os.environ[KEPT_BY_TORCH]), key):
         begun, before = time.monotonic(), _counts()
-        loaded = bool(place) and _load(place, key)
+        said = _load(place, key) if place else ""
         run()
         graphs, fresh = (now - then for now, then in zip(_counts(), before, strict=True))
         seconds = time.monotonic() - begun
         _end_helpers()
-        said = ""
-        if place:
-            said = f"loaded from {place}" if loaded else _save(place, key)
+        if place and not said:
+            said = _save(place, key)
     return Compiled(seconds, graphs, fresh, said)
 
 
@@ -131,18 +130,22 @@ def _end_helpers() -> None:
     shutdown_compile_workers()
 
 
-def _load(place: str, key: str) -> bool:
-    """Load the code of this name into torch's cache; returns whether there is any."""
+def _load(place: str, key: str) -> str:
+    """Load the code of this name into torch's cache; returns what to tell, empty if none is there.
+
+    A damaged file stays: another replica may just be reading it, and the store may be read-only.
+    """
     import torch
 
     try:
         data = open_store(place).read(f"{key}.bin")
     except FileNotFoundError:
-        return False
+        return ""
     except RetryShard as error:
         raise StorageFailed(f"{SHARED}: {error}") from None
-    torch.compiler.load_cache_artifacts(data)
-    return True
+    if torch.compiler.load_cache_artifacts(data) is None:
+        return f"not loaded: {key}.bin in {place} is damaged; remove it, and it is saved again"
+    return f"loaded from {place}"
 
 
 def _save(place: str, key: str) -> str:

@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,22 +19,12 @@ from batchgen.models import artifacts, compiling
 from batchgen.models.tiny import BUILDERS
 from batchgen.spec.build import build
 from tests.added_files import build_lora, named
+from tests.compile_cache import kept
 from tests.datasets_on_disk import write_prompts
 from tests.family_stages import FamilyStages, batch, call
 
+__all__ = ["kept"]  # a fixture
 TASK = "text-to-image"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Torch's cache of compiled code, which the tests of this file share."""
-    folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BATCHGEN_CACHE", str(folder))
-        patch.delenv(artifacts.KEPT_BY_TORCH, raising=False)
-        patch.delenv(artifacts.SHARED, raising=False)
-        yield folder
-    os.environ.pop(artifacts.KEPT_BY_TORCH, None)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +107,12 @@ def code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[bytes]:
     loaded: list[bytes] = []
     monkeypatch.setenv(artifacts.KEPT_BY_TORCH, str(tmp_path / "kept"))
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"code", None))
-    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", loaded.append)
+
+    def load(data: bytes) -> object | None:
+        loaded.append(data)
+        return object() if data == b"code" else None  # as torch, which only logs that it failed
+
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", load)
     return loaded
 
 
@@ -148,6 +142,31 @@ def test_the_first_replica_saves_and_the_others_load(
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", another_saves_first)
     assert artifacts._save(str(shared), "key") == f"another replica saved it to {shared}"
     assert (shared / "key.bin").read_bytes() == b"other"
+
+
+@pytest.mark.usefixtures("code")
+def test_damaged_code_is_not_said_to_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    monkeypatch.setenv(artifacts.SHARED, str(shared))
+
+    def found() -> str:
+        return artifacts.warmed({}, "cpu", lambda: None).shared
+
+    assert found() == f"saved to {shared}"
+    (file,) = shared.glob("*.bin")
+    file.write_bytes(b"co")
+    assert (
+        found()
+        == f"not loaded: {file.name} in {shared} is damaged; remove it, and it is saved again"
+    )
+    file.unlink()
+    assert [found(), found()] == [f"saved to {shared}", f"loaded from {shared}"]
+
+
+def test_torch_tells_damaged_code_from_good() -> None:
+    assert torch.compiler.load_cache_artifacts(b"co") is None
 
 
 def test_shared_code_that_cannot_be_read_or_saved(

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from batchgen.engine.actors import Generate
-from batchgen.engine.pools import Reservation
+from batchgen.engine.pools import Pools, Reservation
 from batchgen.engine.stream import generate
 from batchgen.output.ledger import Ledger, Marker
 from batchgen.shard.frames import Frame
@@ -46,20 +46,25 @@ class LastOne(Generate):
         return super().work(frame, trial)
 
 
-def test_replicas_end_while_the_last_shard_is_made(
-    prompts: Callable[..., Path], tmp_path: Path
-) -> None:
+def make_all(source: Path, output: Path, pools: Pools) -> None:
+    """Run the pools on SHARDS shards; each must be made at the first attempt."""
     plan = plan_for(
-        prompts(SHARDS * 2),
-        tmp_path / "out",
+        source,
+        output,
         output__samples_per_shard=2,
         policy__shard_retries=0,
         resources__shards_in_flight=1,
     )
-    ledger = Ledger(open_store(str(tmp_path / "out")))
+    ledger = Ledger(open_store(str(output)))
     ledger.freeze(plan, plan.spec)
-    events = list(generate(plan, ledger, range(SHARDS), [(LastOne, TWO)]))
+    events = list(generate(plan, ledger, range(SHARDS), pools))
     assert [type(event) for event in events] == [Marker] * SHARDS, events
+
+
+def test_replicas_end_while_the_last_shard_is_made(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_all(prompts(SHARDS * 2), tmp_path / "out", [(LastOne, TWO)])
 
 
 class OneByOne(Generate):
@@ -92,15 +97,6 @@ def test_a_pool_keeps_its_replicas_while_shards_come_slowly(
     prompts: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Ray Data makes pools smaller that are hardly used, as each is when its first shard comes."""
-    plan = plan_for(
-        prompts(SHARDS * 2),
-        tmp_path / "out",
-        output__samples_per_shard=2,
-        resources__shards_in_flight=1,
-    )
-    ledger = Ledger(open_store(str(tmp_path / "out")))
-    ledger.freeze(plan, plan.spec)
     one = Reservation(min_replicas=1, max_replicas=1, num_cpus=0.1, num_gpus=0)
-    events = list(generate(plan, ledger, range(SHARDS), [(OneByOne, one), (Watching, TWO)]))
-    assert [type(event) for event in events] == [Marker] * SHARDS, events
+    make_all(prompts(SHARDS * 2), tmp_path / "out", [(OneByOne, one), (Watching, TWO)])
     assert not (tmp_path / "ended").exists()

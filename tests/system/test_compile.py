@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -28,26 +28,16 @@ from batchgen.records import ConditionBatch
 from batchgen.storage import open_store
 from tests import compiled_process
 from tests.added_files import build_lora, named
+from tests.compile_cache import kept
 from tests.family_stages import Array, FamilyStages, batch, call, picture
 from tests.outputs import digests_of
 
+__all__ = ["kept"]  # a fixture
 TASK = "text-to-image"
 WARMED = re.compile(
     r"a replica of the (\w+) pool on \S+ warmed up in \d+ s: (\d+) compiled functions, "
     r"(\d+) from the cache of compiled code, (\d+|none) newly compiled"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Torch's cache of compiled code, which the tests of this file share."""
-    folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BATCHGEN_CACHE", str(folder))
-        patch.delenv(artifacts.KEPT_BY_TORCH, raising=False)
-        patch.delenv(artifacts.SHARED, raising=False)
-        yield folder
-    os.environ.pop(artifacts.KEPT_BY_TORCH, None)
 
 
 @pytest.fixture(autouse=True)
