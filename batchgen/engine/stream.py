@@ -66,6 +66,7 @@ def generate(
     attempts = SharedAttempts(starts)
     spans = make_spans(plan, pending)
     readers = max(2, *starts.values())
+    _set_up_ray_data(plan)
     stream = _read(spans, plan, min(readers, len(spans)))
     for actor, reservation in pools:
         stream = stream.map_batches(
@@ -96,6 +97,17 @@ def generate(
     attempts.end()  # not after an error: without a head, Ray would wait for it
 
 
+def _set_up_ray_data(plan: Plan) -> None:
+    context = DataContext.get_current()
+    # Each shard becomes a block of its own. With Ray's default of 128 MB all prompts of a dataset
+    # would be one block, and one actor would do all the work.
+    context.target_max_block_size = 1
+    context._max_num_blocks_in_streaming_gen_buffer = _read_ahead(plan)
+    # Ray Data would walk the memory map of each replica once a second and shard in flight (10 ms
+    # with torch loaded, during which the replica cannot allocate), for a metric that nobody reads.
+    context.memory_usage_poll_interval_s = None
+
+
 def _event(frame: Frame) -> Marker | FailedMarker:
     if frame.state == frames.COMMITTED:  # the marker may be that of an earlier attempt
         return replace(parse_marker(frame.facts), attempt=frame.attempt)
@@ -111,11 +123,6 @@ def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
     Readers reserve no CPU. They wait for the store most of the time, and if replicas had reserved
     all CPUs, a reader that needs one would never start, and the job would hang without a message.
     """
-    context = DataContext.get_current()
-    # Each shard becomes a block of its own. With Ray's default of 128 MB all prompts of a dataset
-    # would be one block, and one actor would do all the work.
-    context.target_max_block_size = 1
-    context._max_num_blocks_in_streaming_gen_buffer = _read_ahead(plan)
     columns = read_columns(plan.spec, [name for name, _ in plan.columns])
     items = [{"span": span.to_json()} for span in spans]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -100,3 +101,21 @@ def test_a_pool_keeps_its_replicas_while_shards_come_slowly(
     one = Reservation(min_replicas=1, max_replicas=1, num_cpus=0.1, num_gpus=0)
     make_all(prompts(SHARDS * 2), tmp_path / "out", [(OneByOne, one), (Watching, TWO)])
     assert not (tmp_path / "ended").exists()
+
+
+class Threads(LastOne):
+    """Writes the names of the replica's threads."""
+
+    def work(self, frame: Frame, trial: Trial) -> Frame:
+        names = [one.name for one in threading.enumerate()]
+        (self.pids.parent / "threads").write_text("\n".join(names))
+        return Generate.work(self, frame, trial)
+
+
+def test_ray_data_does_not_measure_memory_beside_the_stages(
+    prompts: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_all(prompts(SHARDS * 2), tmp_path / "out", [(Threads, TWO)])
+    names = (tmp_path / "threads").read_text()
+    assert "MainThread" in names
+    assert "poll_uss" not in names
