@@ -1,8 +1,9 @@
 """A device without hardware: tensors whose values are on the host but that say they are elsewhere.
 
 It records when the host would wait for the device: for a value (``item``, ``bool``), for a number
-of elements (``nonzero``), for the check of a result, or for a copy to the host. As on a real
-device, an operation takes no array from the host, only numbers.
+of elements (``nonzero``), for the check of a result, or for a copy to the host, and for one to the
+device that is not said to be ``non_blocking`` (as CUDA does, unless the memory is pinned). As on a
+real device, an operation takes no array from the host, only numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ WAITING = (
     "repeat_interleave.Tensor",
     "bincount",
 )
+COPIES = ("copy_", "_to_copy")
 TAKES_BOTH = ("copy_", "_to_copy", "index.Tensor", "index_put")  # from the host and the device
 
 
@@ -91,6 +93,8 @@ class FakeDevice(TorchDispatchMode):
             assert not arrays, f"{name} takes {[one.shape for one in arrays]} from the host"
         if given and self._waits(name, args, wanted):
             self.waits.append(name)
+        if name.startswith(COPIES) and self._blocks(name, args, kwargs):
+            self.waits.append(f"{name} to the device")
         if goes:
             kwargs["device"] = "cpu"
         made = func(*_held(args), **_held(kwargs))
@@ -114,6 +118,15 @@ class FakeDevice(TorchDispatchMode):
         if name.startswith("_to_copy"):
             return wanted is not None and torch.device(wanted) != DEVICE
         return name.startswith(WAITING)
+
+    def _blocks(self, name: str, args: Any, kwargs: Any) -> bool:
+        """Whether it copies to the device and waits for that."""
+        if name.startswith("copy_"):
+            target, source = args[0], args[1]
+            blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+            return blocking and isinstance(target, OnDevice) and not isinstance(source, OnDevice)
+        goes = kwargs.get("device") is not None and torch.device(kwargs["device"]) == DEVICE
+        return goes and not isinstance(args[0], OnDevice) and not kwargs.get("non_blocking")
 
 
 READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy")

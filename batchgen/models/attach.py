@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchgen.errors import ModelError
+from batchgen.families.calls import device_of
 from batchgen.families.schedulers import check_scheduler, options_for
 from batchgen.models.additions import (
     TWO_ENCODERS,
@@ -67,6 +68,7 @@ class Switch:
             scheduler = self.scheduler(call.scheduler)
             if pipeline.scheduler is not scheduler:
                 pipeline.scheduler = scheduler
+            scheduler.model_device = device_of(pipeline)
         lora = call.lora or ()
         if self._model.loras and lora != self._lora:
             if self._steady is None:

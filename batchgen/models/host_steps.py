@@ -4,6 +4,8 @@ A pipeline passes each timestep to the model and to its scheduler, as an element
 device. Schedulers index tables on the host with it or compare it, so the host waits until the
 device has done all earlier work. Here a scheduler also keeps its timesteps on the host, and
 computes with those; the model still gets the timestep that is on the device, of the same value.
+
+What a step copies to the device does not wait either (``models.waits``).
 """
 
 from __future__ import annotations
@@ -33,20 +35,28 @@ def _on_host(kind: Any) -> Any:
 
     class OnHost(kind):  # type: ignore[misc]
         timesteps: Any
+        model_device: Any = None  # for pipelines that do not say where their timesteps belong
         _host_timesteps: Any = None  # None: the timesteps themselves are on the host
         _device_timestep: Any = None  # that of the present step
 
         @wraps(kind.set_timesteps)
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             given = signature(kind.set_timesteps).bind(self, *args, **kwargs)
-            device = given.arguments.get("device")
+            device = given.arguments.get("device") or self.model_device
             self._host_timesteps = None
-            if device is not None and str(device) != "cpu":
-                # Computed twice, since copying them to the host would wait for the device.
-                given.arguments["device"] = "cpu"
+            if device is None or str(device) == "cpu":
+                kind.set_timesteps(self, *args, **kwargs)
+                return
+            # Computed twice, since copying them to the host would wait for the device.
+            given.arguments["device"] = "cpu"
+            kind.set_timesteps(*given.args, **given.kwargs)
+            kept = self.timesteps
+            given.arguments["device"] = device
+            from batchgen.models.waits import NotWaiting
+
+            with NotWaiting():
                 kind.set_timesteps(*given.args, **given.kwargs)
-                self._host_timesteps = self.timesteps
-            kind.set_timesteps(self, *args, **kwargs)
+            self._host_timesteps = kept
 
         @contextmanager
         def _at(self, timestep: Any) -> Iterator[Any]:
@@ -55,10 +65,13 @@ def _on_host(kind: Any) -> Any:
             if place is None:
                 yield timestep
                 return
+            from batchgen.models.waits import NotWaiting
+
             on_device = self.timesteps
             self.timesteps, self._device_timestep = self._host_timesteps, timestep
             try:
-                yield self._host_timesteps[place]
+                with NotWaiting():
+                    yield self._host_timesteps[place]
             finally:
                 self.timesteps, self._device_timestep = on_device, None
 

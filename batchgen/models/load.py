@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from batchgen.stages.encode import Encoder
 
 CPU = ("cpu",)
+COPYING = ("gligen", "latent-upscaler", "qwen-image")  # families that copy numbers in each step
 META = ("meta",)  # the device of tensors without memory: stages are loaded without reading weights
 
 
@@ -96,6 +97,10 @@ def load_denoiser(info: ModelInfo, spec: Spec, devices: Sequence[str] = CPU) -> 
         from batchgen.models.approximate import approximated
 
         switch = approximated(pipeline, spec, family, switch)
+    if family.name in COPYING and spec.resources.compile is None:
+        from batchgen.models.waits import models_without_waiting
+
+        models_without_waiting(pipeline)
     compiled = compile_denoiser(pipeline, family, switch, spec.resources.compile)
     return Denoiser(pipeline, family.adapter, spec.resources.micro_batch, switch, compiled)
 

@@ -28,16 +28,16 @@ from tests.family_stages import FamilyStages, batch, call
 from tests.model.test_family_control import BOXES
 from tests.model.test_place import given_for
 
-# Why a loop waits in each step although the timesteps are known on the host. None of these can be
-# mended without a copy of the library's code.
-UNIPC = "UniPCMultistepScheduler"
-WAITING_SCHEDULERS = {
-    UNIPC: "it solves a system of equations on the device (torch.linalg.solve), whose result is"
-    " checked on the host",
-}
+# This cannot be mended without a copy of the library's code.
 REPAINTING = "inpainting with a model of 4 channels: each step makes a tensor of the next timestep"
 FEW = (("text-to-image", "stable-diffusion"), ("text-to-image", "flux"))
-PLAIN_WAITS = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "PNDMScheduler")
+PLAIN_WAITS = {  # a wait of each as the library has it
+    "DDIMScheduler": "_local_scalar_dense.default",
+    "DDPMScheduler": "_to_copy.default to the device",  # noise
+    "LCMScheduler": "_to_copy.default to the device",
+    "PNDMScheduler": "_local_scalar_dense.default",
+    "UniPCMultistepScheduler": "_linalg_check_errors.default",
+}
 
 
 class Loop:
@@ -119,7 +119,9 @@ class Loop:
         given = tree_leaves((args, kwargs))
         moves = any(isinstance(one, OnDevice) for one in given)
         return tree_map_only(
-            torch.Tensor, lambda one: one.to(DEVICE if moves else "cpu"), self._made[module]
+            torch.Tensor,
+            lambda one: one.to(DEVICE if moves else "cpu", non_blocking=True),
+            self._made[module],
         )
 
 
@@ -153,18 +155,14 @@ def no_step_waits(tmp_path: Path, task: str, name: str) -> None:
     own = loop.encoded()
     expected = loop.on_host(own)
     cases = {scheduler: loop.encoded(scheduler) for scheduler in loop.schedulers}
+    loop.on_device(own)  # the first call copies tables of positions, which the model keeps there
     made = loop.on_device(own)
     torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
     assert loop.waits() == []
     loop.stub()
-    waiting = set()
     for scheduler, case in cases.items():
         loop.on_device(case)
-        if loop.waits():
-            waiting.add(scheduler)
-    assert waiting <= set(WAITING_SCHEDULERS)
-    if task == "text-to-image" and UNIPC in loop.schedulers:
-        assert waiting == {UNIPC}, "it no longer waits: take it off the list"
+        assert loop.waits() == [], scheduler
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -188,9 +186,11 @@ def test_the_fake_device_sees_the_waits_of_plain_schedulers(
     loop.count()
     loop.on_host(loop.encoded())
     loop.stub()
+    found = {}
     for scheduler in PLAIN_WAITS:
         loop.on_device(loop.encoded(scheduler))
-        assert loop.waits(), scheduler
+        found[scheduler] = set(loop.waits())
+    assert not {one: found[one] for one, wait in PLAIN_WAITS.items() if wait not in found[one]}
 
 
 @pytest.mark.parametrize("name", ["stable-diffusion", "stable-diffusion-xl"])
@@ -199,4 +199,4 @@ def test_repainting_with_a_plain_model_waits(tmp_path: Path, name: str) -> None:
     loop = Loop(folder, "inpainting", family_of("inpainting", name))
     loop.count()
     loop.on_device(loop.encoded())
-    assert set(loop.waits()) == {"tensor"}, f"it no longer waits: {REPAINTING}"
+    assert "tensor" in loop.waits(), f"it no longer waits: {REPAINTING}"
