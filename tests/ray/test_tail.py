@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 TWO = Reservation(min_replicas=1, max_replicas=2, start_replicas=2, num_cpus=0.5, num_gpus=0)
 SHARDS = 4
 ENDS_WITHIN_S = 60
+COMMITTED_WITHIN_S = 240
 SHRINKS_WITHIN_S = 15  # Ray Data waits 10 s before it makes a pool smaller
 
 
@@ -77,7 +78,8 @@ class OneByOne(Generate):
     def work(self, frame: Frame, trial: Trial) -> Frame:
         if frame.shard:
             before = frame.shard - 1
-            until("the one before ends", lambda: self.ledger.committed(self.plan, before))
+            ends = "the one before ends"  # after the start of both replicas, and its wait
+            until(ends, lambda: self.ledger.committed(self.plan, before), COMMITTED_WITHIN_S)
         return frame
 
 
