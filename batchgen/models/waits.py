@@ -11,13 +11,13 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
 class NotWaiting(TorchFunctionMode):
     """While it is active, copies to the device and ``torch.linalg.solve`` do not wait for it.
 
-    A copy from memory that is not pinned waits until the device has done all work before it.
     ``solve`` reads on the host whether it succeeded; ``solve_ex`` computes the same without.
     """
 
@@ -27,13 +27,13 @@ class NotWaiting(TorchFunctionMode):
             return torch.linalg.solve_ex(*args, **given).result
         if func is torch.Tensor.to and args[0].device.type == "cpu":
             return func(_pinned(args[0]), *args[1:], **{"non_blocking": True, **given})
-        if func is torch.as_tensor and not isinstance(args[0], torch.Tensor):
-            device = given.pop("device", None)
+        if func is torch.as_tensor and "device" in given and not isinstance(args[0], Tensor):
+            device = given.pop("device")
             return _pinned(func(*args, **given)).to(device, non_blocking=True)
         return func(*args, **given)
 
 
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
