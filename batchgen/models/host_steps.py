@@ -30,6 +30,8 @@ def on_host(scheduler: Any) -> Any:
 @cache
 def _on_host(kind: Any) -> Any:
     """The subclass of a scheduler class, of which diffusers has about twenty."""
+    from batchgen.models.waits import NotWaiting  # which needs torch
+
     if hasattr(kind, "_host_timesteps"):
         return kind
 
@@ -52,8 +54,6 @@ def _on_host(kind: Any) -> Any:
             kind.set_timesteps(*given.args, **given.kwargs)
             kept = self.timesteps
             given.arguments["device"] = device
-            from batchgen.models.waits import NotWaiting
-
             with NotWaiting():
                 kind.set_timesteps(*given.args, **given.kwargs)
             self._host_timesteps = kept
@@ -65,8 +65,6 @@ def _on_host(kind: Any) -> Any:
             if place is None:
                 yield timestep
                 return
-            from batchgen.models.waits import NotWaiting
-
             on_device = self.timesteps
             self.timesteps, self._device_timestep = self._host_timesteps, timestep
             try:

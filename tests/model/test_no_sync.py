@@ -199,4 +199,5 @@ def test_repainting_with_a_plain_model_waits(tmp_path: Path, name: str) -> None:
     loop = Loop(folder, "inpainting", family_of("inpainting", name))
     loop.count()
     loop.on_device(loop.encoded())
-    assert "tensor" in loop.waits(), f"it no longer waits: {REPAINTING}"
+    copied = "_to_copy.default to the device"  # that timestep, and the table it is looked up in
+    assert set(loop.waits()) == {"tensor", copied}, f"it no longer waits: {REPAINTING}"
