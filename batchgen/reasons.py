@@ -38,6 +38,10 @@ REASONS: dict[str, str] = {
     "<image>-too-small": "with `multiple-of`: smaller than any size that the model supports",
     "mask-size": "a mask whose shape differs from its image",
     "empty-mask": "a mask without white pixels, before or after fitting",
+    "bad-objects": "an object with a wrong box, polygon, mask, keypoint or category, or objects "
+    "that do not belong to their image",
+    "bad-label_mask": "a label mask whose shape differs from that of its image, or with "
+    "impossible classes",
     "flat-image": "the generated image has one single colour (`policy.reject_flat`)",
 }
 # The same for samples that failed: the row is not at fault.

@@ -34,6 +34,7 @@ FLOORS: dict[int, dict[str, str]] = {
     4: {
         "spec": "the spec as given by the user, validated once; the tasks and their columns",
         "stages": "encode, denoise, decode: functions of a batch that hold model parts; scorers",
+        "labels": "labels of images (boxes, polygons, masks, keypoints), moved with the pixels",
     },
     3: {
         "families": "one file for each model family: its pipelines and their arguments; schedulers",
@@ -66,9 +67,10 @@ HOMES = {
     "huggingface_hub": ("models",),
     "isal": ("images",),
     "jinja2": ("report",),
-    "PIL": ("images", "families"),
+    "PIL": ("images", "families", "labels"),
     "packaging": ("cluster",),
     "peft": ("models",),
+    "pycocotools": ("labels",),
     "pydantic": ("storage", "spec", "plan", "shard"),
     "pyparsing": ("models",),
     "ray": ("engine", "cluster"),

@@ -35,7 +35,8 @@ def plan_for(
     spec, notes = sized(spec, model, device)
     notes = (*notes, *idle_offload(spec.resources, device))
     if saved is None:
-        return replace(make_plan(spec, model, device), notes=notes), spec.resources
+        made = make_plan(spec, model, device)
+        return replace(made, notes=(*made.notes, *notes)), spec.resources
     plan = make_plan(as_planned(spec, planned), model, device, check_keys=False)
     return plan, spec.resources
 

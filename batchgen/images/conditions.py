@@ -114,18 +114,23 @@ def _fitted(
     if policy == "stretch":
         return image.resize(size, resampling)
     if policy == "fit":
-        scale = min(size[0] / image.width, size[1] / image.height)
-        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        inner = fitted_size(image.size, size)
         padded = Image.new(image.mode, size)  # black
-        padded.paste(image.resize(inner, resampling), _middle(size, inner))
+        padded.paste(image.resize(inner, resampling), middle(size, inner))
         return padded
     if image.width < size[0] or image.height < size[1]:
         raise _too_small(image, *size, what)
-    left, top = _middle(image.size, size)
+    left, top = middle(image.size, size)
     return image.crop((left, top, left + size[0], top + size[1]))
 
 
-def _middle(outer: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
+def fitted_size(size: tuple[int, int], outer: tuple[int, int]) -> tuple[int, int]:
+    """Return the size that the policy ``fit`` gives an image, before it is padded."""
+    scale = min(outer[0] / size[0], outer[1] / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def middle(outer: tuple[int, int], inner: tuple[int, int]) -> tuple[int, int]:
     """Return the left and top at which the inner size is centred in the outer."""
     return (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
 

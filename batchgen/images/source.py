@@ -94,6 +94,27 @@ def open_mask(
     return _to_rgb(mask, "black", "mask").convert("L")
 
 
+def open_labels(data: object, limit_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a label mask as it is stored: its pixels are class numbers, and no orientation applies.
+
+    Returns:
+        An image of mode ``1``, ``L``, ``P``, ``I`` or ``I;16``.
+
+    Raises:
+        RejectRow: ``null-label_mask``, ``undecodable-label_mask``, ``unsupported-label_mask`` or
+            ``label_mask-too-large``.
+    """
+    what = "label_mask"
+    image = _open(_file_bytes(data, what), what, limit_pixels, lambda pixels: None, upright=False)
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise RejectRow(
+            f"unsupported-{what}",
+            f"{what} has the mode {image.mode}; allowed: one channel of class numbers (grey of 8 "
+            "or 16 bits, palette, 1 bit)",
+        )
+    return image
+
+
 def _file_bytes(data: object, what: str) -> bytes:
     if isinstance(data, Mapping):
         path, data = data.get("path"), data.get("bytes")
@@ -112,15 +133,18 @@ def _file_bytes(data: object, what: str) -> bytes:
     return bytes(data)
 
 
-def _open(data: bytes, what: str, limit: int, before: Callable[[int], None]) -> Image.Image:
-    """Decode the first frame, upright; its size is checked before."""
+def _open(
+    data: bytes, what: str, limit: int, before: Callable[[int], None], upright: bool = True
+) -> Image.Image:
+    """Decode the first frame, upright if asked; its size is checked before."""
     try:
         image = Image.open(io.BytesIO(data), formats=_readable())
         pixels = image.width * image.height
         if pixels <= limit:
             before(pixels)
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             return image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RejectRow(f"{what}-too-large", f"{error}; allowed: up to {limit} pixels") from error

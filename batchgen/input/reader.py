@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import InputError, RetryShard
 from batchgen.plan.columns import largest_row, plain_table
-from batchgen.plan.plan import COUNTED_COLUMN, Plan, SourceFile, row_key
+from batchgen.plan.keys import row_key
+from batchgen.plan.plan import COUNTED_COLUMN, Plan, SourceFile
 from batchgen.records import ShardRows
 from batchgen.spec.spec import Spec
 from batchgen.storage import WrappedFile, open_input

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchgen.labels.columns import OBJECTS
 from batchgen.output.formats import (
     conditioning_text,
     kept_columns,
@@ -18,14 +19,16 @@ from batchgen.output.formats import (
     own_columns,
 )
 from batchgen.plan.call_settings import Settings, read_setting
-from batchgen.plan.plan import Plan, SourceFile, row_key
-from batchgen.spec.tasks import is_image
+from batchgen.plan.keys import row_key
+from batchgen.plan.plan import Plan, SourceFile
+from batchgen.spec.tasks import is_image, is_rewritten
 
 _SETTINGS = ("num_inference_steps", "guidance_scale", "strength", "width", "height")
 _VIEWS = (
     *(("string_view", "string"), ("binary_view", "binary")),
     *(("large_list_view<", "large_list<"), ("list_view<", "list<")),
 )
+ANY_OBJECTS = "struct<bbox: "  # the beginning of the type; the rest depends on the input's fields
 _ELEMENT = re.compile(r"list<[^:<>]*: ")
 _ENTRIES = re.compile(r" \('[^']*'\)>")
 
@@ -119,14 +122,21 @@ def columns_of(plan: Plan) -> dict[str, str]:
     columns = {field.name: type_text(str(field.type)) for field in own_columns(spec, settings)}
     if spec.input.columns.label is not None:
         columns["label"] = type_text(given[spec.input.columns.label])
+    if spec.input.columns.objects is not None:
+        columns[OBJECTS] = ANY_OBJECTS
     mapped, kept = spec.input.columns.mapped(), spec.input.keep_columns
-    images = {name for part, name in mapped.items() if is_image(part)} - set(kept or ())
+    rewritten = {name for part, name in mapped.items() if is_rewritten(part)} - set(kept or ())
     used = set(mapped.values()) if kept is None else {*kept, *mapped.values()}
     read = [name for name in given if kept is None or name in used]
-    names = [name for name in read if name not in images]
+    names = [name for name in read if name not in rewritten]
     for name, output in kept_columns(spec, names, settings).items():
         columns[output] = type_text(given[name])
     return columns
+
+
+def is_planned(kind: str, planned: str) -> bool:
+    """Whether a column's type, as text, is the planned one, see ``columns_of``."""
+    return kind.startswith(planned) if planned == ANY_OBJECTS else kind == planned
 
 
 def type_text(kind: str) -> str:

@@ -24,7 +24,15 @@ from batchgen.output.formats import (
     read_parquet,
 )
 from batchgen.output.ledger import Counts, Ledger, Marker, marker_name, rejects_name
-from batchgen.output.planned import Names, columns_of, constants_of, names_of, seeds_of, type_text
+from batchgen.output.planned import (
+    Names,
+    columns_of,
+    constants_of,
+    is_planned,
+    names_of,
+    seeds_of,
+    type_text,
+)
 from batchgen.plan.plan import Plan
 
 SKIPPABLE = ("decode",)
@@ -219,7 +227,7 @@ class Prover:
             proof.add("a column occurs twice")
         for name in [*self.columns, *(name for name in found if name not in self.columns)]:
             wanted, there = self.columns.get(name, "no such column"), found.get(name, "missing")
-            if wanted != there:
+            if not is_planned(there, wanted):
                 proof.add(f"column {name!r} is {there}; planned: {wanted}")
 
     def _check_names(self, proof: Proof, table: pa.Table, dropped: pa.Table) -> None:

@@ -21,7 +21,8 @@ from batchgen.output.ledger import (
     rejects_name,
 )
 from batchgen.output.proof import SKIPPABLE, Proof, Prover
-from batchgen.plan.plan import Plan, row_key
+from batchgen.plan.keys import row_key
+from batchgen.plan.plan import Plan
 
 MAX_PROBLEMS = 100
 _THREADS = 4  # each holds one shard in memory

@@ -189,13 +189,15 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
         "key": (text or whole, "text or integers"),
         "seed": (_holds(int, value), _WORDS[int]),
         "class_label": (text or whole, "class numbers or names"),
+        "new_category": (text or whole, "category numbers or names"),
+        **dict.fromkeys(("image_width", "image_height"), (_holds(int, value), _WORDS[int])),
         **{name: _fits(one, value) for name, one in CALL_SETTINGS.items()},
         "regions": (
             types.is_list(value) and types.is_struct(value.value_type),
             "lists of {phrase, box}",
         ),
     }.get(part)
-    if is_image(part):
+    if is_image(part) or part == "label_mask":
         allowed = _holds_image(value), "image bytes, URIs, or an image struct with bytes or path"
     if allowed is not None and not allowed[0]:
         raise InputError(

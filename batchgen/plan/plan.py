@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import posixpath
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +34,8 @@ from batchgen.plan.checks import (
 )
 from batchgen.plan.choices import chosen
 from batchgen.plan.columns import plain_type
+from batchgen.plan.keys import row_key
+from batchgen.plan.labels import check_labels, label_notes
 from batchgen.records import DeviceInfo, ModelInfo
 from batchgen.spec.spec import Spec
 from batchgen.spec.tree import canonical_json
@@ -45,9 +46,7 @@ VERSION = 2
 COUNTED_COLUMN = "row"
 COUNTED_GROUP = 65_536
 _FOOTER_THREADS = 16
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_CHANGED = re.compile(r"(^|-)x[0-9a-f]{20}$")
-_MAX_KEY = 100
+_TOLD = (b"huggingface", b"batchgen")  # metadata of the input that declares what columns hold
 
 
 @dataclass(frozen=True)
@@ -211,6 +210,7 @@ def make_plan(
     footers = _counted(spec.input.count) if spec.input.count else _footers(spec)
     schema = footers[0][1]
     check_columns(spec, schema, footers[0][0].path)
+    spec = check_labels(spec, schema, footers[0][0].path)
     check_fit(spec, model)
     check_approximations(spec, model)
     if check_keys:
@@ -222,13 +222,16 @@ def make_plan(
     rows = sum(file.rows for file, _ in footers)
     if rows == 0:
         raise InputError(f"input {spec.input.path}: the dataset has no rows")
+    spec = chosen(settle(spec, model), device or DeviceInfo())
+    columns = tuple((field.name, str(field.type)) for field in schema)
     plan = Plan(
-        spec=chosen(settle(spec, model), device or DeviceInfo()),
+        spec=spec,
         model=model,
         files=tuple(file for file, _ in footers),
-        columns=tuple((field.name, str(field.type)) for field in schema),
+        columns=columns,
         rows=min(rows, spec.input.limit or rows),
         device=device,
+        notes=tuple(label_notes(spec, columns)),
     )
     if check_keys and spec.input.check_keys and spec.input.columns.key:
         refuse_duplicate_keys(plan)
@@ -257,7 +260,8 @@ def _footer(stat: Stat, base: str, url: str) -> tuple[SourceFile, pa.Schema]:
     try:
         with open_input(stat.path, url, stat.etag) as file:
             metadata = pq.read_metadata(file)
-            schema = metadata.schema.to_arrow_schema()
+            told = {name: (metadata.metadata or {}).get(name, b"") for name in _TOLD}
+            schema = metadata.schema.to_arrow_schema().with_metadata(told)
     except FileNotFoundError as error:
         raise InputError(f"input file {stat.path} was removed while planning") from error
     except (pa.ArrowException, OSError) as error:
@@ -279,38 +283,6 @@ def _same_schema(schema: pa.Schema, other: pa.Schema, path: str, other_path: str
                 f"input files differ in column {name!r}: {kinds[0]} in {path}, "
                 f"{kinds[1]} in {other_path}; all files of a dataset need the same columns"
             )
-
-
-def safe_key(value: str | bytes) -> str:
-    """Turn a value into a key that can be a file name: letters, digits, ``_`` and ``-``.
-
-    The key of a value that has to be changed, or that looks like a changed one, ends in ``x`` and
-    20 hexadecimal digits of its SHA-256, so two values never get the same key. Text that is not
-    UTF-8 is passed as bytes.
-    """
-    data = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
-    text = value if isinstance(value, str) else value.decode(errors="replace")
-    cleaned = _UNSAFE.sub("-", text).strip("-")[:_MAX_KEY]
-    if text and cleaned == value and not _CHANGED.search(text):
-        return text
-    digest = "x" + hashlib.sha256(data).hexdigest()[:20]
-    return f"{cleaned}-{digest}" if cleaned else digest
-
-
-def null_key(row: str) -> str:
-    """Make the key of a row whose key is null, from the row's place; no text can give this key."""
-    digest = hashlib.blake2b(row.encode(), digest_size=10, person=b"null key").hexdigest()
-    return f"null-key-{row}-x{digest}"
-
-
-def is_safe(key: str) -> bool:
-    """Whether a key has only the characters that ``safe_key`` allows."""
-    return bool(key) and not _UNSAFE.search(key)
-
-
-def row_key(file_name: str, row: int) -> str:
-    """Make the key of a row without a key column, from its file and its place in the file."""
-    return f"{safe_key(file_name.removesuffix('.parquet'))}-{row:08d}"
 
 
 def _refuse_equal_keys(files: list[SourceFile]) -> None:

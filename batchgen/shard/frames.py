@@ -27,6 +27,7 @@ _SCHEMA = pa.schema(
         pa.field("facts", pa.large_binary()),
         pa.field("table", pa.large_binary()),
         pa.field("tensors", pa.large_binary()),
+        pa.field("labels", pa.large_binary()),
     ]
 )
 
@@ -42,6 +43,7 @@ class Frame:
         facts: JSON.
         table: Arrow IPC stream of the source rows.
         tensors: safetensors of all micro-batches.
+        labels: Arrow IPC stream of the rows' labels; empty without labels.
     """
 
     shard: int
@@ -50,10 +52,10 @@ class Frame:
     facts: bytes
     table: bytes = b""
     tensors: bytes = b""
+    labels: bytes = b""
 
     def to_block(self) -> pa.Table:
-        values = (self.shard, self.state, self.attempt, self.facts, self.table, self.tensors)
-        return pa.table([[value] for value in values], schema=_SCHEMA)
+        return pa.table([[getattr(self, name)] for name in _SCHEMA.names], schema=_SCHEMA)
 
 
 def from_block(block: pa.Table) -> Frame:
@@ -85,7 +87,9 @@ def from_work(work: ShardWork, state: str, attempt: int, tensors: bytes) -> Fram
         "notes": work.notes.facts(),
     }
     table = _table_bytes(work.rows.table)
-    return Frame(work.rows.shard, state, attempt, json.dumps(facts).encode(), table, tensors)
+    labels = b"" if work.labels is None else _table_bytes(work.labels)
+    told = json.dumps(facts).encode()
+    return Frame(work.rows.shard, state, attempt, told, table, tensors, labels)
 
 
 def to_work(frame: Frame) -> ShardWork:
@@ -98,6 +102,7 @@ def to_work(frame: Frame) -> ShardWork:
         ),
         dropped=tuple(Dropped(**dropped) for dropped in facts["dropped"]),
         notes=Notes(**facts["notes"]),
+        labels=pa.ipc.open_stream(frame.labels).read_all() if frame.labels else None,
     )
 
 

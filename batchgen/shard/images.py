@@ -140,7 +140,7 @@ def commit(
     work.notes.settle()
     dropped = [*work.dropped, *late]
     with work.notes.timed("table"):
-        accepted = data_table(plan, work.rows, finished)
+        accepted = data_table(plan, work.rows, finished, work.labels)
         rejects = parquet_bytes(rejects_table(dropped)) if dropped else None
     marker = Marker(
         shard=work.rows.shard,

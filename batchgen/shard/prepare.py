@@ -11,26 +11,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from batchgen.errors import RejectRow
-from batchgen.images.conditions import (
-    fit_image,
-    fit_mask,
-    make_condition,
-    match_mask,
-    size_for,
-    to_array,
-)
-from batchgen.images.source import Turn, open_image, open_mask
+from batchgen.images.conditions import size_for
+from batchgen.images.source import Turn
 from batchgen.input.uris import uris_of
+from batchgen.labels.row import RowLabels
 from batchgen.models import check_prompt
 from batchgen.plan.call_settings import Settings, read_setting
-from batchgen.plan.plan import Plan, null_key, python_values, safe_key
+from batchgen.plan.keys import null_key, safe_key
+from batchgen.plan.plan import Plan, python_values
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
+from batchgen.shard.labels import labels_of, table_of
+from batchgen.shard.row_images import fit_images, image_values, open_images
 from batchgen.spec.call_settings import TEXT_SETTINGS
-from batchgen.spec.sections import MAX_SIZE, MAX_TEXT, Conditioning, Seed
+from batchgen.spec.sections import MAX_SIZE, MAX_TEXT, Seed
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image, task_named
 
@@ -38,7 +34,6 @@ Array = np.ndarray[Any, Any]
 _LONGEST_SHOWN = 200
 LEFT_OUT = "fails-its-shard"  # of reasons.FAILURES
 CALL_FIELDS = frozenset(field.name for field in fields(Call))
-SHRINKING = "downscale"  # the only maker that changes the size, so it runs before fitting
 _SEED: TypeAdapter[int] = TypeAdapter(Seed)
 _TEXTS = ("key", "prompt", "negative_prompt", "class_label", "lora", "scheduler", *TEXT_SETTINGS)
 
@@ -48,12 +43,14 @@ class Prepared:
     """Every planned sample of a shard, either to be generated or dropped.
 
     ``images``: for tasks with images, part -> row -> uint8 array at its planned size: RGB (height,
-    width, 3), or for the part ``mask`` (height, width).
+    width, 3), or for the part ``mask`` (height, width). ``labels``: the rows' labels on the images
+    that will be made, in a table with the rows of the shard; None if the spec names no labels.
     """
 
     samples: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
     images: dict[str, dict[int, Array]]
+    labels: pa.Table | None = None
 
 
 def prepare(
@@ -76,11 +73,13 @@ def prepare(
     parts = [part for part in spec.input.columns.mapped() if is_image(part)]
     images: dict[str, dict[int, Array]] = {part: {} for part in parts}
     listed = list(_values(rows, spec))
-    named = (values[part] for values in listed for part in parts)
+    files = [*parts, "label_mask"] if spec.input.columns.label_mask else parts
+    named = (values[part] for values in listed for part in files)
     wanted = (one for one in named if isinstance(one, str) and one)
     fetched = uris_of(spec).fetch(wanted, meanwhile=lambda: working_on(()))
     call: Call | None = None
     one_call = _is_one_call(spec)
+    labels: list[RowLabels | None] = [None] * len(listed)
     for row, values in enumerate(listed):
         variants = _variants(rows, spec.variants, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
@@ -93,10 +92,11 @@ def prepare(
         try:
             _require_text(values, spec)
             with Turn() as turn:
-                opened = _opened(values, parts, spec, fetched, turn)
+                opened = open_images(values, parts, spec, fetched, turn)
                 if call is None or not one_call:
-                    call = _call(values, plan, opened)
-                arrays = _fitted(opened, plan, call)
+                    call = _call(values, plan, opened.images)
+                arrays = fit_images(opened, plan, call)
+                labels[row] = labels_of(values, opened, arrays, plan, call, fetched)
                 del opened
             shared = _Row(key, source_id, row, call, values)
             samples += [_sample(shared, plan, variant) for variant in variants]
@@ -114,7 +114,8 @@ def prepare(
                 )
                 for variant in variants
             ]
-    return Prepared(tuple(samples), tuple(dropped), images)
+    table = table_of(labels, plan, rows.table.schema)
+    return Prepared(tuple(samples), tuple(dropped), images, table)
 
 
 def _is_one_call(spec: Spec) -> bool:
@@ -152,23 +153,13 @@ def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
         if part == "label":
             continue
         column = rows.table.column(name)
-        if is_image(part) and pa.types.is_struct(column.type):
-            lists[part] = _image_values(column)
+        is_file = is_image(part) or part == "label_mask"
+        if is_file and pa.types.is_struct(column.type):
+            lists[part] = image_values(column)
         else:
             lists[part] = python_values(column)
     for row in range(rows.table.num_rows):
         yield {part: values[row] for part, values in lists.items()}
-
-
-def _image_values(column: pa.ChunkedArray) -> list[Any]:
-    """For each Hugging Face image struct its bytes, or its path (a URI) if it has no bytes."""
-    names = [field.name for field in column.type]
-    given = [pc.struct_field(column, name) for name in ("bytes", "path") if name in names]
-    found = python_values(given[0])
-    if len(given) == 1:
-        return found
-    paths = python_values(given[1])
-    return [one if one is not None else path for one, path in zip(found, paths, strict=True)]
 
 
 def _variants(rows: ShardRows, per_row: int, row: int) -> list[int]:
@@ -210,30 +201,6 @@ def _shown(value: object) -> str:
     """A value as shown in a message, shortened because a row may hold megabytes."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-
-
-def _opened(
-    values: Mapping[str, Any],
-    parts: list[str],
-    spec: Spec,
-    fetched: Mapping[str, bytes | RejectRow],
-    turn: Turn,
-) -> dict[str, Any]:
-    """The row's images, upright, and shrunk if ``conditioning.make`` asks for ``downscale``."""
-    opened = {}
-    for part in parts:
-        data = values[part] or None  # an empty string or struct counts as null
-        if isinstance(data, str):
-            data = fetched[data]
-            if isinstance(data, RejectRow):
-                raise data
-        opens = open_mask if part == "mask" else open_image
-        image = opens(data, spec.input.image_limit_pixels, turn.before)
-        made = spec.conditioning.make.get(part)
-        if made is not None and made.name == SHRINKING:
-            image = make_condition(SHRINKING, made.options, image)
-        opened[part] = image
-    return opened
 
 
 def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> Call:
@@ -280,25 +247,6 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
             "strength x num_inference_steps must be at least 1",
         )
     return call
-
-
-def _fitted(opened: Mapping[str, Any], plan: Plan, call: Call) -> dict[str, Array]:
-    """The row's images at the size that the call needs, processed by ``conditioning.make``."""
-    conditioning: Conditioning = plan.spec.conditioning
-    width, height = call.width // plan.model.upscale, call.height // plan.model.upscale
-    arrays = {}
-    for number, (part, image) in enumerate(opened.items()):
-        follows = number > 0 and part != "mask" and conditioning.resize == "multiple-of"
-        policy = "fill" if follows else conditioning.resize
-        if part == "mask":
-            arrays[part] = fit_mask(match_mask(image, opened["image"]), width, height, policy)
-            continue
-        fitted = fit_image(image, width, height, policy)
-        made = conditioning.make.get(part)
-        if made is not None and made.name != SHRINKING:
-            fitted = make_condition(made.name, made.options, fitted)
-        arrays[part] = to_array(fitted)
-    return arrays
 
 
 def _sample(shared: _Row, plan: Plan, variant: int) -> Sample:

@@ -27,6 +27,7 @@ from batchgen.shard.device import Device, Flight
 from batchgen.shard.images import ImagePool, commit
 from batchgen.shard.prepare import Prepared, left_out, prepare
 from batchgen.shard.work import Notes, ShardWork, Trial
+from batchgen.spec.tasks import FOLLOWING
 
 if TYPE_CHECKING:
     from batchgen.stages.decode import Decoder
@@ -38,7 +39,7 @@ UNTRIED = Trial()
 
 
 def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Prepared]:
-    """Turn rows into samples and rejects, and drop the image columns, which only prepare reads."""
+    """Turn rows into samples and rejects, and drop the columns that only prepare reads."""
     notes = Notes()
     with notes.timed("prepare"):
         prepared = prepare(rows, plan, trial.without, trial.working_on)
@@ -50,10 +51,10 @@ def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Pr
     notes.measures["padding"] = sum(size - len(group) for group in groups)
     mapped = plan.spec.input.columns.mapped()
     kept = plan.spec.input.keep_columns or ()
-    images = {mapped[part] for part in prepared.images} - set(kept)
-    if images:
-        rows = replace(rows, table=rows.table.drop_columns(sorted(images)))
-    return ShardWork(rows, tuple(groups), prepared.dropped, notes), prepared
+    read = {mapped[part] for part in (*prepared.images, *FOLLOWING) if part in mapped} - set(kept)
+    if read:
+        rows = replace(rows, table=rows.table.drop_columns(sorted(read)))
+    return ShardWork(rows, tuple(groups), prepared.dropped, notes, prepared.labels), prepared
 
 
 def condition_batches(work: ShardWork, prepared: Prepared) -> list[ConditionBatch]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
+import pyarrow as pa
+
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.stages.queue import Mark
 
@@ -48,12 +50,16 @@ class Notes:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """A shard between stages: its rows, its samples and the measurements so far."""
+    """A shard between stages: its rows, its samples and the measurements so far.
+
+    ``labels``: see ``Prepared.labels``.
+    """
 
     rows: ShardRows
     groups: tuple[tuple[Sample, ...], ...]  # by micro-batch
     dropped: tuple[Dropped, ...]
     notes: Notes
+    labels: pa.Table | None = None
 
 
 @dataclass(frozen=True)

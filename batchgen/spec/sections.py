@@ -59,6 +59,21 @@ class Columns(Section):
     image_prompt_scale: str | None = None
     scheduler: str | None = None
     lora: str | None = Field(default=None, description="`name:weight,name:weight`, or empty")
+    objects: Annotated[str | None, COUNTED_IF_SET] = Field(
+        default=None, description="labelled objects of the image: boxes, polygons, masks, keypoints"
+    )
+    label_mask: Annotated[str | None, COUNTED_IF_SET] = Field(
+        default=None, description="label masks: images whose pixels are class numbers"
+    )
+    new_category: Annotated[str | None, COUNTED_IF_SET] = Field(
+        default=None, description="the category of objects that inpainting repaints"
+    )
+    image_width: Annotated[str | None, COUNTED_IF_SET] = Field(
+        default=None, description="width in pixels of the labelled image, if no image is read"
+    )
+    image_height: Annotated[str | None, COUNTED_IF_SET] = Field(
+        default=None, description="the same for its height"
+    )
 
     def mapped(self) -> dict[str, str]:
         """Map each part that is read from the data to its column.

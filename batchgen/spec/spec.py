@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from batchgen.errors import nearest
 from batchgen.spec.checks import refusals
 from batchgen.spec.faults import Faults
+from batchgen.spec.labels_section import Labels
 from batchgen.spec.model import AUTO, FREE, Model, Section, counted
 from batchgen.spec.sections import (
     Conditioning,
@@ -37,6 +38,7 @@ class Spec(Section):
     model: Model = Model()
     sampling: Sampling = Sampling()
     conditioning: Conditioning = Conditioning()
+    labels: Labels = Labels()
     variants: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     seed: Seed = 0
     output: Output
@@ -92,6 +94,12 @@ class Spec(Section):
     def scorers(self) -> tuple[str, ...]:
         """Names of the scorers of this job. What is added to every job changes every output."""
         return ("pixel-statistics",)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the rows have labels that follow the pixels: objects or label masks."""
+        columns = self.input.columns
+        return columns.objects is not None or columns.label_mask is not None
 
     @property
     def open_fields(self) -> tuple[str, ...]:

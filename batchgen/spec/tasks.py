@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from batchgen.errors import nearest
 
+# Parts that every task takes, and carries to the output with the pixels.
+LABEL_PARTS = ("objects", "label_mask", "new_category", "image_width", "image_height")
+FOLLOWING = ("objects", "label_mask")  # those that are rewritten with the pixels
+
 
 @dataclass(frozen=True)
 class Task:
@@ -31,12 +35,17 @@ class Task:
     @property
     def parts(self) -> tuple[str, ...]:
         """Every part of ``input.columns`` that this task uses."""
-        return (*self.needs, *self.takes)
+        return (*self.needs, *self.takes, *LABEL_PARTS)
 
 
 def is_image(part: str) -> bool:
     """Whether a part of ``input.columns`` is an image; control images may have a number."""
     return re.fullmatch(r"image|mask|control(_\d+)?", part) is not None
+
+
+def is_rewritten(part: str) -> bool:
+    """Whether a part's column is not copied to the output: an image, or labels on its pixels."""
+    return is_image(part) or part in FOLLOWING
 
 
 _ALWAYS = ("key", "label", "seed", "num_inference_steps", "scheduler", "eta")

@@ -29,7 +29,7 @@ from batchgen.output.formats.image_folder import label_folder
 from batchgen.output.formats.json_rows import line, samples, table_of
 from batchgen.output.ledger import DATA, PLAN, Ledger, Written
 from batchgen.output.verify import verify
-from batchgen.plan.plan import is_safe
+from batchgen.plan.keys import is_safe
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for, prompts, write_columns

@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged
-from batchgen.plan.plan import Plan, plan_fingerprint, row_key, safe_key, settle
+from batchgen.plan.keys import row_key, safe_key
+from batchgen.plan.plan import Plan, plan_fingerprint, settle
 from batchgen.plan.saved import compare, read_plan
 from batchgen.spec.build import build
 from batchgen.spec.spec import result_fields, spec_fingerprint

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.plan.checks import settle
-from batchgen.plan.plan import Plan, is_safe
+from batchgen.plan.keys import is_safe
+from batchgen.plan.plan import Plan
 from batchgen.records import ShardRows, derive_seed
 from batchgen.shard.prepare import Prepared, prepare
 from tests.datasets_on_disk import MODEL, model_for, png, spec_for, text_column

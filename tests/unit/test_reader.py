@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from batchgen.errors import InputError, RetryShard
 from batchgen.input.reader import CountingFile, make_spans, read_columns, read_span, span_from_json
-from batchgen.plan.plan import Plan, make_plan, row_key
+from batchgen.plan.keys import row_key
+from batchgen.plan.plan import Plan, make_plan
 from batchgen.records import ShardRows
 from tests.datasets_on_disk import model_for, plan_for, spec_for, write_prompts, write_table
 

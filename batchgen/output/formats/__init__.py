@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from batchgen.labels.columns import IMAGE
 from batchgen.output.formats.choose import FORMATS, format_of
 from batchgen.output.formats.format import SCHEMAS, UNREADABLE, DataFile, Format
 from batchgen.output.formats.parquet import parquet_bytes, read_parquet
 from batchgen.output.formats.tables import (
     COLUMNS,
     EXTRA_COLUMNS,
-    IMAGE,
     REJECT_COLUMNS,
     Finished,
     conditioning_text,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchgen.output.formats import json_rows
 from batchgen.output.formats.format import DataFile, chosen, loading, schema_file, schema_of
 from batchgen.output.ledger import DATA
-from batchgen.plan.plan import safe_key
+from batchgen.plan.keys import safe_key
 from batchgen.spec.spec import Spec
 from batchgen.storage import Store
 

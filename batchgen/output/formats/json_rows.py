@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from batchgen.errors import InputError
 from batchgen.output.formats.json_values import from_json, to_json
-from batchgen.plan.plan import is_safe
+from batchgen.plan.keys import is_safe
 
 EXTENSIONS = ("png", "jpg", "webp")
 

@@ -12,18 +12,19 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.images.conditions import describe
+from batchgen.labels.columns import IMAGE, OBJECTS, labels_schema, objects_feature
 from batchgen.output.formats.json_values import to_json
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec.call_settings import CALL_SETTINGS, CallSetting
 from batchgen.spec.spec import Spec
-from batchgen.spec.tasks import is_image
+from batchgen.spec.tasks import FOLLOWING, is_image, is_rewritten
 from batchgen.stages.scorers.choose import score_columns
 
 MOST_LABELS = 100
+_ANY_OBJECTS = pa.struct([])  # their type depends on the input, see `output_schema`
 _TYPES = {int: pa.int32(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
-IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 COLUMNS = pa.schema(
     [
@@ -100,6 +101,10 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
         "approximate": bool(spec.sampling.approximate.names),
     }
     extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
+    if spec.has_labels:
+        columns = spec.input.columns
+        objects = None if columns.objects is None else _ANY_OBJECTS
+        extra += labels_schema(objects, columns.label_mask is not None)
     scores = [pa.field(column.name, column.kind) for column in score_columns(spec.scorers)]
     return pa.schema([*COLUMNS, *scores, *extra])
 
@@ -114,30 +119,38 @@ def kept_columns(spec: Spec, names: Sequence[str], settings: Sequence[str] = ())
     columns = spec.input.columns
     wanted = spec.input.keep_columns
     if wanted is None:
-        images = {name for part, name in columns.mapped().items() if is_image(part)}
-        wanted = tuple(name for name in names if name not in images)
+        rewritten = {name for part, name in columns.mapped().items() if is_rewritten(part)}
+        wanted = tuple(name for name in names if name not in rewritten)
     ours = set(own_columns(spec, settings).names)
     same = {part for part, name in columns.mapped().items() if part == name and part in ours}
-    same -= {"image", "key", "seed"}
+    same -= {"image", "key", "seed", *FOLLOWING}
     kept: dict[str, str] = {}
     for name in names:
         if name in wanted and name not in same:
             output = f"source_{name}" if name in ours else name
-            while output in kept.values() or (output != name and output in names):
+            while output in kept.values() or (output != name and output in {*names, *ours}):
                 output += "_"
             kept[name] = output
     return kept
 
 
-def output_schema(spec: Spec, source: pa.Schema, settings: Sequence[str] = ()) -> pa.Schema:
+def output_schema(
+    spec: Spec,
+    source: pa.Schema,
+    settings: Sequence[str] = (),
+    labels: pa.Schema | None = None,
+) -> pa.Schema:
     """The schema of the data files, with the Hugging Face features that make images decode.
 
     Args:
         spec: names the columns' parts.
         source: the input's schema.
         settings: the settings of a call that the model takes.
+        labels: the schema of the labels' columns; None without labels.
     """
     columns = own_columns(spec, settings)
+    for field in labels or ():
+        columns = columns.set(columns.get_field_index(field.name), field)
     label = spec.input.columns.label
     if label is not None:
         index = columns.get_field_index("label")
@@ -145,7 +158,13 @@ def output_schema(spec: Spec, source: pa.Schema, settings: Sequence[str] = ()) -
     kept = kept_columns(spec, source.names, settings)
     for name, output in kept.items():
         columns = columns.append(_stored_field(source.field(name), output))
-    return columns.with_metadata({"huggingface": json.dumps(_features(spec, source, kept))})
+    features = _features(spec, source, kept)
+    for field in labels or ():
+        if field.name == OBJECTS:
+            features[OBJECTS] = objects_feature(field.type, spec.labels.names)
+        elif field.type == IMAGE:
+            features[field.name] = {"_type": "Image"}
+    return columns.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def _stored_field(field: pa.Field, name: str) -> pa.Field:
@@ -185,7 +204,7 @@ def _features(spec: Spec, source: pa.Schema, kept: dict[str, str]) -> dict[str, 
     copies = [*kept.items(), *([(label, "label")] if label else [])]
     known = _inherited((source.metadata or {}).get(b"huggingface", b""))
     features = {output: known[name] for name, output in copies if name in known}
-    return {"info": {"features": {**features, "image": {"_type": "Image"}}}}
+    return {**features, "image": {"_type": "Image"}}
 
 
 def _inherited(metadata: bytes) -> dict[str, Any]:
@@ -200,14 +219,18 @@ def _inherited(metadata: bytes) -> dict[str, Any]:
     return {name: told for name, told in known if isinstance(told, dict | list)}
 
 
-def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.Table:
+def data_table(
+    plan: Plan, rows: ShardRows, finished: Sequence[Finished], labels: pa.Table | None = None
+) -> pa.Table:
     """The accepted samples of a shard as a table with the output's columns.
 
     They are in the plan's order, so the same shard always gives the same files, to the byte.
+    ``labels`` has one row for each of ``rows``; None without labels.
     """
     finished = sorted(finished, key=lambda one: (one.sample.row, one.sample.variant))
     spec, source = plan.spec, rows.table
-    schema = output_schema(spec, source.schema, plan.model.settings)
+    told = None if labels is None else labels.schema
+    schema = output_schema(spec, source.schema, plan.model.settings, told)
     extension = image_extension(spec)
     samples = [one.sample for one in finished]
     positions = pa.array([sample.row for sample in samples], pa.int64())
@@ -248,6 +271,8 @@ def data_table(plan: Plan, rows: ShardRows, finished: Sequence[Finished]) -> pa.
     }
     if spec.input.columns.label is not None:
         values["label"] = _taken(source.column(spec.input.columns.label), positions)
+    if labels is not None:
+        values |= {name: labels.column(name).take(positions) for name in labels.column_names}
     for name, output in kept_columns(spec, source.schema.names, plan.model.settings).items():
         values[output] = _taken(source.column(name), positions)
     arrays = [

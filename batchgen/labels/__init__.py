@@ -1,0 +1,1 @@
+"""Labels of images (boxes, polygons, masks, keypoints): read, moved with the pixels, withdrawn."""

@@ -1,0 +1,146 @@
+"""Checks the labels of an input while planning: their columns, their categories, what is unsaid."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from batchgen.errors import InputError, SpecError
+from batchgen.labels.columns import object_fields
+from batchgen.labels.truth import VOID, truth_of
+from batchgen.spec.labels_section import Category, Labels
+from batchgen.spec.model import Section
+from batchgen.spec.spec import Spec
+from batchgen.spec.tasks import is_image, is_rewritten
+
+_LIKE_LABELS = re.compile(
+    r"objects?|bbox(es)?|box(es)?|annotations?|segmentations?|polygons?|keypoints?|"
+    r"(seg|label|semantic|instance|panoptic|annotation)_?(mask|map)s?|masks?",
+    re.IGNORECASE,
+)
+_ANNOTATED = ("bbox", "boxes", "segmentation", "keypoints")
+
+
+def check_labels(spec: Spec, schema: pa.Schema, path: str) -> Spec:
+    """Check the columns of labels; returns the spec with the categories that the input declares.
+
+    Raises:
+        InputError: a column of objects has another type.
+        SpecError: a field of ``labels`` or a column that has no effect, or that is missing.
+    """
+    columns = spec.input.columns
+    if not spec.has_labels:
+        _refuse_idle(spec)
+        return spec
+    if columns.new_category is not None and spec.task != "inpainting":
+        because = f"{spec.task} repaints no objects; remove it, or use --task inpainting"
+        raise SpecError("input.columns.new_category", columns.new_category, "", because=because)
+    if columns.objects is None:
+        return spec
+    kind = schema.field(columns.objects).type
+    fields = object_fields(kind)
+    named = fields is not None and "bbox" in fields and {"category", "category_id"} & set(fields)
+    if not named:
+        raise InputError(
+            f"input.columns.objects: column {columns.objects!r} in {path} has type {kind}; needed: "
+            "a struct of lists, or a list of structs, with the fields bbox and category"
+        )
+    if spec.labels.categories is None:
+        names = _declared(schema, columns.objects)
+        labels = spec.labels.model_copy(update={"categories": names})
+        spec = spec.model_copy(update={"labels": labels})
+    return spec
+
+
+def _refuse_idle(spec: Spec) -> None:
+    """Refuse settings of labels, and columns about them, in a job without labels."""
+    because = "no labels are read; set input.columns.objects or label_mask, or remove it"
+    for name in ("new_category", "image_width", "image_height"):
+        given = getattr(spec.input.columns, name)
+        if given is not None:
+            raise SpecError(f"input.columns.{name}", given, "null", because=because)
+    for name, field in Labels.model_fields.items():
+        value = getattr(spec.labels, name)
+        if value != field.default:
+            given = "a list" if isinstance(value, tuple | Section) else value
+            raise SpecError(f"labels.{name}", given, "its default", because=because)
+
+
+def _declared(schema: pa.Schema, column: str) -> tuple[Category, ...] | None:
+    """The categories that the input's metadata declares: batchgen's, else a ClassLabel's names."""
+    metadata = schema.metadata or {}
+    try:
+        own = json.loads(metadata.get(b"batchgen", b"{}")).get("categories")
+        if own:
+            return tuple(Category.model_validate(one) for one in own)
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        names = _names(features[column])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return tuple(Category(name=name) for name in names) if names else None
+
+
+def _names(feature: object) -> list[str] | None:
+    """The names of the ClassLabel of ``category``, at any depth of a feature."""
+    if isinstance(feature, list):
+        feature = feature[0]
+    if not isinstance(feature, dict):
+        return None
+    for name in ("category", "category_id"):
+        if name in feature:
+            return _label_names(feature[name])
+    return _names(feature.get("feature"))
+
+
+def _label_names(feature: object) -> list[str] | None:
+    if isinstance(feature, list):
+        feature = feature[0]
+    if not isinstance(feature, dict):
+        return None
+    names = feature.get("names") or _label_names(feature.get("feature"))
+    return names if isinstance(names, list) and all(isinstance(one, str) for one in names) else None
+
+
+def label_notes(spec: Spec, columns: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """What a user should know about labels before the run.
+
+    Args:
+        spec: that of the plan.
+        columns: name and type of each column of the input.
+    """
+    mapped = spec.input.columns.mapped()
+    if spec.has_labels:
+        parts = [part for part in mapped if is_image(part) or part == "regions"]
+        strength = spec.sampling.strength if "strength" not in mapped else 0.0
+        if truth_of(spec.labels, spec.task, strength, parts, made=False) == VOID:
+            yield (
+                f"the labels are void: {spec.task}{_why_void(spec)} does not keep objects where "
+                "they are, so no objects and label masks are written (labels.are says otherwise)"
+            )
+        return
+    read = {name for part, name in mapped.items() if is_rewritten(part)}
+    keep = spec.input.keep_columns
+    for name, kind in columns:
+        kept = name not in read if keep is None else name in keep
+        if kept and name not in mapped.values() and _looks_like_labels(name, kind):
+            yield (
+                f"column {name!r} looks like labels on pixels, and is copied as it is, although "
+                "the images made have other pixels; name it in input.columns.objects or "
+                "label_mask, or leave it out with input.keep_columns"
+            )
+
+
+def _why_void(spec: Spec) -> str:
+    if spec.task != "image-to-image":
+        return ""
+    limit = f"{spec.labels.max_strength:g} (labels.max_strength)"
+    return f" at strength {spec.sampling.strength:g}, above {limit},"
+
+
+def _looks_like_labels(name: str, kind: str) -> bool:
+    nested = kind.startswith(("list<", "large_list<", "struct<", "binary", "large_binary", "fixed"))
+    annotated = any(f"{field}: " in kind for field in _ANNOTATED)
+    return nested and (annotated or _LIKE_LABELS.fullmatch(name) is not None)
