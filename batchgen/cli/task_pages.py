@@ -8,7 +8,8 @@ from pathlib import Path
 
 from batchgen.errors import UsageError
 from batchgen.families import FAMILIES, Family
-from batchgen.images.conditions import MAKERS, Maker
+from batchgen.images.conditions import MAKERS, Maker, Optioned
+from batchgen.labels.makers import LABEL_MAKERS
 from batchgen.spec.approximate import METHODS
 from batchgen.spec.sections import Columns, Sampling
 from batchgen.spec.tasks import TASKS, Task, is_image
@@ -91,9 +92,21 @@ def maker_table() -> str:
     """Make the table of makers for ``docs/tasks/control.md``."""
     lines = ["| maker | makes | options |", "| --- | --- | --- |"]
     for maker in MAKERS.values():
-        options = ", ".join(f"`{name}` ({one.default:g})" for name, one in maker.options.items())
-        lines.append(f"| `{maker.name}` | {maker.about} | {options} |")
+        lines.append(f"| `{maker.name}` | {maker.about} | {_defaults(maker)} |")
     return "\n".join(lines)
+
+
+def label_maker_table() -> str:
+    """Make the table of conditions drawn from labels for ``docs/labels.md``."""
+    lines = ["| maker | for the part | draws | options |", "| --- | --- | --- | --- |"]
+    for one in LABEL_MAKERS.values():
+        lines.append(f"| `{one.name}` | `{one.part}` | {one.about} | {_defaults(one)} |")
+    return "\n".join(lines)
+
+
+def _defaults(maker: Optioned) -> str:
+    """Each option of a maker with its default."""
+    return ", ".join(f"`{name}` ({one.default:g})" for name, one in maker.options.items())
 
 
 def _own(task: Task) -> list[str]:

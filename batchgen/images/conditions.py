@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
@@ -180,32 +180,42 @@ def make_condition(name: str, options: Mapping[str, float], image: Image.Image) 
     It has the image's size, except for ``downscale``, which runs before the image is resized.
 
     Raises:
-        ValueError: as `check_maker`.
+        ValueError: as `settings_of`.
     """
-    settings = _settings(name, options)
+    settings = settings_of(name, options, MAKERS)
     return MAKERS[name].make(image, **settings)
 
 
-def check_maker(name: str, options: Mapping[str, float]) -> None:
-    """Raise ValueError for an unknown name or option or a wrong value; it says what is allowed."""
-    _settings(name, options)
-
-
-def describe(name: str, options: Mapping[str, float]) -> str:
+def describe(name: str, options: Mapping[str, float], makers: Makers) -> str:
     """Format a maker with all its options, as outputs record it: ``canny(high=200, low=100)``.
 
     Raises:
-        ValueError: as `check_maker`.
+        ValueError: as `settings_of`.
     """
-    settings = sorted(_settings(name, options).items())
+    settings = sorted(settings_of(name, options, makers).items())
     return f"{name}({', '.join(f'{option}={value}' for option, value in settings)})"
 
 
-def _settings(name: str, options: Mapping[str, float]) -> dict[str, float]:
-    """Return every option of a maker, as given or by default."""
-    if name not in MAKERS:
-        raise ValueError(f"got {name!r}; allowed: {', '.join(MAKERS)}{nearest(name, MAKERS)}")
-    known = MAKERS[name].options
+class Optioned(Protocol):
+    """Something with options by name."""
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Name -> default and bounds."""
+
+
+Makers = Mapping[str, Optioned]
+
+
+def settings_of(name: str, options: Mapping[str, float], makers: Makers) -> dict[str, float]:
+    """Return every option of a maker, as given or by default.
+
+    Raises:
+        ValueError: an unknown name or option, or a wrong value; the message says what is allowed.
+    """
+    if name not in makers:
+        raise ValueError(f"got {name!r}; allowed: {', '.join(makers)}{nearest(name, makers)}")
+    known = makers[name].options
     for option in options:
         if option not in known:
             allowed = ", ".join(known) or "no options"

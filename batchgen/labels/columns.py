@@ -63,11 +63,14 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def objects_type(kind: pa.DataType) -> pa.StructType:
-    """The output's type for a source column of objects: a struct of one list for each field."""
+def objects_type(kind: pa.DataType, named: bool = False) -> pa.StructType:
+    """The output's type for a source column of objects: a struct of one list for each field.
+
+    ``named``: the names of the categories are known, so that the objects have their numbers.
+    """
     given = object_fields(kind) or {}
     category = next((given[name] for name in _CATEGORIES if name in given), pa.int64())
-    text = not pa.types.is_integer(category)
+    text = not named and not pa.types.is_integer(category)
     fields = {"bbox": _NUMBERS, "category": pa.string() if text else pa.int64()}
     for name, one in given.items():
         if name == "segmentation" and pa.types.is_struct(one):
@@ -117,13 +120,13 @@ def _feature(kind: pa.DataType) -> Any:
     return {"dtype": name, "_type": "Value"}
 
 
-def labels_schema(objects: pa.DataType | None, mask: bool) -> pa.Schema:
+def labels_schema(objects: pa.DataType | None, mask: bool, named: bool = False) -> pa.Schema:
     """The label columns: of objects of this source type, of label masks, and what they are."""
     columns = list(TRUTH)
     if objects is None:
         columns = [field for field in columns if field.name != "objects_dropped"]
     if objects is not None:
-        columns.insert(0, pa.field(OBJECTS, objects_type(objects)))
+        columns.insert(0, pa.field(OBJECTS, objects_type(objects, named)))
     if mask:
         columns.insert(0, pa.field("label_mask", IMAGE))
     return pa.schema(columns)

@@ -13,8 +13,6 @@ from batchgen.images.geometry import Array, Size, scaling
 from batchgen.images.source import open_labels
 from batchgen.labels.move import Move
 
-BAD = "bad-label_mask"
-
 
 @dataclass(frozen=True)
 class LabelMask:
@@ -66,7 +64,7 @@ def read_mask(data: object, limit_pixels: int, size: Size | None) -> LabelMask:
     classes = np.asarray(image)
     if classes.dtype == np.int32:  # Pillow's mode I; how it opens some 16-bit PNGs
         if classes.min() < 0 or classes.max() > 65535:
-            raise RejectRow(BAD, "the label mask has classes outside of 0 to 65535")
+            raise RejectRow("bad-label_mask", "the label mask has classes outside of 0 to 65535")
         classes = classes.astype(np.uint16)
     padded = None if palette is None else bytes(palette).ljust(768, b"\0")
     mask = LabelMask(np.ascontiguousarray(classes), padded)
@@ -75,7 +73,7 @@ def read_mask(data: object, limit_pixels: int, size: Size | None) -> LabelMask:
     pairs = list(zip(mask.size, size, strict=True))
     if max((m - 1) / i for m, i in pairs) >= min((m + 1) / i for m, i in pairs):
         raise RejectRow(
-            BAD,
+            "bad-label_mask",
             f"the label mask has {mask.size[0]} x {mask.size[1]} pixels and its image {size[0]} x "
             f"{size[1]}; they need the same size, or the same aspect ratio",
         )

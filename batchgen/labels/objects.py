@@ -18,7 +18,6 @@ from batchgen.labels.rle import Polygon, Rle, decoded, drawn, read_rle
 
 Category = int | str
 
-BAD = "bad-objects"
 TOLERANCE_PX, TOLERANCE = 2.0, 0.01  # how far a box may reach beyond its image: annotators round
 KNOWN = ("id", "area", "iscrowd", "segmentation", "rle", "keypoints", "num_keypoints")
 _CATEGORY = ("category", "category_id")
@@ -78,14 +77,15 @@ def read_objects(
     Raises:
         RejectRow: ``bad-objects``: the message says which object and field, and what is allowed.
     """
+    named = repr(column)
     found = [
-        _read(number, one, size, box_format, categories, column)
-        for number, one in enumerate(_each(value, column))
+        _read(one, size, box_format, categories, f"{named}, object {number}")
+        for number, one in enumerate(_each(value, named))
     ]
     ids = [one.others["id"] for one in found if one.others.get("id") is not None]
     twice = next((one for one in ids if ids.count(one) > 1), None)
     if twice is not None:
-        raise _bad(column, f"two objects with the id {twice}", "ids that are unique in their image")
+        raise _bad(named, f"two objects with the id {twice}", "ids that are unique in their image")
     return tuple(found)
 
 
@@ -111,14 +111,12 @@ def _each(value: object, column: str) -> list[Mapping[str, Any]]:
 
 
 def _read(
-    number: int,
     given: Mapping[str, Any],
     size: Size,
     box_format: str,
     categories: Sequence[str] | None,
-    column: str,
+    where: str,
 ) -> LabelObject:
-    where = f"{column!r}, object {number}"
     shares = size if box_format == "yolo" else (1, 1)
     polygons, rle = _segmentation(given, where, shares, size)
     named = next((name for name in _CATEGORY if given.get(name) is not None), None)
@@ -178,7 +176,10 @@ def clip(box: Box, size: Size) -> Box:
 
 
 def read_category(value: object, where: str, categories: Sequence[str] | None) -> Category:
-    """Check the number or name of a category against the names of all, if they are known.
+    """Check a category, given by its number or name.
+
+    Returns:
+        Its number, if the names of all are known; else the value itself.
 
     Raises:
         RejectRow: ``bad-objects``; ``where`` says what the value is.
@@ -193,7 +194,7 @@ def read_category(value: object, where: str, categories: Sequence[str] | None) -
         raise _bad(where, f"category {value}", allowed)
     if isinstance(value, str) and value not in categories:
         raise _bad(where, f"category {value!r}", f"one of labels.categories ({known}, ...)")
-    return value
+    return categories.index(value) if isinstance(value, str) else value
 
 
 def _segmentation(
@@ -244,4 +245,4 @@ def _shown(numbers: list[float]) -> str:
 
 
 def _bad(where: str, found: str, allowed: str) -> RejectRow:
-    return RejectRow(BAD, f"column {where}: {found}; allowed: {allowed}")
+    return RejectRow("bad-objects", f"column {where}: {found}; allowed: {allowed}")

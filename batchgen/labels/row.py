@@ -62,7 +62,8 @@ def moved(labels: SourceLabels, move: Move, least: float, ignored: int) -> Sourc
 
 
 def row_labels(
-    labels: SourceLabels,
+    fitted: SourceLabels,
+    before: int,
     move: Move,
     upscale: int,
     are: str,
@@ -73,7 +74,8 @@ def row_labels(
     """What the output says of the labels of a row.
 
     Args:
-        labels: as read, on the source image.
+        fitted: the labels on the conditioning image.
+        before: the number of objects of the source image.
         move: from the source image to the conditioning image.
         upscale: the made image's size over that of the conditioning image.
         are: see `truth.truth_of`.
@@ -87,15 +89,12 @@ def row_labels(
     fit = move.by.then(larger.by)
     if are == VOID:
         return RowLabels(VOID, move.source, fit)
-    fitted = moved(labels, move, rules.min_visibility, rules.ignored_class)
     if are == REPAINTED and area is not None:
         fitted, touched = _repainted(fitted, area > 0, rules, category)
         are = REPAINTED if touched else KEPT
     last = moved(fitted, larger, 0.0, rules.ignored_class)  # cuts nothing
-    before = len(labels.objects or ())
-    return RowLabels(
-        are, move.source, fit, last.objects, before - len(last.objects or ()), last.mask
-    )
+    dropped = before - len(last.objects or ())
+    return RowLabels(are, move.source, fit, last.objects, dropped, last.mask)
 
 
 def _repainted(

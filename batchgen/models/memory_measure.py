@@ -28,7 +28,6 @@ from batchgen.spec.build import stored
 from batchgen.spec.model import Model
 from batchgen.spec.places import reach_stores
 from batchgen.spec.spec import Spec
-from batchgen.spec.tasks import is_image
 from batchgen.stages.encode import CACHE_BYTES
 
 SIZES = (2, 4)  # batch sizes that are measured; the need of others lies on the line through them
@@ -162,9 +161,7 @@ def batch_of(info: ModelInfo, spec: Spec, call: Call, size: int) -> ConditionBat
     """A micro-batch of black images and long prompts, which all differ."""
     width, height = call.width // info.upscale, call.height // info.upscale
     shapes = {
-        part: (height, width) if part == "mask" else (height, width, 3)
-        for part in spec.input.columns.mapped()
-        if is_image(part)
+        part: (height, width) if part == "mask" else (height, width, 3) for part in spec.image_parts
     }
     samples = tuple(
         Sample(

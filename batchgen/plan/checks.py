@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.families import family_named
-from batchgen.images.conditions import check_maker
+from batchgen.images.conditions import settings_of
+from batchgen.labels.makers import EVERY_MAKER
 from batchgen.plan.call_settings import ALWAYS, Settings, read_setting
 from batchgen.plan.columns import field_twice
 from batchgen.records import ModelInfo
@@ -65,13 +66,13 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
         because = "model.loras is empty; list the LoRAs there, or remove the column"
         raise SpecError("input.columns.lora", mapped["lora"], "null", because=because)
     for part in model.needs:
-        if part not in mapped:
+        if part not in mapped and part not in spec.drawn:
             raise SpecError(
                 f"input.columns.{part}",
                 None,
                 f"a column: a {model.family} model for {spec.task} needs it",
             )
-    controls = sum(part.startswith("control") and is_image(part) for part in mapped)
+    controls = sum(part.startswith("control") for part in spec.image_parts)
     if controls != model.controls and not (model.optional_control and controls == 1):
         raise SpecError(
             "input.columns.control",
@@ -82,7 +83,7 @@ def check_fit(spec: Spec, model: ModelInfo) -> None:
     _check_offload(spec, model)
     for part, made in spec.conditioning.make.items():
         try:
-            check_maker(made.name, made.options)
+            settings_of(made.name, made.options, EVERY_MAKER)
         except ValueError as error:
             raise SpecError(f"conditioning.make.{part}", made.name, str(error)) from error
 

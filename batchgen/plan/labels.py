@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
@@ -17,8 +17,8 @@ from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import is_image, is_rewritten
 
 _LIKE_LABELS = re.compile(
-    r"objects?|bbox(es)?|box(es)?|annotations?|segmentations?|polygons?|keypoints?|"
-    r"(seg|label|semantic|instance|panoptic|annotation)_?(mask|map)s?|masks?",
+    r"(.*_)?(objects?|bbox(es)?|box(es)?|annotations?|segmentations?|polygons?|keypoints?|"
+    r"(label|semantic|instance|panoptic)_?map|masks?)",
     re.IGNORECASE,
 )
 _ANNOTATED = ("bbox", "boxes", "segmentation", "keypoints")
@@ -48,11 +48,27 @@ def check_labels(spec: Spec, schema: pa.Schema, path: str) -> Spec:
             f"input.columns.objects: column {columns.objects!r} in {path} has type {kind}; needed: "
             "a struct of lists, or a list of structs, with the fields bbox and category"
         )
+    _check_new_category(spec, schema, fields or {}, path)
     if spec.labels.categories is None:
         names = _declared(schema, columns.objects)
         labels = spec.labels.model_copy(update={"categories": names})
         spec = spec.model_copy(update={"labels": labels})
     return spec
+
+
+def _check_new_category(
+    spec: Spec, schema: pa.Schema, fields: Mapping[str, pa.DataType], path: str
+) -> None:
+    """Without names, a new category must be of the type that the objects' categories have."""
+    column = spec.input.columns.new_category
+    if column is None or spec.labels.categories or _declared(schema, spec.input.columns.objects):
+        return
+    kinds = [schema.field(column).type, fields.get("category", fields.get("category_id"))]
+    if len({bool(pa.types.is_integer(kind)) for kind in kinds}) > 1:
+        raise InputError(
+            f"input.columns.new_category: column {column!r} in {path} has type {kinds[0]}, and the "
+            f"categories of the objects {kinds[1]}; needed: the same type, or labels.categories"
+        )
 
 
 def _refuse_idle(spec: Spec) -> None:
@@ -69,7 +85,7 @@ def _refuse_idle(spec: Spec) -> None:
             raise SpecError(f"labels.{name}", given, "its default", because=because)
 
 
-def _declared(schema: pa.Schema, column: str) -> tuple[Category, ...] | None:
+def _declared(schema: pa.Schema, column: str | None) -> tuple[Category, ...] | None:
     """The categories that the input's metadata declares: batchgen's, else a ClassLabel's names."""
     metadata = schema.metadata or {}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -10,14 +11,28 @@ import pyarrow as pa
 from batchgen.errors import RejectRow
 from batchgen.images.geometry import Size, fit_map, orientation_map, scaling
 from batchgen.labels.columns import labels_schema, labels_table
+from batchgen.labels.makers import Names, make_from_labels
 from batchgen.labels.mask import read_mask
 from batchgen.labels.move import Move
-from batchgen.labels.objects import BAD, Category, read_category, read_objects
-from batchgen.labels.row import RowLabels, SourceLabels, row_labels
+from batchgen.labels.objects import Category, read_category, read_objects
+from batchgen.labels.row import RowLabels, SourceLabels, moved, row_labels
 from batchgen.labels.truth import VOID, truth_of
 from batchgen.plan.plan import Plan
 from batchgen.records import Call
 from batchgen.shard.row_images import Array, Fetched, Opened, conditioning_size, file_of
+from batchgen.spec.spec import Spec
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels of the images made from a row, and the conditions drawn from its labels.
+
+    ``images``: part -> array, as `prepare.Prepared.images` has them. ``regions``: a layout.
+    """
+
+    labels: RowLabels | None = None
+    images: Mapping[str, Array] = field(default_factory=dict)
+    regions: list[dict[str, Any]] | None = None
 
 
 def labels_of(
@@ -27,8 +42,8 @@ def labels_of(
     plan: Plan,
     call: Call,
     fetched: Fetched,
-) -> RowLabels | None:
-    """The labels of the images made from a row; None if the spec names no labels.
+) -> Labelled:
+    """Read the labels of a row, draw conditions from them, and move them with the pixels.
 
     Raises:
         RejectRow: ``bad-objects``, ``bad-label_mask`` and so on: a label that is wrong, or that
@@ -36,26 +51,50 @@ def labels_of(
     """
     spec = plan.spec
     if not spec.has_labels:
-        return None
-    are = truth_of(spec.labels, spec.task, call.strength, arrays.keys(), made=False)
+        return Labelled()
+    parts = (*spec.image_parts, *(part for part in ("regions",) if _has(part, spec)))
+    are = truth_of(spec.labels, spec.task, call.strength, parts, made=_is_layout(spec))
+    if are == VOID and opened.size is None and not spec.drawn:
+        return Labelled(RowLabels(VOID))
     target = conditioning_size(plan, call)
-    if are == VOID and opened.size is None:
-        return RowLabels(VOID)
-    labels = _source(values, opened, plan, target, fetched)
-    move = _move(opened, labels.size, plan, target)
-    category = _new_category(values, plan)
-    return row_labels(
-        labels, move, plan.model.upscale, are, spec.labels, arrays.get("mask"), category
+    source = _source(values, opened, plan, target, fetched)
+    move = _move(opened, source.size, plan, target)
+    fitted = moved(source, move, spec.labels.min_visibility, spec.labels.ignored_class)
+    names = Names(spec.labels.names or (), spec.labels.colours)
+    drawn = {
+        part: make_from_labels(made.name, made.options, fitted, names)
+        for part, made in spec.drawn.items()
+    }
+    regions = drawn.pop("regions", None)
+    labels = row_labels(
+        fitted,
+        len(source.objects or ()),
+        move,
+        plan.model.upscale,
+        are,
+        spec.labels,
+        {**arrays, **drawn}.get("mask"),
+        _new_category(values, plan),
     )
+    return Labelled(labels, drawn, regions)
+
+
+def _has(part: str, spec: Spec) -> bool:
+    return part in spec.drawn or part in spec.input.columns.mapped()
+
+
+def _is_layout(spec: Spec) -> bool:
+    """Whether the model is asked for a layout that is drawn from the labels."""
+    return any(part != "mask" for part in spec.drawn)
 
 
 def table_of(rows: Sequence[RowLabels | None], plan: Plan, source: pa.Schema) -> pa.Table | None:
     """The labels of a shard's rows, one row each; None if the spec names no labels."""
     if not plan.spec.has_labels:
         return None
-    columns = plan.spec.input.columns
+    columns, named = plan.spec.input.columns, plan.spec.labels.names is not None
     objects = None if columns.objects is None else source.field(columns.objects).type
-    return labels_table(rows, labels_schema(objects, columns.label_mask is not None))
+    return labels_table(rows, labels_schema(objects, columns.label_mask is not None, named))
 
 
 def _source(
@@ -74,7 +113,7 @@ def _source(
     if size is None:
         if spec.labels.objects_format != "yolo":
             raise RejectRow(
-                BAD,
+                "bad-objects",
                 f"column {columns.objects!r}: the size of its image is not known; needed: an "
                 "image, or columns in input.columns.image_width and image_height",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -71,7 +71,7 @@ def prepare(
     samples: list[Sample] = []
     dropped: list[Dropped] = []
     parts = [part for part in spec.input.columns.mapped() if is_image(part)]
-    images: dict[str, dict[int, Array]] = {part: {} for part in parts}
+    images: dict[str, dict[int, Array]] = {part: {} for part in spec.image_parts}
     listed = list(_values(rows, spec))
     files = [*parts, "label_mask"] if spec.input.columns.label_mask else parts
     named = (values[part] for values in listed for part in files)
@@ -96,11 +96,14 @@ def prepare(
                 if call is None or not one_call:
                     call = _call(values, plan, opened.images)
                 arrays = fit_images(opened, plan, call)
-                labels[row] = labels_of(values, opened, arrays, plan, call, fetched)
+                labelled = labels_of(values, opened, arrays, plan, call, fetched)
                 del opened
+            if labelled.regions is not None:
+                call = replace(call, regions=_setting(plan, "regions", labelled.regions))
+            labels[row] = labelled.labels
             shared = _Row(key, source_id, row, call, values)
             samples += [_sample(shared, plan, variant) for variant in variants]
-            for part, array in arrays.items():
+            for part, array in {**arrays, **labelled.images}.items():
                 images[part][row] = array
         except RejectRow as error:
             dropped += [
@@ -121,7 +124,8 @@ def prepare(
 def _is_one_call(spec: Spec) -> bool:
     """Whether no row has its own settings or size, so that all rows share one call."""
     columns = spec.input.columns.mapped().keys()
-    return columns.isdisjoint(CALL_FIELDS) and spec.conditioning.resize != "multiple-of"
+    same_size = spec.conditioning.resize != "multiple-of"
+    return columns.isdisjoint(CALL_FIELDS) and same_size and "regions" not in spec.drawn
 
 
 def left_out(key: str, source_id: str, variant: int, why: str) -> Dropped:
@@ -203,25 +207,27 @@ def _shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> Call:
-    settings = Settings(plan.spec.sampling, plan.model, plan.spec.model)
-    mapped = plan.spec.input.columns.mapped()
+def _setting(plan: Plan, name: str, value: Any) -> Any:
+    """A setting of a call: the row's value, else the spec's, else the model's."""
+    column = plan.spec.input.columns.mapped().get(name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RejectRow(
+            f"bad-{name}", f"column {column!r} holds {_shown(value)}; a number is needed"
+        )
+    try:
+        return read_setting(Settings(plan.spec.sampling, plan.model, plan.spec.model), name, value)
+    except ValueError as error:
+        is_long = len(str(value)) > _LONGEST_SHOWN
+        allowed = str(error).replace(str(value), "it") if is_long else str(error)
+        where = f"column {column!r}" if column else f"conditioning.make.{name}"
+        raise RejectRow(
+            f"bad-{name}", f"{where} holds {_shown(value)}; allowed: {allowed}"
+        ) from error
 
+
+def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> Call:
     def setting(name: str) -> Any:
-        value = values.get(name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RejectRow(
-                f"bad-{name}", f"column {mapped[name]!r} holds {_shown(value)}; a number is needed"
-            )
-        try:
-            return read_setting(settings, name, value)
-        except ValueError as error:
-            is_long = len(str(value)) > _LONGEST_SHOWN
-            allowed = str(error).replace(str(value), "it") if is_long else str(error)
-            raise RejectRow(
-                f"bad-{name}",
-                f"column {mapped.get(name)!r} holds {_shown(value)}; allowed: {allowed}",
-            ) from error
+        return _setting(plan, name, values.get(name))
 
     width, height = setting("width"), setting("height")
     if opened and plan.spec.conditioning.resize == "multiple-of":
@@ -235,7 +241,8 @@ def _call(values: Mapping[str, Any], plan: Plan, opened: Mapping[str, Any]) -> C
                 f"the generated image would have {width} x {height} pixels; allowed: up to "
                 f"{MAX_SIZE} on each side",
             )
-    others = (one.name for one in fields(Call) if one.name not in ("width", "height"))
+    later = ("width", "height", *plan.spec.drawn)
+    others = (one.name for one in fields(Call) if one.name not in later)
     given = {name: setting(name) for name in others}
     if "image" not in opened:
         given["strength"] = None  # strength needs a source image, which is optional for this model

@@ -9,6 +9,7 @@ from batchgen.errors import SpecError
 from batchgen.secrets import secret_in
 from batchgen.spec.approximate import FIELD, TINY_VAE
 from batchgen.spec.faults import NEEDED, missing
+from batchgen.spec.labels_section import FROM_LABELS
 from batchgen.spec.model import OnlyWith, Section
 from batchgen.spec.sections import Columns, Conditioning, Sampling
 from batchgen.spec.tasks import TASKS, Task, is_image, parse_lora, task_named
@@ -47,17 +48,38 @@ def is_set(spec: Spec, name: str) -> bool:
 def _columns(spec: Spec) -> Iterator[SpecError]:
     task, columns = task_named(spec.task), spec.input.columns
     mapped = columns.mapped()
-    for part in spec.conditioning.make:
+    for part, made in spec.conditioning.make.items():
+        if made.name in FROM_LABELS:
+            yield from _drawn(spec, task, part, made.name)
+            continue
         allowed = [name for name in mapped if is_image(name) and name != "mask"]
         if part not in allowed:
             named = ", ".join(allowed) or "none"
             yield SpecError("conditioning.make", part, f"image parts that have a column: {named}")
     for part in Columns.model_fields:
         column = getattr(columns, part)
-        if column is None and part in task.needs:
+        if column is None and part in task.needs and part not in spec.drawn:
             yield missing(f"input.columns.{part}", f"a column, for {task.name}")
         if column is not None and part not in task.parts:
             yield _unused(spec, task, part, f"input.columns.{part}", column)
+
+
+def _drawn(spec: Spec, task: Task, part: str, maker: str) -> Iterator[SpecError]:
+    """Check a part that is drawn from labels: it is of the maker's kind, and has no column."""
+    field, kind = f"conditioning.make.{part}", FROM_LABELS[maker]
+    if part.partition("_")[0] != kind or not (is_image(part) or part == "regions"):
+        yield SpecError(
+            field, maker, f"{maker} for the part {kind}", said=f"{maker} cannot make it"
+        )
+    elif kind not in task.parts:
+        yield _unused(spec, task, kind, field, maker)
+    column = spec.input.columns.mapped().get(part)
+    if column is not None:
+        because = f"{field} draws the {part} from labels; remove one of the two"
+        yield SpecError(f"input.columns.{part}", column, "null", because=because)
+    needed = "objects" if maker.startswith("objects") else "label_mask"
+    if getattr(spec.input.columns, needed) is None:
+        yield missing(f"input.columns.{needed}", f"a column, for {field}: {maker}")
 
 
 def _loras(spec: Spec) -> Iterator[SpecError]:

@@ -9,7 +9,18 @@ from pydantic import Field, model_validator
 from batchgen.spec.model import COUNTED_IF_SET, Section
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Level = Annotated[int, Field(ge=0, le=255)]
 BoxFormat = Literal["coco", "voc", "yolo"]
+
+
+# Makers of conditioning.make that draw a part of a row from its labels, instead of converting it.
+FROM_LABELS = {
+    "objects-mask": "mask",
+    "class-mask": "mask",
+    "objects-canvas": "control",
+    "palette": "control",
+    "objects-regions": "regions",
+}
 
 
 class Category(Section):
@@ -18,6 +29,9 @@ class Category(Section):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     id: int | None = Field(default=None, description="its number in a COCO file; null: its place")
     supercategory: str | None = None
+    colour: tuple[Level, Level, Level] | None = Field(
+        default=None, description="RGB, for conditions drawn from labels"
+    )
     keypoints: tuple[str, ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
 
@@ -83,3 +97,8 @@ class Labels(Section):
     def names(self) -> tuple[str, ...] | None:
         """The categories' names by number; None if they are not known."""
         return None if self.categories is None else tuple(one.name for one in self.categories)
+
+    @property
+    def colours(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """The categories' colours by number."""
+        return tuple(one.colour for one in self.categories or ())

@@ -12,11 +12,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from batchgen.errors import nearest
 from batchgen.spec.checks import refusals
 from batchgen.spec.faults import Faults
-from batchgen.spec.labels_section import Labels
+from batchgen.spec.labels_section import FROM_LABELS, Labels
 from batchgen.spec.model import AUTO, FREE, Model, Section, counted
 from batchgen.spec.sections import (
     Conditioning,
     Input,
+    Made,
     Output,
     Policy,
     Resources,
@@ -24,7 +25,7 @@ from batchgen.spec.sections import (
     Seed,
 )
 from batchgen.spec.storage_section import Storage, option_faults
-from batchgen.spec.tasks import TASK_NAMES, task_named
+from batchgen.spec.tasks import TASK_NAMES, is_image, task_named
 from batchgen.spec.tree import canonical_json, flatten, spread
 
 STORED = "stored"  # validation context of a spec read from an output: fewer checks, see checks.py
@@ -100,6 +101,19 @@ class Spec(Section):
         """Whether the rows have labels that follow the pixels: objects or label masks."""
         columns = self.input.columns
         return columns.objects is not None or columns.label_mask is not None
+
+    @property
+    def drawn(self) -> dict[str, Made]:
+        """Part -> the maker that draws it from the row's labels."""
+        return {
+            part: made for part, made in self.conditioning.make.items() if made.name in FROM_LABELS
+        }
+
+    @property
+    def image_parts(self) -> tuple[str, ...]:
+        """The parts of a row that are images, read from a column or drawn from labels."""
+        parts = (*self.input.columns.mapped(), *self.drawn)
+        return tuple(part for part in parts if is_image(part))
 
     @property
     def open_fields(self) -> tuple[str, ...]:

@@ -17,12 +17,12 @@ from batchgen.errors import RejectRow
 from batchgen.images.conditions import (
     MAKERS,
     Resize,
-    check_maker,
     describe,
     fit_image,
     fit_mask,
     make_condition,
     match_mask,
+    settings_of,
     size_for,
     to_array,
 )
@@ -669,7 +669,7 @@ def test_makers_repeat_themselves_keep_the_size_and_leave_the_image_alone(name: 
     assert maker.name == name
     assert maker.about
     for option, bounds in maker.options.items():
-        check_maker(name, {option: bounds.default})
+        settings_of(name, {option: bounds.default}, MAKERS)
         assert bounds.low <= bounds.default <= bounds.high
 
 
@@ -693,16 +693,20 @@ def test_makers_repeat_themselves_keep_the_size_and_leave_the_image_alone(name: 
     ],
 )
 def test_wrong_makers_and_options_are_refused(name: str, options: Any, message: str) -> None:
-    for use in (check_maker, describe, lambda *both: make_condition(*both, drawing())):
+    for use in (
+        lambda *both: settings_of(*both, MAKERS),
+        lambda *both: describe(*both, MAKERS),
+        lambda *both: make_condition(*both, drawing()),
+    ):
         with pytest.raises(ValueError, match=f"^{message}"):
             use(name, options)
 
 
 def test_makers_are_described_with_all_their_options() -> None:
-    assert describe("canny", {}) == "canny(high=200, low=100)"
-    assert describe("canny", {"low": 50.0}) == "canny(high=200, low=50)"
-    assert describe("blur", {"radius": 3}) == "blur(radius=3.0)"
-    assert describe("grey", {}) == "grey()"
+    assert describe("canny", {}, MAKERS) == "canny(high=200, low=100)"
+    assert describe("canny", {"low": 50.0}, MAKERS) == "canny(high=200, low=50)"
+    assert describe("blur", {"radius": 3}, MAKERS) == "blur(radius=3.0)"
+    assert describe("grey", {}, MAKERS) == "grey()"
 
 
 def test_the_table_of_makers_is_frozen() -> None:

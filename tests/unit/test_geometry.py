@@ -143,7 +143,9 @@ def test_polygons_masks_and_keypoints_agree_with_the_moved_image(
     pixels = drawn([POLYGON], source)
     shown = picture_of(pixels.astype(np.uint8) * 255, wanted, policy, orientation) >= 128
     move = whole_move(source, wanted, policy, orientation)
-    one = LabelObject((20, 15, 101, 80), 0, (POLYGON,), keypoints=((90.5, 40.5, 2), (60.5, 70.5, 1)))
+    one = LabelObject(
+        (20, 15, 101, 80), 0, (POLYGON,), keypoints=((90.5, 40.5, 2), (60.5, 70.5, 1))
+    )
     moved, _ = move.object(one)
     assert moved is not None
     assert iou(drawn(moved.polygons, move.target), shown) > 0.95

@@ -18,7 +18,7 @@ from batchgen.spec.call_settings import CALL_SETTINGS
 from batchgen.spec.model import COUNTED_IF_SET, FREE, Model, Section, counted
 from batchgen.spec.sections import Sampling
 from batchgen.spec.spec import Spec
-from batchgen.spec.tasks import task_named
+from batchgen.spec.tasks import LABEL_PARTS, task_named
 from batchgen.spec.tree import flatten, merge, read_yaml
 
 MINIMAL: dict[str, Any] = {"input": {"path": "in.parquet"}, "output": {"url": "out"}}
@@ -53,6 +53,11 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "input.columns.image_prompt_scale": "image_weight",
     "input.columns.scheduler": "scheduler",
     "input.columns.lora": "style",
+    "input.columns.objects": "annotations",
+    "input.columns.label_mask": "segmentation",
+    "input.columns.new_category": "becomes",
+    "input.columns.image_width": "photo_width",
+    "input.columns.image_height": "photo_height",
     "input.count": 9,
     "input.keep_columns": ["a", "b"],
     "input.limit": 5,
@@ -88,6 +93,14 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "sampling.approximate.taylor_seer": {"max_order": 2},
     "sampling.approximate.tiny_vae": True,
     "conditioning.resize": "stretch",
+    "labels.objects_format": "yolo",
+    "labels.orientation": "stored",
+    "labels.categories": [{"name": "cat"}],
+    "labels.min_visibility": 0.3,
+    "labels.max_strength": 0.4,
+    "labels.max_repainted": 0.2,
+    "labels.are": "kept",
+    "labels.ignored_class": 0,
     "variants": 3,
     "seed": 11,
     "output.format": "webdataset",
@@ -123,7 +136,12 @@ NOT_COUNTED_UNSET = {
     "resources.decode_batch_size",
     "resources.vae_tiling",
     "resources.compile",
-    *(one for one in CHANGES_THE_RESULT if one.startswith("sampling.approximate.")),
+    *(
+        one
+        for one in CHANGES_THE_RESULT
+        if one.startswith(("sampling.approximate.", "labels."))
+        or one.removeprefix("input.columns.") in LABEL_PARTS
+    ),
 }
 KEEPS_THE_RESULT: dict[str, Any] = {
     "input.check_keys": False,

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from batchgen.images.conditions import describe
 from batchgen.labels.columns import IMAGE, OBJECTS, labels_schema, objects_feature
+from batchgen.labels.makers import EVERY_MAKER
 from batchgen.output.formats.json_values import to_json
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec.call_settings import CALL_SETTINGS, CallSetting
 from batchgen.spec.spec import Spec
-from batchgen.spec.tasks import FOLLOWING, is_image, is_rewritten
+from batchgen.spec.tasks import FOLLOWING, is_rewritten
 from batchgen.stages.scorers.choose import score_columns
 
 MOST_LABELS = 100
@@ -97,7 +98,7 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
     present = {
         "class_label": spec.input.columns.class_label is not None,
         "lora": bool(spec.model.loras),
-        "conditioning": any(is_image(part) for part in spec.input.columns.mapped()),
+        "conditioning": bool(spec.image_parts),
         "approximate": bool(spec.sampling.approximate.names),
     }
     extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
@@ -320,10 +321,13 @@ def lora_text(lora: tuple[tuple[str, float], ...] | None) -> str:
 def conditioning_text(spec: Spec) -> str:
     """How the conditioning images were prepared: ``image: fill; control: canny(low=100), fill``."""
     made = {
-        part: describe(one.name, one.options) + ", " for part, one in spec.conditioning.make.items()
+        part: describe(one.name, one.options, EVERY_MAKER)
+        for part, one in spec.conditioning.make.items()
     }
-    parts = [part for part in spec.input.columns.mapped() if is_image(part)]
-    return "; ".join(f"{part}: {made.get(part, '')}{spec.conditioning.resize}" for part in parts)
+    resize = spec.conditioning.resize
+    parts = [(part, [made[part]] if part in made else []) for part in spec.image_parts]
+    fitted = [(part, [*how, *([] if part in spec.drawn else [resize])]) for part, how in parts]
+    return "; ".join(f"{part}: {', '.join(how)}" for part, how in fitted)
 
 
 def rejects_table(dropped: Sequence[Dropped]) -> pa.Table:
