@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ from batchgen.labels.objects import LabelObject
 from batchgen.labels.row import RowLabels
 
 OBJECTS = "objects"
+DIGITS, FIT_DIGITS = 4, 9  # of pixels: without the last bits of the arithmetic
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 _NUMBERS = pa.list_(pa.float64())
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -23,13 +24,19 @@ TRUTH = pa.schema(
         pa.field("fit", pa.list_(pa.float64())),
     ]
 )
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(float(value), DIGITS) for value in values]
+
+
 # Field of an object -> its type in the output and its value.
 _FIELDS: dict[str, tuple[pa.DataType, Callable[[LabelObject], Any]]] = {
-    "area": (pa.float64(), lambda one: one.area),
+    "area": (pa.float64(), lambda one: None if one.area is None else round(one.area, DIGITS)),
     "iscrowd": (pa.int8(), lambda one: one.iscrowd),
     "segmentation": (
         pa.list_(_NUMBERS),
-        lambda one: [list(polygon) for polygon in one.polygons] or None,
+        lambda one: [_rounded(polygon) for polygon in one.polygons] or None,
     ),
     "rle": (
         _RLE,
@@ -37,7 +44,7 @@ _FIELDS: dict[str, tuple[pa.DataType, Callable[[LabelObject], Any]]] = {
     ),
     "keypoints": (
         _NUMBERS,
-        lambda one: [float(value) for point in one.keypoints for value in point] or None,
+        lambda one: [value for point in one.keypoints for value in _rounded(point)] or None,
     ),
     "num_keypoints": (pa.int32(), lambda one: sum(seen > 0 for *_, seen in one.keypoints)),
 }
@@ -90,7 +97,7 @@ def objects_value(objects: Sequence[LabelObject], kind: pa.StructType) -> dict[s
 def _values(objects: Sequence[LabelObject], name: str) -> Iterator[Any]:
     for one in objects:
         if name == "bbox":
-            yield list(one.box)
+            yield _rounded(one.box)
         elif name == "category":
             yield one.category
         elif name in _FIELDS:
@@ -152,5 +159,5 @@ def _cell(row: RowLabels | None, field: pa.Field) -> Any:
         "objects_dropped": row.dropped,
         "source_width": row.source and row.source[0],
         "source_height": row.source and row.source[1],
-        "fit": row.fit and list(row.fit.numbers),
+        "fit": row.fit and [round(value, FIT_DIGITS) for value in row.fit.numbers],
     }[field.name]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from batchgen.errors import RejectRow
-from batchgen.images.conditions import MAKERS, Makers, Option, settings_of
+from batchgen.images.conditions import MAKERS, Makers, Option, grow_mask, settings_of
 from batchgen.images.geometry import Array, Size
 from batchgen.labels.mask import LabelMask
 from batchgen.labels.objects import LabelObject
@@ -106,13 +106,8 @@ def _chosen(labels: SourceLabels, category: float, names: Names) -> list[LabelOb
 
 def _finished(pixels: Array, invert: float, grow: float) -> Array:
     """Grow a mask by some pixels in all directions, and invert it."""
-    if grow:
-        import cv2  # the import takes 0.2 s, so only its users pay for it
-
-        side = 2 * int(grow) + 1
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-        pixels = cv2.dilate(pixels.astype(np.uint8), disc).astype(bool)
-    return np.logical_not(pixels) if invert else pixels
+    grown = grow_mask(pixels, int(grow)) if grow else pixels
+    return np.logical_not(grown) if invert else grown
 
 
 def _objects_mask(

@@ -31,6 +31,7 @@ TABLES = {
     "tasks.md": ("task_table", "family_table"),
     "tasks/control.md": ("maker_table",),
     "approximate.md": ("approximation_table",),
+    "labels.md": ("label_maker_table",),
 }
 
 
