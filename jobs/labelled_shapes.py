@@ -64,13 +64,16 @@ def area(outline: list[float]) -> float:
     return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in turned)) / 2
 
 
-def row(number: int) -> dict[str, Any]:
+def row(number: int, scale: int = 1) -> dict[str, Any]:
+    """One scene, ``scale`` times as large."""
     front, back = PAIRS[number % len(PAIRS)]
     names = [NAMES[number % 3], NAMES[(number // 3) % 3]]
-    places = [(12.0 + 2 * (number % 4), 16.0, 28.0), (56.0, 12.0 + 2 * (number % 5), 30.0)]
+    width, height = scale * WIDTH, scale * HEIGHT
+    small = [(12.0 + 2 * (number % 4), 16.0, 28.0), (56.0, 12.0 + 2 * (number % 5), 30.0)]
+    places = [(scale * x, scale * y, scale * size) for x, y, size in small]
     outlines = [polygon(name, *place) for name, place in zip(names, places, strict=True)]
-    scene = Image.new("RGB", (WIDTH * 4, HEIGHT * 4), COLOURS[back])
-    classes = Image.new("L", (WIDTH * 4, HEIGHT * 4), 0)
+    scene = Image.new("RGB", (4 * width, 4 * height), COLOURS[back])
+    classes = Image.new("L", (4 * width, 4 * height), 0)
     for name, outline in zip(names, outlines, strict=True):
         large = [4 * value for value in outline]
         ImageDraw.Draw(scene).polygon(large, fill=COLOURS[front])
@@ -78,7 +81,7 @@ def row(number: int) -> dict[str, Any]:
     return {
         "key": f"scene-{number:03d}",
         "prompt": f"a {front} {names[0]} on a {back} background",
-        "image": {"bytes": png(scene.resize((WIDTH, HEIGHT), Image.Resampling.BOX)), "path": None},
+        "image": {"bytes": png(scene.resize((width, height), Image.Resampling.BOX)), "path": None},
         "objects": {
             "id": [2 * number + 1, 2 * number + 2],
             "bbox": [[x, y, size, size] for x, y, size in places],
@@ -89,7 +92,7 @@ def row(number: int) -> dict[str, Any]:
             "keypoints": [[x + size / 2, y + size / 2, 2.0] for x, y, size in places],
         },
         "label_mask": {
-            "bytes": png(classes.resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)),
+            "bytes": png(classes.resize((width, height), Image.Resampling.NEAREST)),
             "path": None,
         },
     }
@@ -101,7 +104,7 @@ def png(image: Image.Image) -> bytes:
     return sink.getvalue()
 
 
-def table() -> pa.Table:
+def table(scale: int = 1) -> pa.Table:
     label = {"names": list(NAMES), "_type": "ClassLabel"}
     features = {
         "image": {"_type": "Image"},
@@ -115,7 +118,7 @@ def table() -> pa.Table:
         "batchgen": json.dumps({"columns": columns}),
     }
     schema = pa.schema(list(zip(columns, kinds, strict=True)), metadata=metadata)
-    return pa.Table.from_pylist([row(number) for number in range(ROWS)], schema=schema)
+    return pa.Table.from_pylist([row(number, scale) for number in range(ROWS)], schema=schema)
 
 
 if __name__ == "__main__":

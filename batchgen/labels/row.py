@@ -31,7 +31,7 @@ class RowLabels:
 
     Attributes:
         are: ``kept``, ``requested``, ``repainted`` or ``void``.
-        source: (width, height) of the source image, upright; None without one.
+        source: (width, height) of the source image, as its labels have it; None without one.
         fit: the map from the source image's pixels to those of the made image: xx, xy, x0, yx, yy,
             y0, see `images.geometry.Affine`; None without a source.
         objects: None if they are void.

@@ -246,6 +246,36 @@ def test_sixteen_bit_classes_stay() -> None:
     assert again.max() == again.min() == 40_000
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_on_stored_pixels_are_turned_with_the_photograph(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.zeros((48, 64), np.uint8)
+    stored[10:26, 10:30] = 1
+    sink = io.BytesIO()
+    Image.fromarray(stored * 255).convert("RGB").save(sink, "PNG", exif=exif)
+    mask = io.BytesIO()
+    Image.fromarray(stored).save(mask, "PNG")
+    upright = (48, 64) if orientation >= 5 else (64, 48)
+    plan = labelled(
+        parts=("label_mask",),
+        labels__orientation="stored",
+        sampling__strength=0.2,
+        sampling__width=upright[0],
+        sampling__height=upright[1],
+    )
+    result = prepared([[one()]], plan, image=[sink.getvalue()], label_mask=[mask.getvalue()])
+    found = told(result)
+    assert (found["source_width"], found["source_height"]) == (64, 48)
+    shown = result.images["image"][0][:, :, 0] > 128
+    rows, columns = np.nonzero(shown)
+    ((x, y, width, height),) = found["objects"]["bbox"]
+    assert (columns.min(), rows.min()) == (x, y)
+    assert (columns.max() + 1, rows.max() + 1) == (x + width, y + height)
+    classes = np.asarray(Image.open(io.BytesIO(found["label_mask"]["bytes"])))
+    assert np.array_equal(classes == 1, shown)
+
+
 # --- conditions drawn from labels ----------------------------------------------------------------
 
 
