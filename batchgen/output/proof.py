@@ -23,6 +23,7 @@ from batchgen.output.formats import (
     image_extension,
     read_parquet,
 )
+from batchgen.output.label_proof import CHECKED, label_faults
 from batchgen.output.ledger import Counts, Ledger, Marker, marker_name, rejects_name
 from batchgen.output.planned import (
     Names,
@@ -105,7 +106,8 @@ class Prover:
     def needed(self) -> set[str] | None:
         """The columns that are checked; None for all."""
         names = ("key", "image", "source_id", "variant", "seed", "sha256", "width", "height")
-        return None if self.whole else {*names, *self.constants}
+        labels = CHECKED if self.plan.spec.has_labels else ()
+        return None if self.whole else {*names, *self.constants, *labels}
 
     def marker(self, proof: Proof, marker: Marker) -> None:
         """Check the marker, and the names and sizes of its files against the listing."""
@@ -218,6 +220,8 @@ class Prover:
         if table.num_rows and not proof.problems:
             self._check_values(proof, table)
             self._check_images(proof, table)
+            for text in label_faults(table):
+                proof.add(text)
         if self.whole:
             proof.table = table
 

@@ -136,7 +136,6 @@ def label_notes(spec: Spec, columns: Iterable[tuple[str, str]]) -> Iterator[str]
                 f"the labels are void: {spec.task}{_why_void(spec)} does not keep objects where "
                 "they are, so no objects and label masks are written (labels.are says otherwise)"
             )
-        return
     read = {name for part, name in mapped.items() if is_rewritten(part)}
     keep = spec.input.keep_columns
     for name, kind in columns:

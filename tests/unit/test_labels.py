@@ -402,7 +402,7 @@ def test_undeclared_labels_are_told_before_the_run() -> None:
     notes = list(label_notes(spec_with(), columns))
     assert len(notes) == 2 and "'objects'" in notes[0] and "'segmentation_mask'" in notes[1]
     declared = spec_with(input__columns__objects="objects", sampling__strength=0.9)
-    assert ["void" in note for note in label_notes(declared, columns)] == [True]
+    assert ["void" in note for note in label_notes(declared, columns)] == [True, False]
     assert not list(label_notes(spec_with(input__keep_columns=["caption"]), columns))
 
 

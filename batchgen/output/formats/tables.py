@@ -122,7 +122,7 @@ def kept_columns(spec: Spec, names: Sequence[str], settings: Sequence[str] = ())
     if wanted is None:
         rewritten = {name for part, name in columns.mapped().items() if is_rewritten(part)}
         wanted = tuple(name for name in names if name not in rewritten)
-    ours = set(own_columns(spec, settings).names)
+    ours = {*own_columns(spec, settings).names, *(FOLLOWING if spec.has_labels else ())}
     same = {part for part, name in columns.mapped().items() if part == name and part in ours}
     same -= {"image", "key", "seed", *FOLLOWING}
     kept: dict[str, str] = {}
