@@ -11,7 +11,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "code.md"
 # Room -> what it is for. A room imports from lower floors only, never from its own.
 FLOORS: dict[int, dict[str, str]] = {
     10: {"cli": "commands, options to spec, exit codes, task pages, `doctor`"},
-    9: {"runner": "the job on a page: plan, pending shards, stream, finalize"},
+    9: {
+        "runner": "the job on a page: plan, pending shards, stream, finalize",
+        "replay": "one sample of an output again, without Ray",
+    },
     8: {
         "engine": "the Ray Data graph: readers, pools of actors, retries, watchdogs, metrics",
     },
@@ -71,13 +74,13 @@ HOMES = {
     "packaging": ("cluster",),
     "peft": ("models",),
     "pycocotools": ("labels",),
-    "pydantic": ("storage", "spec", "plan", "shard"),
+    "pydantic": ("storage", "spec", "plan", "shard", "replay"),
     "pyparsing": ("models",),
     "ray": ("engine", "cluster"),
     "rich": ("progress",),
     "safetensors": ("models", "shard"),
     "tokenizers": ("models",),
-    "torch": ("families", "stages", "models", "shard", "engine", "cluster"),
+    "torch": ("families", "stages", "models", "shard", "engine", "cluster", "replay"),
     "torchao": ("models",),
     "transformers": ("models",),
     "yaml": ("spec", "cli", "output", "report"),

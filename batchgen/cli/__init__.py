@@ -1,6 +1,6 @@
 """The command line: one module for each kind of command."""
 
-from batchgen.cli import catalogue, cluster, look, make, stores
+from batchgen.cli import catalogue, cluster, look, make, samples, stores
 from batchgen.cli.options import FIELDS, main
 
-__all__ = ["FIELDS", "catalogue", "cluster", "look", "main", "make", "stores"]
+__all__ = ["FIELDS", "catalogue", "cluster", "look", "main", "make", "samples", "stores"]

@@ -171,6 +171,11 @@ def _fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """``("steps=3",)`` -> ``{"steps": 3}``: the values of an option ``--set``, read as YAML."""
+    return _parsed("--set", settings, "SETTING=VALUE")
+
+
 def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the option ``--storage-option``, for commands without a spec."""
     return click.option(

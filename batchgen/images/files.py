@@ -94,6 +94,12 @@ def size_of(data: bytes | memoryview, wanted: tuple[int, int]) -> tuple[int, int
         return None
 
 
+def pixels_in(data: bytes) -> Array:
+    """Decode an image file that a run wrote: uint8 RGB (height, width, 3)."""
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def thumbnail(data: bytes, size: int) -> bytes:
     """Make a PNG of at most ``size`` pixels a side; smaller images are not enlarged.
 

@@ -1,0 +1,100 @@
+"""Finds one accepted sample of an output by its key, with its row and its shard's marker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchgen.errors import InputError, nearest
+from batchgen.output.formats import Format, format_of
+from batchgen.output.formats.parquet import Parquet
+from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.rejects import by_reason
+from batchgen.plan.keys import row_key
+from batchgen.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Found:
+    """An accepted sample: the values of its row, and the marker of its shard."""
+
+    row: dict[str, Any]
+    marker: Marker
+
+
+def find_sample(ledger: Ledger, plan: Plan, key: str) -> Found:
+    """Find a sample by its key.
+
+    Keys without a key column say their shard. Otherwise the keys of the committed shards are read
+    until one has it.
+
+    Raises:
+        InputError: the output has no such sample; the message says why, and suggests a key.
+    """
+    form, known = format_of(plan), list[str]()
+    for marker in ledger.markers(_candidates(ledger, plan, key)):
+        keys = _keys(ledger, form, marker)
+        if key in keys:
+            return Found(_row(ledger, form, marker, key), marker)
+        known += keys[:100]
+    for group in by_reason(ledger, None, None):
+        for sample in group.samples:
+            if sample.key == key:
+                raise InputError(f"sample {key} has no image: {group.reason}: {sample.message}")
+    raise InputError(f"{ledger.store.url} has no sample {key}{nearest(key, known)}")
+
+
+def _candidates(ledger: Ledger, plan: Plan, key: str) -> list[int]:
+    committed = ledger.states(plan).committed
+    if plan.spec.input.columns.key is not None:
+        return sorted(committed)
+    shard = shard_of(plan, key)
+    return [shard] if shard in committed else []
+
+
+def shard_of(plan: Plan, key: str) -> int | None:
+    """The shard of a sample whose key is made of its file and row; None if no sample has it."""
+    stem, _, variant = key.rpartition("-v")
+    first = 0
+    for file in plan.files:
+        start = row_key(file.name, 0).removesuffix("00000000")
+        number = stem.removeprefix(start)
+        if stem.startswith(start) and number.isdecimal() and variant.isdecimal():
+            row, which = int(number), int(variant)
+            if row_key(file.name, row) == stem and row < file.rows and which < plan.spec.variants:
+                sample = (first + row) * plan.spec.variants + which
+                shard = sample // plan.spec.output.samples_per_shard
+                return shard if sample < plan.samples else None
+        first += file.rows
+    return None
+
+
+def _keys(ledger: Ledger, form: Format, marker: Marker) -> list[str]:
+    """The keys of a shard's samples; of a Parquet file only that column is read."""
+    if isinstance(form, Parquet):
+        names = [file.name for file in marker.files if form.is_ours(file.name)]
+        with ledger.store.open(names[0]) as file:
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            table = parquet.read(["key"], use_threads=False)
+    else:
+        table = form.read(dict(_contents(ledger, marker)), ["key"])
+    keys: list[str] = table.column("key").to_pylist()
+    return keys
+
+
+def _row(ledger: Ledger, form: Format, marker: Marker, key: str) -> dict[str, Any]:
+    table = form.read(dict(_contents(ledger, marker)))
+    chosen = table.filter(pc.equal(table.column("key"), key))
+    row: dict[str, Any] = chosen.to_pylist()[0]
+    return row
+
+
+def _contents(ledger: Ledger, marker: Marker) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the files of a shard, except its rejects."""
+    for file in marker.files:
+        if not file.name.startswith("_batchgen/rejects/"):
+            yield file.name, ledger.store.read(file.name)
