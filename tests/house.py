@@ -11,12 +11,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "code.md"
 # Room -> what it is for. A room imports from lower floors only, never from its own.
 FLOORS: dict[int, dict[str, str]] = {
     10: {"cli": "commands, options to spec, exit codes, task pages, `doctor`"},
-    9: {
-        "runner": "the job on a page: plan, pending shards, stream, finalize",
-        "replay": "one sample of an output again, without Ray",
-    },
+    9: {"runner": "the job on a page: plan, pending shards, stream, finalize"},
     8: {
         "engine": "the Ray Data graph: readers, pools of actors, retries, watchdogs, metrics",
+        "replay": "one sample of an output again, without Ray",
     },
     7: {
         "shard": "one shard: rows to samples (`prepare`), the composed stages, encoding and commit "
