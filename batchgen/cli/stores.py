@@ -14,6 +14,7 @@ from batchgen.cli.options import main, open_ledger, spec_options, storage_option
 
 if TYPE_CHECKING:
     from batchgen.cli.machine import Check
+    from batchgen.output.ledger import Ledger
     from batchgen.spec.spec import Spec
 
 
@@ -83,21 +84,48 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
 @main.command()
 @click.argument("output")
 @click.argument("target")
+@click.option("--format", "form", metavar="FORMAT", help="The copy's output.format.")
+@click.option("--to", metavar="LAYOUT", help="Write a dataset: coco, yolo, voc or mask-png.")
 @click.option(
-    "--format", "format_name", required=True, metavar="FORMAT", help="The copy's output.format."
+    "--void",
+    metavar="CHOICE",
+    help="With --to: what happens to images whose labels are void: skip (leave them out), empty "
+    "(images without objects) or refuse. [default: skip]",
 )
+@click.option("--segments", is_flag=True, help="With --to yolo: polygons instead of boxes.")
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def export(
-    output: str, target: str, format_name: str, storage_options: tuple[str, ...], as_json: bool
+    output: str,
+    target: str,
+    form: str | None,
+    to: str | None,
+    void: str | None,
+    segments: bool,
+    storage_options: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Copy the finished OUTPUT to TARGET in another format; no image is generated again.
 
-    If it is interrupted, repeat the command: it continues where it stopped.
+    With --format, TARGET is an output as OUTPUT is one. With --to, it is a dataset of images and
+    their labels, for the programs that read COCO, YOLO, Pascal VOC, or label masks. If it is
+    interrupted, repeat the command: it continues where it stopped.
 
     \b
     batchgen export out/images out/tars --format webdataset
+    batchgen export out/images out/coco --to coco
     """
+    if (form is None) == (to is None):
+        raise click.UsageError("one of --format and --to is needed")
+    source = open_ledger(output, storage_options)
+    if to is not None:
+        return _export_labels(source, target, to, void or "skip", segments, as_json)
+    if void is not None or segments:
+        raise click.UsageError("--void and --segments need --to")
+    return _export_copy(source, target, str(form), as_json)
+
+
+def _export_copy(source: Ledger, target: str, form: str, as_json: bool) -> int:
     from batchgen.engine.interrupt import interruptible
     from batchgen.output.export import export as write_again
     from batchgen.output.ledger import Ledger
@@ -105,10 +133,9 @@ def export(
     from batchgen.report.finalize import finalize
     from batchgen.storage import open_store
 
-    source = open_ledger(output, storage_options)
     ledger = Ledger(open_store(target))
     with interruptible():
-        shards = write_again(source, ledger.store, format_name)
+        shards = write_again(source, ledger.store, form)
     plan = ledger.require_plan()
     outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
     if as_json:
@@ -116,3 +143,19 @@ def export(
     else:
         echo(f"{shards} shards written now; {outcome.message}")
     return outcome.exit_code
+
+
+def _export_labels(
+    source: Ledger, target: str, to: str, void: str, segments: bool, as_json: bool
+) -> int:
+    from batchgen.engine.interrupt import interruptible
+    from batchgen.output.datasets.choose import export_to
+    from batchgen.storage import open_store
+
+    with interruptible():
+        totals = export_to(source, open_store(target), to, void, segments)
+    if as_json:
+        echo_json(asdict(totals))
+    else:
+        echo(f"{totals.written_now} shards written now; {totals.text()}")
+    return 0

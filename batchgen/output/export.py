@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from batchgen.errors import InputError, Interrupted, SpecError
+from batchgen.errors import Interrupted, SpecError
 from batchgen.output.commit import commit_shard
+from batchgen.output.finished import proven, refuse_nested, refuse_unfinished, refuse_unless_empty
 from batchgen.output.formats import FORMATS
-from batchgen.output.lease import LEASES, hold_lease
+from batchgen.output.lease import hold_lease
 from batchgen.output.ledger import JOB, Ledger, Marker
 from batchgen.output.proof import Prover
 from batchgen.output.verify import prover_of
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare
 from batchgen.spec.spec import Spec
-from batchgen.storage import TEMPORARY, Store, is_within
+from batchgen.storage import Store
 
 _THREADS = 4  # each holds one shard
-_NAMED = 5
 
 
 def export(source: Ledger, target: Store, format: str) -> int:
@@ -41,12 +41,8 @@ def export(source: Ledger, target: Store, format: str) -> int:
     if format not in FORMATS:
         raise SpecError("output.format", format, ", ".join(FORMATS))
     plan = source.require_plan()
-    _refuse_unfinished(source, plan)
-    if is_within(target.url, source.store.url) or is_within(source.store.url, target.url):
-        raise InputError(
-            f"target {target.url} must not be inside the source output {source.store.url}, or the "
-            "other way round"
-        )
+    refuse_unfinished(source, plan, then="export")
+    refuse_nested(source, target)
     exported = replace(plan, spec=_moved(plan.spec, target, format), frozen=None)
     ledger = Ledger(target)
     with hold_lease(target, lambda reason: None) as lease:
@@ -56,17 +52,6 @@ def export(source: Ledger, target: Store, format: str) -> int:
             if lease.lost.is_set():
                 raise Interrupted("another run has taken over the lease of the target")
     return len(pending)
-
-
-def _refuse_unfinished(source: Ledger, plan: Plan) -> None:
-    pending = source.states(plan).pending
-    if pending:
-        more = ", ..." if len(pending) > _NAMED else ""
-        numbers = ", ".join(map(str, pending[:_NAMED])) + more
-        raise InputError(
-            f"source {source.store.url}: {len(pending)} of {plan.shards} shards are pending or "
-            f"failed ({numbers}); generate them with `batchgen resume`, then export"
-        )
 
 
 def _moved(spec: Spec, target: Store, format: str) -> Spec:
@@ -79,19 +64,12 @@ def _prepare(source: Ledger, ledger: Ledger, exported: Plan) -> Plan:
     job = _moved(source.job(), ledger.store, exported.spec.output.format)
     saved = ledger.plan()
     if saved is None:
-        _refuse_unless_empty(ledger.store)
+        refuse_unless_empty(ledger.store)
         ledger.freeze(exported, job)
         return exported
     exported = compare(saved, exported)
     ledger.store.put(JOB, job.to_yaml().encode())  # the last export may have ended before this
     return exported
-
-
-def _refuse_unless_empty(target: Store) -> None:
-    ours = (f"{LEASES}/", f"{TEMPORARY}/")
-    others = sorted(name for name in target.find("") if not name.startswith(ours))
-    if others:
-        raise InputError(f"target {target.url} is not empty ({others[0]}); choose an empty folder")
 
 
 def _each(
@@ -108,21 +86,10 @@ def _each(
 
 def _shard(prover: Prover, ledger: Ledger, exported: Plan, shard: int) -> Marker:
     """Export one shard: data files in the new format, unchanged rejects, then the marker."""
-    source = prover.ledger
-    marker = source.marker(shard)
-    if marker is None:
-        raise InputError(
-            f"source {source.store.url}: the marker of shard {shard} was removed during the export"
-        )
-    proof = prover.read(marker)
-    if proof.table is None or proof.problems:
-        raise InputError(
-            f"source {source.store.url}: {proof.problems[0]}; see `batchgen verify "
-            f"{source.store.url}`"
-        )
+    found = proven(prover, shard)
     moved = replace(
-        marker,
+        found.marker,
         spec_fingerprint=exported.fingerprints.spec,
         plan_fingerprint=exported.fingerprint,
     )
-    return commit_shard(ledger, exported, moved, proof.table, proof.rejects)
+    return commit_shard(ledger, exported, moved, found.table, found.rejects)

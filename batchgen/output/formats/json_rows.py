@@ -29,13 +29,17 @@ def samples(table: pa.Table) -> Iterator[tuple[dict[str, Any], str, bytes]]:
     for index in range(table.num_rows):
         image = table.column("image")[index].as_py()  # one at a time: they are large
         row = {name: values[index] for name, values in columns.items()}
-        stem, _, extension = image["path"].partition(".")
-        if stem != row["key"] or not is_safe(stem) or extension not in EXTENSIONS:
-            raise InputError(
-                f"image {image['path']!r} of key {row['key']!r} does not have the name that a run "
-                "gives it"
-            )
-        yield row, image["path"], image["bytes"]
+        yield row, file_name(row["key"], image["path"]), image["bytes"]
+
+
+def file_name(key: str, path: str) -> str:
+    """The name of an image's file; raises InputError unless a run would give it this name."""
+    stem, _, extension = path.partition(".")
+    if stem != key or not is_safe(stem) or extension not in EXTENSIONS:
+        raise InputError(
+            f"image {path!r} of key {key!r} does not have the name that a run gives it"
+        )
+    return path
 
 
 def line(row: Mapping[str, Any]) -> bytes:
