@@ -155,7 +155,7 @@ def _export_labels(
     with interruptible():
         totals = export_to(source, open_store(target), to, void, segments)
     if as_json:
-        echo_json(asdict(totals))
+        echo_json(totals.to_json())
     else:
         echo(f"{totals.written_now} shards written now; {totals.text()}")
     return 0

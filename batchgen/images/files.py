@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from isal import isal_zlib
@@ -117,19 +117,71 @@ def thumbnail(data: bytes, size: int) -> bytes:
     return sink.getvalue()
 
 
-def contact_sheet(images: Sequence[bytes], captions: Sequence[str], columns: int = 8) -> bytes:
-    """Make one PNG that shows image files in a grid, each with its caption below."""
+class Mark(NamedTuple):
+    """A box to draw on an image: its sides as fractions of the image's size, and an RGB colour."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    colour: tuple[int, int, int]
+
+
+def marked(data: bytes, marks: Sequence[Mark]) -> bytes:
+    """An image file as a PNG with boxes drawn on it.
+
+    Raises:
+        OSError, ValueError: not an image, or a damaged one.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        shown = image.convert("RGB")
+    _mark(shown, marks)
+    sink = io.BytesIO()
+    shown.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def _mark(image: Image.Image, marks: Sequence[Mark]) -> None:
+    """Draw boxes, one pixel thick, on the outermost pixels that they cover."""
+    draw = ImageDraw.Draw(image)
+    last = image.width - 1, image.height - 1
+    for one in marks:
+        low = [
+            min(max(0, round(share * side)), end)
+            for share, side, end in zip((one.left, one.top), image.size, last, strict=True)
+        ]
+        high = [
+            max(start, min(end, round(share * side) - 1))
+            for share, side, end, start in zip(
+                (one.right, one.bottom), image.size, last, low, strict=True
+            )
+        ]
+        draw.rectangle((*low, *high), outline=one.colour)
+
+
+def contact_sheet(
+    images: Sequence[bytes],
+    captions: Sequence[str],
+    marks: Sequence[Sequence[Mark]] = (),
+    columns: int = 8,
+) -> bytes:
+    """Make one PNG that shows image files in a grid, each with its caption below.
+
+    ``marks``: the boxes to draw on each image; empty for none.
+    """
+    marks = marks or [()] * len(images)
     rows = -(-len(images) // columns)
     step = _CELL_PX + _GAP_PX
     size = (_GAP_PX + columns * step, _GAP_PX + rows * (step + _CAPTION_PX))
     sheet = Image.new("RGB", size, "white")
-    for place, (data, caption) in enumerate(zip(images, captions, strict=True)):
+    for place, (data, caption, boxes) in enumerate(zip(images, captions, marks, strict=True)):
         left = _GAP_PX + place % columns * step
         top = _GAP_PX + place // columns * (step + _CAPTION_PX)
         with Image.open(io.BytesIO(data)) as image:
             enlarged = ImageOps.contain(
                 image.convert("RGB"), (_CELL_PX, _CELL_PX), Image.Resampling.BICUBIC
             )
+        _mark(enlarged, boxes)
         sheet.paste(enlarged, (left, top))
         sheet.paste(_caption(caption), (left, top + _CELL_PX))
     sink = io.BytesIO()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from batchgen import __version__
 from batchgen.errors import LimitExceeded, VerifyFailed
 from batchgen.images.files import contact_sheet
+from batchgen.output.formats import SCHEMAS, label_names
 from batchgen.output.holdings import CARD, CARD_MARK, card_is_ours
 from batchgen.output.ledger import Ledger, States
 from batchgen.output.outcome import reasons_of
@@ -93,16 +95,32 @@ def write(
         "others": others,
     }
     if shown:
-        sheet = contact_sheet([one.data for one in shown], [one.prompt for one in shown])
+        sheet = contact_sheet(
+            [one.plain for one in shown],
+            [one.prompt for one in shown],
+            [one.marks for one in shown],
+        )
         ledger.store.put(SHEET, sheet)
     place = CARD if card_is_ours(ledger.store) else OTHER_CARD
     to_sheet = posixpath.relpath(SHEET, posixpath.dirname(place) or ".") if shown else None
-    card = card_of(plan, tally, digest, reasons, to_sheet) + CARD_MARK
+    card = card_of(plan, tally, digest, reasons, to_sheet, _label_names(ledger)) + CARD_MARK
     ledger.store.put(place, card.encode())
     if place != CARD:
         message += f"; {CARD} is not batchgen's and was kept: the dataset card is {OTHER_CARD}"
     ledger.store.put(PAGE, pages.get_template("report.html").render(facts).encode())
     return exit_code, message
+
+
+def _label_names(ledger: Ledger) -> list[str]:
+    """The names of the labels, from the schema file of formats whose data files have no types."""
+    for name in sorted(ledger.store.list(SCHEMAS)):
+        try:
+            return label_names(
+                pa.ipc.read_schema(pa.py_buffer(ledger.store.read(f"{SCHEMAS}/{name}")))
+            )
+        except (pa.ArrowException, OSError):
+            continue  # `verify` reports it
+    return []
 
 
 def _state(tally: Tally, exit_code: int) -> str:

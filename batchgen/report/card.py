@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -61,11 +61,20 @@ _MEANINGS = {
 
 
 def card_of(
-    plan: Plan, tally: Tally, digest: Digest, reasons: Iterable[Reason], sheet: str | None
+    plan: Plan,
+    tally: Tally,
+    digest: Digest,
+    reasons: Iterable[Reason],
+    sheet: str | None,
+    names: Sequence[str] = (),
 ) -> str:
     """The text of the card, Markdown with a YAML head.
 
-    ``sheet`` is the relative path from the card to the contact sheet; None if there are no images.
+    Args:
+        plan: that of the output.
+        tally, digest, reasons: sums over its markers.
+        sheet: relative path from the card to the contact sheet; None if there are no images.
+        names: those of the labels, if the input declares them and the data files do not.
     """
     spec, form = plan.spec, format_of(plan)
     front = {
@@ -88,14 +97,16 @@ def card_of(
         "## How they were generated\n",
         _table(("", ""), [(name, str(value)) for name, value in _facts(plan)]),
         *_labels(digest.labels, tally.accepted),
+        *_categories(spec.labels.names),
         "## Columns\n",
         _columns(plan),
         f"## How to load them\n\nIn the folder of this dataset:\n\n```python\n"
-        f"{form.how_to_load(spec)}\n```\n\nFrom the Hugging Face Hub, `folder` is "
+        f"{form.how_to_load(spec, names)}\n```\n\nFrom the Hugging Face Hub, `folder` is "
         "`hf://datasets/` and the dataset's name.\n",
         "## Other files\n\n`_batchgen/plan.json` records the plan and its inputs, "
         "`_batchgen/shards/` the result of\neach shard, `_batchgen/rejects/` which samples are "
-        "missing and why. `batchgen verify` proves the counts.\n",
+        "missing and why. `batchgen verify` proves the counts.\nA copy on the Hub that "
+        "`batchgen push` made does not have these files.\n",
     ]
     return "\n".join(parts)
 
@@ -131,6 +142,15 @@ def _labels(labels: Counter[str], accepted: int) -> list[str]:
         *([("other or no label", others)] if others > 0 else []),
     ]
     return ["## Labels\n", _table(("label", "images"), rows)]
+
+
+def _categories(names: Sequence[str] | None) -> list[str]:
+    if not names:
+        return []
+    rows: list[tuple[object, ...]] = [*enumerate(names[:SHOWN_LABELS])]
+    more = len(names) - SHOWN_LABELS
+    rows += [("...", f"{more} more")] if more > 0 else []
+    return ["## Categories of objects\n", _table(("number", "name"), rows)]
 
 
 def _columns(plan: Plan) -> str:

@@ -338,8 +338,8 @@ def test_every_type_of_column_survives_json() -> None:
     }
     table = pa.table(columns)
     found = list(samples(table))
-    rows = [json.loads(line(row)) for row, _, _ in found]
-    images = [{"bytes": image, "path": path} for _, path, image in found]
+    rows = [json.loads(line(one.row)) for one in found]
+    images = [{"bytes": one.image, "path": one.path} for one in found]
     back = table_of(rows, images, table.schema)
     for name in table.column_names:
         assert back.column(name).to_pylist() == table.column(name).to_pylist(), name
@@ -355,7 +355,7 @@ def test_what_json_cannot_say_becomes_null_or_is_replaced() -> None:
             "number": [float("nan"), float("inf")],
         }
     )
-    rows = [row for row, _, _ in samples(table)]
+    rows = [one.row for one in samples(table)]
     said = [{"text": "\ufffd", "number": None}, {"text": "ok", "number": None}]
     assert rows == [{"key": "p", **one} for one in said]
 

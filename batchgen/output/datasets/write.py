@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,14 @@ class Totals:
             sums[1] += objects
         self.left_out.update(record.left_out)
         self.notes.update(record.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "splits": self.splits,
+            "left_out": dict(self.left_out),
+            "notes": dict(self.notes),
+            "written_now": self.written_now,
+        }
 
     def text(self) -> str:
         """The sums as a sentence."""
@@ -146,8 +154,7 @@ def _export(job: Job, lease: Lease) -> Totals:
     entries = partial(records.entries, job.shards)
     for name, data in job.layout.last(splits, entries, classes, job.plan):
         job.target.put(name, data)
-    told = {**asdict(totals), "written_now": 0}
-    records.keep_request(replace(request, source=digest, totals=told))
+    records.keep_request(replace(request, source=digest, totals=totals.to_json()))
     records.remove_shards()
     return totals
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchgen.labels.columns import IMAGE
 from batchgen.output.formats.choose import FORMATS, format_of
-from batchgen.output.formats.format import SCHEMAS, UNREADABLE, DataFile, Format
+from batchgen.output.formats.format import SCHEMAS, UNREADABLE, DataFile, Format, label_names
 from batchgen.output.formats.parquet import parquet_bytes, read_parquet
 from batchgen.output.formats.tables import (
     COLUMNS,
@@ -39,6 +39,7 @@ __all__ = [
     "image_extension",
     "kept_columns",
     "label_counts",
+    "label_names",
     "lora_text",
     "output_schema",
     "own_columns",

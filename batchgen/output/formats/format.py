@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from batchgen.spec.spec import Spec
 from batchgen.storage import Store
 
 SCHEMAS = "_batchgen/schemas"
+PEEKED = ("key", "prompt", "label", "image", "width", "height", "objects")
 # Exceptions that reading files of unknown origin may raise, whatever they contain.
 UNREADABLE = (
     *(BatchgenError, OSError, ValueError, LookupError, TypeError, AttributeError),
@@ -41,8 +43,11 @@ class Format(Protocol):
         """Glob pattern of the data files in the output, for the dataset card."""
         ...
 
-    def how_to_load(self, spec: Spec) -> str:
-        """Python code that loads an output of this format, for the dataset card."""
+    def how_to_load(self, spec: Spec, names: Sequence[str] = ()) -> str:
+        """Python code that loads an output of this format, for the dataset card.
+
+        ``names``: those of the labels, if the input declares them; Parquet has them in its files.
+        """
         ...
 
     def file_name(self, shard: int, shards: int) -> str | None:
@@ -78,9 +83,9 @@ class Format(Protocol):
         ...
 
     def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-        """``key``, ``prompt``, ``label`` and ``image`` (bytes) of some samples of a shard.
+        """The columns PEEKED of some samples of a shard, if it has them; ``image`` as bytes.
 
-        It reads as little as possible.
+        There may be others. It reads as little as possible.
         """
         ...
 
@@ -108,7 +113,27 @@ def chosen(schema: pa.Schema, columns: Container[str] | None) -> pa.Schema:
     return pa.schema(fields, schema.metadata)
 
 
-def loading(builder: str, files: str, shown: str) -> str:
+def label_names(schema: pa.Schema) -> list[str]:
+    """The names of the column ``label``, if the input declares it as a ClassLabel."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features["label"]["names"]]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return []
+
+
+def naming(column: str, names: Sequence[str]) -> str:
+    """Python code that gives a column of numbers the names of its classes."""
+    if not names:
+        return ""
+    told = ", ".join(json.dumps(name) for name in names)
+    return f"""
+from datasets import ClassLabel
+
+images = images.cast_column("{column}", ClassLabel(names=[{told}]))"""
+
+
+def loading(builder: str, files: str, shown: str, naming: str = "") -> str:
     """Python code for the dataset card that loads all files with a Hugging Face builder.
 
     It names them as one split. Otherwise ``datasets`` would treat files and folders with ``train``,
@@ -118,5 +143,5 @@ def loading(builder: str, files: str, shown: str) -> str:
 
 folder = "."  # this dataset's folder or URL
 files = {{"train": f"{{folder}}/{files}"}}
-images = load_dataset("{builder}", data_files=files, split="train")
+images = load_dataset("{builder}", data_files=files, split="train"){naming}
 {shown}"""

@@ -12,7 +12,14 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.output.formats import json_rows
-from batchgen.output.formats.format import DataFile, chosen, loading, schema_file, schema_of
+from batchgen.output.formats.format import (
+    DataFile,
+    chosen,
+    loading,
+    naming,
+    schema_file,
+    schema_of,
+)
 from batchgen.output.ledger import DATA
 from batchgen.plan.keys import safe_key
 from batchgen.spec.spec import Spec
@@ -28,6 +35,10 @@ _NO_TEXT = b"\xff"  # not UTF-8, so that no other label has the same digest
 _MARKED = re.compile(r"-u[0-9a-f]+$", re.IGNORECASE)
 # Hugging Face opens the files that columns with such names contain.
 _TAKEN = ("file_name", "file_names")
+_MASK_FILE = f"{json_rows.MASK}_file_name"
+# A PNG under a name that torchvision's ImageFolder does not take for an image of the class, and
+# Hugging Face's does for an image: its metadata can name no file outside of its folder.
+_MASK_END = ".seg.apng"
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,8 @@ class ImageFolder:
     """The format ``image-folder``: ``data/<label>/<shard>/<key>.png`` and ``metadata.jsonl``.
 
     The first folder is the class, as in torchvision's ImageFolder; ``metadata.jsonl`` is the file
-    of Hugging Face's ImageFolder. A shard's metadata is written after its images.
+    of Hugging Face's ImageFolder. A shard's metadata is written after its images. Label masks are
+    next to them, ``<key>.seg.apng``; ``label_mask_file_name`` names them.
 
     ``portable``: labels that differ only in upper and lower case get different folder names, and
     no folder has a name that Windows reserves for a device. The first outputs do not have this.
@@ -46,8 +58,9 @@ class ImageFolder:
     def data_files(self) -> str:
         return "data/**"
 
-    def how_to_load(self, spec: Spec) -> str:
-        return loading("imagefolder", self.data_files(), 'images[0]["image"], images[0]["prompt"]')
+    def how_to_load(self, spec: Spec, names: Sequence[str] = ()) -> str:
+        shown = 'images[0]["image"], images[0]["prompt"]'
+        return loading("imagefolder", self.data_files(), shown, naming("label", names))
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return None
@@ -64,10 +77,15 @@ class ImageFolder:
         yield schema_file(table.schema)
         names = _outside_names(table.column_names)
         lines: dict[str, list[bytes]] = {}
-        for row, path, image in json_rows.samples(table):
+        masked = json_rows.is_masked(table.schema)
+        for row, path, image, mask in json_rows.samples(table):
             folder = f"{DATA}/{label_folder(row['label'], self.portable)}/{shard:05d}"
             yield DataFile(f"{folder}/{path}", image, 0)
             shown = {"file_name": path, **{names[name]: value for name, value in row.items()}}
+            if masked:
+                shown[_MASK_FILE] = None if mask is None else f"{row['key']}{_MASK_END}"
+            if mask is not None:
+                yield DataFile(f"{folder}/{row['key']}{_MASK_END}", mask, 0)
             lines.setdefault(folder, []).append(json_rows.line(shown) + b"\n")
         for folder, each in sorted(lines.items()):
             yield DataFile(f"{folder}/{METADATA}", b"".join(each), len(each))
@@ -78,11 +96,15 @@ class ImageFolder:
         schema = schema_of(files)
         names, schema = _outside_names(schema.names), chosen(schema, columns)
         inside = [
-            {name: rows[image][names[name]] for name in schema.names if name != "image"}
+            {name: rows[image][shown] for name, shown in names.items() if shown in rows[image]}
             for image in order
         ]
         images = [{"bytes": files[name], "path": posixpath.basename(name)} for name in order]
-        return json_rows.table_of(inside, images, schema)
+        masks = [
+            files[mask] if (mask := _mask_of(name, rows[name])) is not None else None
+            for name in order
+        ]
+        return json_rows.table_of(inside, images, schema, masks)
 
     def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
         return schema_of(files)
@@ -142,11 +164,26 @@ def _rows_by_image(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"{image} is in its {METADATA}, but is not a file of the shard")
             _refuse_other_folder(image, row["label"])
             rows[image] = row
+    masks = {mask for image, row in rows.items() if (mask := _mask_of(image, row)) is not None}
+    for mask in masks:
+        if mask not in files:
+            raise ValueError(f"{mask} is in its {METADATA}, but is not a file of the shard")
     for name in files:
         is_image = name.startswith(f"{DATA}/") and posixpath.basename(name) != METADATA
-        if is_image and name not in rows:
+        if is_image and name not in rows and name not in masks:
             raise ValueError(f"{name} is not listed in the {METADATA} of its folder")
     return rows
+
+
+def _mask_of(image: str, row: Mapping[str, Any]) -> str | None:
+    """The name of an image's label mask; None if it has none that is a file."""
+    named = row.get(_MASK_FILE)
+    if named is None:
+        return None
+    mask = f"{posixpath.splitext(image)[0]}{_MASK_END}"
+    if named != posixpath.basename(mask):
+        raise ValueError(f"the label mask of {image} is {named!r}, which is not its name")
+    return mask
 
 
 def _refuse_other_folder(image: str, label: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.output.formats.format import DataFile, chosen, loading
+from batchgen.output.formats.format import PEEKED, DataFile, chosen, loading
 from batchgen.output.ledger import data_name
 from batchgen.spec.spec import Spec
 from batchgen.storage import Store
@@ -26,7 +26,7 @@ class Parquet:
     def data_files(self) -> str:
         return "data/*.parquet"
 
-    def how_to_load(self, spec: Spec) -> str:
+    def how_to_load(self, spec: Spec, names: Sequence[str] = ()) -> str:
         return loading("parquet", self.data_files(), 'images[0]["image"], images[0]["prompt"]')
 
     def file_name(self, shard: int, shards: int) -> str | None:
@@ -52,12 +52,11 @@ class Parquet:
         return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).schema_arrow
 
     def peek(self, store: Store, names: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
-        columns = ["key", "prompt", "label", "image"]
         for name in names:
             with store.open(name) as file:
-                batches = pq.ParquetFile(file).iter_batches(
-                    count, columns=columns, use_threads=False
-                )
+                whole = pq.ParquetFile(file)
+                columns = [one for one in PEEKED if one in whole.schema_arrow.names]
+                batches = whole.iter_batches(count, columns=columns, use_threads=False)
                 for row in [row for batch in islice(batches, 1) for row in batch.to_pylist()]:
                     yield {**row, "image": row["image"]["bytes"]}
 

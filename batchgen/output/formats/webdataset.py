@@ -13,29 +13,37 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from batchgen.output.formats import json_rows
-from batchgen.output.formats.format import DataFile, chosen, loading, schema_file, schema_of
+from batchgen.output.formats.format import (
+    DataFile,
+    chosen,
+    loading,
+    naming,
+    schema_file,
+    schema_of,
+)
 from batchgen.output.formats.tables import image_extension
 from batchgen.output.ledger import DATA
 from batchgen.spec.spec import Spec
 from batchgen.storage import Store
 
 _NAME = re.compile(r"data/(\d{5,})\.tar")
+_MASK = "seg.png"
 
 
 class WebDataset:
     """The format ``webdataset``: ``key.png``, ``key.json``, ``key.txt`` and ``key.cls``.
 
     Readers parse ``cls`` as an integer and fail on anything else, so only integer labels have such
-    a file. The JSON has every label.
+    a file. The JSON has every label. A label mask is ``key.seg.png``.
     """
 
     def data_files(self) -> str:
         return "data/*.tar"
 
-    def how_to_load(self, spec: Spec) -> str:
+    def how_to_load(self, spec: Spec, names: Sequence[str] = ()) -> str:
         image = image_extension(spec)
         shown = f'images[0]["{image}"], images[0]["json"]["prompt"]'
-        return loading("webdataset", self.data_files(), shown)
+        return loading("webdataset", self.data_files(), shown, naming("cls", names))
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return f"{DATA}/{shard:05d}.tar"
@@ -54,7 +62,7 @@ class WebDataset:
 
     def read(self, files: Mapping[str, bytes], columns: Container[str] | None = None) -> pa.Table:
         tars = [data for name, data in files.items() if name.startswith(f"{DATA}/")]
-        rows, images = [], []
+        rows, images, masks = [], [], []
         for data in tars:
             for key, members in _samples(io.BytesIO(data)):
                 if "json" not in members:
@@ -62,7 +70,8 @@ class WebDataset:
                 rows.append(json.loads(members["json"]))
                 name = _image_of(key, members)
                 images.append({"bytes": members[name], "path": f"{key}.{name}"})
-        return json_rows.table_of(rows, images, chosen(schema_of(files), columns))
+                masks.append(members.get(_MASK))
+        return json_rows.table_of(rows, images, chosen(schema_of(files), columns), masks)
 
     def schema(self, files: Mapping[str, bytes]) -> pa.Schema:
         return schema_of(files)
@@ -78,8 +87,10 @@ class WebDataset:
 def _members(table: pa.Table) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of the files of all samples; of each sample the image first."""
     numbered = pa.types.is_integer(table.schema.field("label").type)
-    for row, path, image in json_rows.samples(table):
+    for row, path, image, mask in json_rows.samples(table):
         yield path, image
+        if mask is not None:
+            yield f"{row['key']}.{_MASK}", mask
         yield f"{row['key']}.json", json_rows.line(row)
         yield f"{row['key']}.txt", (row["prompt"] or "").encode()
         if numbered and row["label"] is not None:
