@@ -26,7 +26,7 @@ CATEGORIES = [
     {"name": "tree", "id": 12},
 ]
 CATEGORIES[0]["skeleton"] = [[1, 2]]
-SPLITS = ["train", "validation", "../x", None]
+SPLITS = ["train", "validation", "../x", ""]
 ROWS = 12
 VOID_ROW = 5  # its strength is too high for its labels
 EMPTY_ROW = 4  # it has no object

@@ -122,26 +122,21 @@ def label_names(schema: pa.Schema) -> list[str]:
         return []
 
 
-def naming(column: str, names: Sequence[str]) -> str:
-    """Python code that gives a column of numbers the names of its classes."""
-    if not names:
-        return ""
-    told = ", ".join(json.dumps(name) for name in names)
-    return f"""
-from datasets import ClassLabel
-
-images = images.cast_column("{column}", ClassLabel(names=[{told}]))"""
-
-
-def loading(builder: str, files: str, shown: str, naming: str = "") -> str:
+def loading(
+    builder: str, files: str, shown: str, column: str = "label", names: Sequence[str] = ()
+) -> str:
     """Python code for the dataset card that loads all files with a Hugging Face builder.
+
+    With ``names``, it gives the numbers of this column the names of their classes.
 
     It names them as one split. Otherwise ``datasets`` would treat files and folders with ``train``,
     ``test``, ``dev`` and the like in their names as splits, and leave out the others.
     """
-    return f"""from datasets import load_dataset
+    told = ", ".join(json.dumps(name) for name in names)
+    cast = f'\nimages = images.cast_column("{column}", ClassLabel(names=[{told}]))'
+    return f"""from datasets import {"ClassLabel, " if names else ""}load_dataset
 
 folder = "."  # this dataset's folder or URL
 files = {{"train": f"{{folder}}/{files}"}}
-images = load_dataset("{builder}", data_files=files, split="train"){naming}
+images = load_dataset("{builder}", data_files=files, split="train"){cast if names else ""}
 {shown}"""

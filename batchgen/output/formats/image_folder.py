@@ -11,14 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchgen.labels.columns import OBJECTS
 from batchgen.output.formats import json_rows
-from batchgen.output.formats.format import (
-    DataFile,
-    chosen,
-    loading,
-    naming,
-    schema_file,
-    schema_of,
+from batchgen.output.formats.format import DataFile, chosen, loading, schema_file, schema_of
+from batchgen.output.formats.json_objects import (
+    field_types,
+    rest_column,
+    with_nulls,
+    without_nulls,
 )
 from batchgen.output.ledger import DATA
 from batchgen.plan.keys import safe_key
@@ -60,7 +60,7 @@ class ImageFolder:
 
     def how_to_load(self, spec: Spec, names: Sequence[str] = ()) -> str:
         shown = 'images[0]["image"], images[0]["prompt"]'
-        return loading("imagefolder", self.data_files(), shown, naming("label", names))
+        return loading("imagefolder", self.data_files(), shown, "label", names)
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return None
@@ -78,10 +78,15 @@ class ImageFolder:
         names = _outside_names(table.column_names)
         lines: dict[str, list[bytes]] = {}
         masked = json_rows.is_masked(table.schema)
+        types, rest = field_types(table.schema), rest_column(table.column_names)
         for row, path, image, mask in json_rows.samples(table):
             folder = f"{DATA}/{label_folder(row['label'], self.portable)}/{shard:05d}"
             yield DataFile(f"{folder}/{path}", image, 0)
             shown = {"file_name": path, **{names[name]: value for name, value in row.items()}}
+            if types:
+                shown[OBJECTS], shown[rest] = without_nulls(row[OBJECTS], types)
+                if shown[rest] is None:
+                    del shown[rest]
             if masked:
                 shown[_MASK_FILE] = None if mask is None else f"{row['key']}{_MASK_END}"
             if mask is not None:
@@ -95,10 +100,14 @@ class ImageFolder:
         order = [name for name in files if name in rows]  # samples are in the order of the images
         schema = schema_of(files)
         names, schema = _outside_names(schema.names), chosen(schema, columns)
+        types, rest = field_types(schema), rest_column(list(names))
         inside = [
             {name: rows[image][shown] for name, shown in names.items() if shown in rows[image]}
             for image in order
         ]
+        if types:
+            for row, image in zip(inside, order, strict=True):
+                row[OBJECTS] = with_nulls(row[OBJECTS], rows[image].get(rest), types)
         images = [{"bytes": files[name], "path": posixpath.basename(name)} for name in order]
         masks = [
             files[mask] if (mask := _mask_of(name, rows[name])) is not None else None

@@ -13,14 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from batchgen.output.formats import json_rows
-from batchgen.output.formats.format import (
-    DataFile,
-    chosen,
-    loading,
-    naming,
-    schema_file,
-    schema_of,
-)
+from batchgen.output.formats.format import DataFile, chosen, loading, schema_file, schema_of
 from batchgen.output.formats.tables import image_extension
 from batchgen.output.ledger import DATA
 from batchgen.spec.spec import Spec
@@ -43,7 +36,7 @@ class WebDataset:
     def how_to_load(self, spec: Spec, names: Sequence[str] = ()) -> str:
         image = image_extension(spec)
         shown = f'images[0]["{image}"], images[0]["json"]["prompt"]'
-        return loading("webdataset", self.data_files(), shown, naming("cls", names))
+        return loading("webdataset", self.data_files(), shown, "cls", names)
 
     def file_name(self, shard: int, shards: int) -> str | None:
         return f"{DATA}/{shard:05d}.tar"
