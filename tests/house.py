@@ -25,7 +25,7 @@ FLOORS: dict[int, dict[str, str]] = {
     6: {
         "input": "rows and spans of the input dataset, conditioning images at URIs",
         "output": "an output and its records: ledger, lease, markers, counts, rejects, the "
-        "formats; operations on a finished output: verify, repair, export, clean",
+        "formats; operations on a finished output: verify, repair, export, push, clean",
     },
     5: {
         "plan": "maps rows to shards, checks before work, settings of each call, the saved plan",
@@ -65,7 +65,7 @@ HOMES = {
     "cv2": ("images",),
     "diffusers": ("models", "families"),
     "fsspec": ("storage",),
-    "huggingface_hub": ("models",),
+    "huggingface_hub": ("models", "output"),
     "isal": ("images",),
     "jinja2": ("report",),
     "PIL": ("images", "families", "labels"),

@@ -1,4 +1,4 @@
-"""Commands for outputs and stores: doctor, clean, export."""
+"""Commands for outputs and stores: doctor, clean, export, push."""
 
 from __future__ import annotations
 
@@ -158,4 +158,44 @@ def _export_labels(
         echo_json(totals.to_json())
     else:
         echo(f"{totals.written_now} shards written now; {totals.text()}")
+    return 0
+
+
+@main.command()
+@click.argument("output")
+@click.option("--to", required=True, metavar="hf://datasets/USER/NAME", help="The dataset.")
+@click.option("--private", is_flag=True, help="Create it as private; refuse a public one.")
+@click.option("--revision", default="main", metavar="BRANCH", help="A branch. [default: main]")
+@click.option("--message", metavar="TEXT", help="The message of the commits.")
+@storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def push(
+    output: str,
+    to: str,
+    private: bool,
+    revision: str,
+    message: str | None,
+    storage_options: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Upload the finished OUTPUT to a dataset on the Hugging Face Hub.
+
+    It uploads the data files, the contact sheet, and the dataset card last. The dataset is created
+    if there is none. Log in with `hf auth login`, or set HF_TOKEN. If it is interrupted, repeat the
+    command: files that are there are not uploaded again.
+
+    \b
+    batchgen push out/images --to hf://datasets/USER/NAME --private
+    """
+    from batchgen.engine.interrupt import interruptible
+    from batchgen.output.push import MESSAGE
+    from batchgen.output.push import push as upload
+
+    source = open_ledger(output, storage_options)
+    with interruptible():
+        pushed = upload(source, to, private, revision, message or MESSAGE, partial(echo, err=True))
+    if as_json:
+        echo_json(asdict(pushed))
+    else:
+        echo(pushed.text())
     return 0
