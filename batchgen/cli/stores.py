@@ -157,7 +157,8 @@ def _export_labels(
     if as_json:
         echo_json(totals.to_json())
     else:
-        echo(f"{totals.written_now} shards written now; {totals.text()}")
+        told = totals.text(with_objects=to != "mask-png")
+        echo(f"{totals.written_now} shards written now; {told}")
     return 0
 
 

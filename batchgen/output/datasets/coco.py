@@ -64,7 +64,6 @@ class Coco:
 
 def _annotation(one: LabelObject, classes: Classes) -> dict[str, Any]:
     """An object as a COCO annotation, without ids of its own."""
-    further = {name: value for name, value in one.others.items() if name != "id"}
     annotation = {
         "category_id": classes.ids[classes.place(one.category)],
         "bbox": list(one.box),
@@ -79,7 +78,9 @@ def _annotation(one: LabelObject, classes: Classes) -> dict[str, Any]:
     if one.others.get("id") is not None:
         annotation["source_id"] = one.others["id"]
     taken = ("id", "image_id", *annotation)
-    return annotation | {name: value for name, value in further.items() if name not in taken}
+    return annotation | {
+        name: value for name, value in one.others.items() if name not in taken and value is not None
+    }
 
 
 def _segmentation(one: LabelObject) -> Any:

@@ -18,7 +18,7 @@ from batchgen.output.datasets.sample import MASK, LabelledImage
 from batchgen.plan.plan import Plan
 
 BACKGROUND = "background"
-BOXES = "objects without a polygon or a mask"
+BOXES = "left out: no polygon or mask"
 _LARGEST = 254  # number of categories that a mask of 8 bits can have next to the background
 
 

@@ -23,7 +23,7 @@ from batchgen.plan.plan import Plan
 
 MASK = "label_mask"
 TRAIN = "train"  # the split of images without one
-VOID_LABELS, NO_LABELS = "images whose labels are void", "images without labels"
+VOID_LABELS, NO_LABELS = "labels are void", "no labels"
 _FACTS = ("key", "seed", "variant", "source_id", "prompt", "labels_are")
 _NEEDED = (*_FACTS, "image", "width", "height", "split", "file_name", OBJECTS, MASK)
 

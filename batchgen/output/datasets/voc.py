@@ -17,7 +17,7 @@ from batchgen.output.datasets.layout import Entries, File, Made
 from batchgen.output.datasets.sample import LabelledImage
 from batchgen.plan.plan import Plan
 
-CROWDS = "crowds as difficult objects"
+CROWDS = "crowds written as difficult"
 FLAGS = ("truncated", "occluded")  # written where the source says it
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _NOT_IN_LABELMAP = re.compile(r"[:\n\r]")

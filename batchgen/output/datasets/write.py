@@ -67,16 +67,23 @@ class Totals:
             "written_now": self.written_now,
         }
 
-    def text(self) -> str:
+    def text(self, with_objects: bool = True) -> str:
         """The sums as a sentence."""
         parts = [
-            f"{split}: {images:,} images, {objects:,} objects"
+            f"{split}: {_many(images, 'image')}"
+            + (f", {_many(objects, 'object')}" if with_objects else "")
             for split, (images, objects) in sorted(self.splits.items())
         ]
-        for title, counts in (("left out", self.left_out), ("of the objects", self.notes)):
-            told = [f"{count:,} {reason}" for reason, count in sorted(counts.items())]
-            parts += [f"{title}: {', '.join(told)}"] if told else []
+        parts += [
+            f"{_many(count, 'image')} left out: {reason}"
+            for reason, count in sorted(self.left_out.items())
+        ]
+        parts += [f"{count:,} {reason}" for reason, count in sorted(self.notes.items())]
         return "; ".join(parts)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -145,9 +152,11 @@ def _export(job: Job, lease: Lease) -> Totals:
     for record, new in _each(partial(_shard, job, classes), job.shards, lease):
         totals.add(record)
         totals.written_now += new
+    if not totals.splits and not totals.left_out:
+        raise InputError(f"source {job.source.store.url} has no accepted image to export")
     if not totals.splits:
         raise InputError(
-            f"source {job.source.store.url}: no image is left to export ({totals.text()}); "
+            f"source {job.source.store.url}: no image can be exported ({totals.text()}); "
             "`--void empty` exports images whose labels are void as images without objects"
         )
     splits = sorted(totals.splits)

@@ -21,8 +21,8 @@ from batchgen.output.datasets.layout import Entries, File, Made
 from batchgen.output.datasets.sample import TRAIN, LabelledImage
 from batchgen.plan.plan import Plan
 
-CROWDS = "crowds, which YOLO cannot say"
-BOXED = "objects as boxes, since an object of their image has no polygon"
+CROWDS = "crowds left out: YOLO has none"
+BOXED = "written as boxes: an object of their image has no polygon"
 VALIDATION = ("val", "validation", "valid", "dev")  # splits that become `val`, the first there is
 _KEYS = ("path", "train", "val", "test", "names", "nc", "download")
 _NO_PATH = (
