@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -19,6 +19,7 @@ from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, approximations, model_name
 from batchgen.spec.call_settings import CALL_SETTINGS
+from batchgen.spec.spec import Spec
 from batchgen.stages.scorers.choose import score_columns
 
 SHOWN_LABELS = 50
@@ -79,7 +80,7 @@ def card_of(
     spec, form = plan.spec, format_of(plan)
     front = {
         "license": spec.output.license,
-        "task_categories": list(CATEGORIES[spec.task]),
+        "task_categories": [*CATEGORIES[spec.task], *_of_labels(spec)],
         "size_categories": [_size(tally.accepted)],
         "tags": ["synthetic", "batchgen"],
         "configs": [{"config_name": "default", "data_files": form.data_files()}],
@@ -109,6 +110,14 @@ def card_of(
         "`batchgen push` made does not have these files.\n",
     ]
     return "\n".join(parts)
+
+
+def _of_labels(spec: Spec) -> Iterator[str]:
+    """The Hub's categories of datasets with labels of pixels."""
+    if spec.input.columns.objects is not None:
+        yield "object-detection"
+    if spec.input.columns.label_mask is not None:
+        yield "image-segmentation"
 
 
 def _size(images: int) -> str:
