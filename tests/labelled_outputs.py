@@ -23,7 +23,7 @@ WIDTH, HEIGHT = 16, 8  # of the images made, and of their sources: labels stay w
 CATEGORIES = [
     {"name": "person", "id": 7, "supercategory": "being", "keypoints": ["nose", "foot"]},
     {"name": "car: red", "id": 3},
-    {"name": "tree", "id": 12},
+    {"name": "tree", "id": 12, "colour": [0, 160, 20]},
 ]
 CATEGORIES[0]["skeleton"] = [[1, 2]]
 SPLITS = ["train", "validation", "../x", ""]

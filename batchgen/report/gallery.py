@@ -98,11 +98,14 @@ def _marks(row: dict[str, Any], plan: Plan) -> tuple[Mark, ...]:
 
 
 def colour_of(category: int | str, plan: Plan) -> tuple[int, int, int]:
-    """The colour of a category, the same in every image; neighbours in the list differ most."""
-    names = plan.spec.labels.names or ()
+    """The colour of a category, the same in every image: its own, else one far from the others'."""
+    categories = plan.spec.labels.categories or ()
+    names = [one.name for one in categories]
     place = names.index(category) if category in names else category
     if isinstance(place, str):
         place = zlib.crc32(place.encode())
-    hue = place * _GOLDEN % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9, 1.0)
+    own = categories[place].colour if 0 <= place < len(categories) else None
+    if own is not None:
+        return own
+    red, green, blue = colorsys.hsv_to_rgb(place * _GOLDEN % 1.0, 0.9, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -275,6 +275,7 @@ def test_the_sheet_shows_boxes_in_the_colour_of_their_category(name: str, whole:
         assert one.data != one.plain
         assert thumbnail(one.data, 128) != one.plain
     assert colour_of("person", plan) == colour_of(0, plan)
+    assert colour_of("tree", plan) == colours[2] == (0, 160, 20)
 
 
 def test_a_column_named_objects_that_is_no_label_draws_nothing(whole: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from batchgen.output.datasets.classes import Classes
 from batchgen.output.datasets.layout import Entries, File, Made
 from batchgen.output.datasets.sample import LabelledImage
 from batchgen.plan.plan import Plan
+from batchgen.spec.labels_section import Category
 
 CROWDS = "crowds written as difficult"
 FLAGS = ("truncated", "occluded")  # written where the source says it
@@ -44,12 +45,16 @@ class Voc:
     def last(
         self, splits: Sequence[str], entries: Entries, classes: Classes, plan: Plan
     ) -> Iterator[File]:
-        names = [_NOT_IN_LABELMAP.sub("_", one.name) for one in classes.categories]
-        lines = ["# label:color_rgb:parts:actions\n", *(f"{name}:::\n" for name in names)]
+        lines = ["# label:color_rgb:parts:actions\n", *map(_map_line, classes.categories)]
         yield "labelmap.txt", "".join(lines).encode()
         for split in splits:
             text = "".join(f"{key}\n" for key in entries(split))
             yield f"ImageSets/Main/{split}.txt", text.encode()
+
+
+def _map_line(category: Category) -> str:
+    name = _NOT_IN_LABELMAP.sub("_", category.name)
+    return f"{name}:{','.join(map(str, category.colour or ()))}::\n"
 
 
 def _annotation(image: LabelledImage, classes: Classes) -> bytes:
