@@ -183,7 +183,7 @@ def _prepare(job: Push, private: bool) -> None:
     try:
         info = job.hub.repo_info(job.repo, repo_type="dataset")
     except RepositoryNotFoundError:
-        job.hub.create_repo(job.repo, repo_type="dataset", private=private, exist_ok=True)
+        job.hub.create_repo(job.repo, repo_type="dataset", private=private or None, exist_ok=True)
     else:
         if private and not info.private:
             raise InputError(

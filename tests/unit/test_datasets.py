@@ -223,8 +223,18 @@ def test_masks_keep_their_bytes(whole: Path, target: Store) -> None:
     for row in range(3):
         wanted = table.column("label_mask")[row].as_py()["bytes"]
         assert target.read(f"masks/{split_of(row)}/{key_of(row)}.png") == wanted
-    names = {str(place): one["name"] for place, one in enumerate(CATEGORIES)}
-    assert json.loads(target.read("classes.json")) == names
+    told = json.loads(target.read("classes.json"))
+    assert told == {str(number): f"class {number}" for number in range(3)}
+
+
+def test_masks_have_the_names_of_the_categories_if_no_objects_have_them(
+    whole: Path, tmp_path: Path, target: Store
+) -> None:
+    names = ["road", "sky", "tree"]
+    settings = {"labels__categories": names}
+    out = labelled_output(whole / "a.parquet", tmp_path / "out", "label_mask", **settings)
+    export_to(out, target, "mask-png")
+    assert json.loads(target.read("classes.json")) == {"0": "road", "1": "sky", "2": "tree"}
 
 
 def shard_table(out: Path, shard: int) -> pa.Table:

@@ -47,7 +47,8 @@ def _layout(source: Ledger, plan: Plan, name: str, segments: bool) -> Layout:
     if name == "mask-png":
         if columns.label_mask is None and not _has_shapes(plan):
             raise _missing(source, name, "label_mask, or objects with segmentation or rle")
-        return Masks(columns.label_mask is None, plan.spec.labels.ignored_class)
+        named = columns.objects is None
+        return Masks(columns.label_mask is None, named, plan.spec.labels.ignored_class)
     if columns.objects is None:
         other = "; its label masks go out with --to mask-png" if columns.label_mask else ""
         raise _missing(source, name, f"objects{other}")
