@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -37,7 +40,7 @@ from batchgen.output.ledger import Ledger
 from batchgen.plan.keys import is_safe
 from batchgen.spec.labels_section import Category
 from batchgen.storage import Store, open_store
-from tests.datasets_on_disk import write_columns
+from tests.datasets_on_disk import png, write_columns
 from tests.labelled_outputs import (
     CATEGORIES,
     EMPTY_ROW,
@@ -54,6 +57,12 @@ from tests.labelled_outputs import (
 )
 
 Tree = dict[str, Any]
+
+
+def image_bytes_of(size: tuple[int, int], mode: str = "L") -> bytes:
+    sink = io.BytesIO()
+    Image.new(mode, size).save(sink, "PNG")
+    return sink.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +140,14 @@ def test_coco_has_images_categories_and_annotations(whole: Path, target: Store) 
     assert len(car["segmentation"]) == 2 and "keypoints" not in car
     assert crowd["iscrowd"] == 1 and crowd["segmentation"]["size"] == [HEIGHT, WIDTH]
     assert "score" not in crowd
+
+
+def test_a_store_that_is_no_disk_gets_the_same_files(whole: Path, target: Store) -> None:
+    remote = open_store(f"memory://{uuid.uuid4().hex}")
+    for store in (target, remote):
+        export_to(at(whole / "out"), store, "coco")
+    assert files_of(remote) == files_of(target)
+    assert remote.find("_batchgen").keys() == target.find("_batchgen").keys()
 
 
 def coco_of(target: Store) -> dict[str, Tree]:
@@ -238,8 +255,6 @@ def test_masks_have_the_names_of_the_categories_if_no_objects_have_them(
 
 
 def shard_table(out: Path, shard: int) -> pa.Table:
-    import pyarrow.parquet as pq
-
     return pq.read_table(sorted((out / "data").iterdir())[shard])
 
 
@@ -362,7 +377,7 @@ def test_categories_that_nobody_names_are_those_of_the_data(tmp_path: Path, targ
         folder = tmp_path / str(kind)
         fields = [("bbox", pa.list_(pa.list_(pa.float64()))), ("category", pa.list_(kind))]
         columns = {
-            "image": pa.array([{"bytes": image_bytes(), "path": None}] * 2, MASK),
+            "image": pa.array([{"bytes": png(WIDTH, HEIGHT), "path": None}] * 2, MASK),
             "prompt": ["a", "b"],
             "objects": pa.array(given, pa.struct(fields)),
             "strength": [0.3, 0.3],
@@ -381,12 +396,6 @@ def test_categories_that_nobody_names_are_those_of_the_data(tmp_path: Path, targ
         assert yaml.safe_load(yolo.read("data.yaml"))["names"] == dict(enumerate(names))
         lines = [data[:1] for name, data in sorted(files_of(yolo).items()) if ".txt" in name]
         assert lines == [b"0", b"1"]
-
-
-def image_bytes() -> bytes:
-    sink = io.BytesIO()
-    Image.new("RGB", (WIDTH, HEIGHT)).save(sink, "PNG")
-    return sink.getvalue()
 
 
 def test_categories_with_one_id_are_refused() -> None:
@@ -527,19 +536,87 @@ def test_a_source_that_changed_since_is_noticed(
         export_to(at(out), target, "coco")
 
 
-def rewrite_shard(out: Path, shard: int) -> None:
-    """The shard with other bytes, and a marker that agrees, as after a repair."""
-    import hashlib
-
-    import pyarrow.parquet as pq
-
+def rewrite_shard(out: Path, shard: int, change: Callable[[Tree], object] = len) -> None:
+    """The shard with other bytes and changed rows, and a marker that agrees, as after a repair."""
     path = sorted((out / "data").iterdir())[shard]
-    pq.write_table(pq.read_table(path), path)
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows[0])
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
     data = path.read_bytes()
     marker = out / f"_batchgen/shards/{shard:05d}.json"
     tree = json.loads(marker.read_text())
     tree["files"][0].update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     marker.write_text(json.dumps(tree))
+
+
+# Hostile outputs
+
+
+def no_number(row: Tree) -> None:
+    row["objects"]["bbox"][0][0] = float("nan")
+
+
+def unknown_category(row: Tree) -> None:
+    row["objects"]["category"][0] = 99
+
+
+def other_size(row: Tree) -> None:
+    row["objects"]["rle"][2]["size"] = [9, 9]
+
+
+def broken_runs(row: Tree) -> None:
+    row["objects"]["rle"][2]["counts"] = "`" * 50
+
+
+def more_boxes(row: Tree) -> None:
+    row["objects"]["bbox"].append([0.0, 0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "change", [no_number, unknown_category, other_size, broken_runs, more_boxes]
+)
+@pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
+def test_labels_that_no_run_writes_are_refused(
+    to: str, change: Callable[[Tree], object], whole: Path, tmp_path: Path, target: Store
+) -> None:
+    out = Path(shutil.copytree(whole / "out", tmp_path / "out"))
+    rewrite_shard(out, 0, change)
+    with pytest.raises(InputError, match="a-00000000-v0"):
+        export_to(at(out), target, to)
+    assert not [name for name in target.find("") if name.startswith(LAST)]
+
+
+def escaping(row: Tree) -> None:
+    row["image"]["path"] = "../../../escaped.png"
+
+
+def other_key(row: Tree) -> None:
+    row["key"] = "../../../escaped"
+
+
+@pytest.mark.parametrize("change", [escaping, other_key])
+@pytest.mark.parametrize("to", LAYOUTS)
+def test_names_that_lead_elsewhere_write_nothing(
+    to: str, change: Callable[[Tree], object], whole: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole / "out", tmp_path / "a/b/c/out"))
+    rewrite_shard(out, 0, change)
+    with pytest.raises(InputError):
+        export_to(at(out), open_store(str(tmp_path / "a/b/c/target")), to)
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+@pytest.mark.parametrize(
+    "mask", [b"no image", image_bytes_of((8, 8)), image_bytes_of((16, 8), "RGB")]
+)
+def test_masks_that_no_run_writes_are_refused(
+    mask: bytes, whole: Path, tmp_path: Path, target: Store
+) -> None:
+    out = Path(shutil.copytree(whole / "masks", tmp_path / "out"))
+    rewrite_shard(out, 0, lambda row: row["label_mask"].update(bytes=mask))
+    with pytest.raises(InputError, match="a-00000000-v0"):
+        export_to(at(out), target, "mask-png")
 
 
 # The command

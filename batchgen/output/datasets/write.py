@@ -25,7 +25,7 @@ from batchgen.output.finished import (
     refuse_unfinished,
     refuse_unless_empty,
 )
-from batchgen.output.lease import Lease, hold_lease
+from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import Ledger, Marker
 from batchgen.output.proof import Prover
 from batchgen.output.verify import prover_of
@@ -131,6 +131,7 @@ def export_dataset(
     refuse_nested(source, target)
     job = Job(source, prover_of(source, plan), plan, target, layout, void, settings)
     with hold_lease(target, lambda reason: None) as lease:
+        target.clear_temporary(older_than_s=LEASE_SECONDS)
         return _export(job, lease)
 
 
