@@ -122,7 +122,7 @@ def test_coco_has_images_categories_and_annotations(whole: Path, target: Store) 
         )
         told = image["batchgen"]
         assert (told["key"], told["labels_are"]) == (key_of(row), "kept")
-        assert told["source_file_name"] == f"photo {row}.jpg"
+        assert told["source"] == {"file_name": f"photo {row}.jpg"} and told["label"] == row % 3
         assert target.read(f"images/{split_of(row)}/{image['file_name']}")
     wanted = [{name: one[name] for name in one if name != "colour"} for one in CATEGORIES]
     for tree in trees.values():

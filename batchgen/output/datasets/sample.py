@@ -15,6 +15,7 @@ from batchgen.labels.columns import OBJECTS
 from batchgen.labels.objects import LabelObject, read_objects
 from batchgen.labels.truth import VOID
 from batchgen.output.datasets.classes import Classes
+from batchgen.output.formats import kept_columns
 from batchgen.output.formats.image_folder import label_folder
 from batchgen.output.formats.json_rows import file_name
 from batchgen.output.formats.json_values import to_json
@@ -22,10 +23,11 @@ from batchgen.output.planned import names_of
 from batchgen.plan.plan import Plan
 
 MASK = "label_mask"
+SPLIT = "split"
 TRAIN = "train"  # the split of images without one
 VOID_LABELS, NO_LABELS = "labels are void", "no labels"
-_FACTS = ("key", "seed", "variant", "source_id", "prompt", "labels_are")
-_NEEDED = (*_FACTS, "image", "width", "height", "split", "file_name", OBJECTS, MASK)
+_FACTS = ("key", "seed", "variant", "source_id", "prompt", "label", "labels_are")
+_NEEDED = (*_FACTS, "image", "width", "height", SPLIT, OBJECTS, MASK)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class LabelledImage:
         size: (width, height).
         objects: empty if there are none, or if they are void and the export says ``empty``.
         mask: PNG file of class numbers; None if it has none, or as above.
-        facts: further columns.
+        facts: further columns; ``source`` has those of the input that the output has kept.
     """
 
     number: int
@@ -74,16 +76,18 @@ def images_of(
     """
     numbers = _numbers(plan, shard)
     splits = _split_names(table.schema)
-    rows = zip(*(_values(table, name) for name in _NEEDED), strict=True)
+    kept = _kept(table, plan)
+    names = (*_NEEDED, *kept)
+    rows = zip(*(_values(table, name) for name in names), strict=True)
     for place, values in enumerate(rows):
-        row = dict(zip(_NEEDED, values, strict=True))
-        told = row["labels_are"] == VOID
-        if told or row[column] is None:
+        row = dict(zip(names, values, strict=True))
+        is_void = row["labels_are"] == VOID
+        if is_void or row[column] is None:
             if void == "skip":
-                yield VOID_LABELS if told else NO_LABELS
+                yield VOID_LABELS if is_void else NO_LABELS
                 continue
             if void == "refuse":
-                what = "void (labels_are)" if told else f"missing ({column} is null)"
+                what = "void (labels_are)" if is_void else f"missing ({column} is null)"
                 raise InputError(
                     f"the labels of image {row['key']} are {what}; `--void skip` leaves such "
                     "images out, `--void empty` exports them as images without objects"
@@ -92,12 +96,11 @@ def images_of(
         image = table.column("image")[place].as_py()  # one at a time: they are large
         mask = table.column(MASK)[place].as_py() if row[MASK] else None
         size = (row["width"], row["height"])
-        facts = {name: row[name] for name in _FACTS}
-        if isinstance(row["file_name"], str):
-            facts["source_file_name"] = row["file_name"]
+        told = {name: row[name] for name in kept if row[name] is not None}
+        facts = {**{name: row[name] for name in _FACTS}, **({"source": told} if told else {})}
         yield LabelledImage(
             number=numbers[row["source_id"], row["variant"]],
-            split=split_folder(row["split"], splits),
+            split=split_folder(row[SPLIT], splits),
             file=file_name(row["key"], image["path"]),
             data=image["bytes"],
             size=size,
@@ -105,6 +108,25 @@ def images_of(
             mask=mask["bytes"] if mask else None,
             facts=facts,
         )
+
+
+def _kept(table: pa.Table, plan: Plan) -> list[str]:
+    """The columns of the input that the output has kept and that are plain values, or lists."""
+    names = [name for name, _ in plan.columns]
+    kept = kept_columns(plan.spec, names, plan.model.settings).values()
+    return [
+        field.name
+        for field in table.schema
+        if field.name in kept and field.name not in _NEEDED and _is_plain(field.type)
+    ]
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_string)
+    return any(test(kind) for test in (*tests, types.is_large_string))
 
 
 def _numbers(plan: Plan, shard: int) -> dict[tuple[str, int], int]:
@@ -136,7 +158,7 @@ def _split_names(schema: pa.Schema) -> list[str]:
     """The names of the splits' numbers, if the column is a ClassLabel."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features["split"]["names"]]
+        return [str(name) for name in features[SPLIT]["names"]]
     except (KeyError, ValueError, TypeError):
         return []
 
