@@ -115,7 +115,9 @@ def table(scale: int = 1) -> pa.Table:
     kinds = [pa.string(), pa.string(), IMAGE, OBJECTS, IMAGE]
     metadata = {
         "huggingface": json.dumps({"info": {"features": features}}),
-        "batchgen": json.dumps({"columns": columns}),
+        "batchgen": json.dumps(
+            {"columns": columns, "mask_classes": [{"name": one} for one in ("ground", *NAMES)]}
+        ),
     }
     schema = pa.schema(list(zip(columns, kinds, strict=True)), metadata=metadata)
     return pa.Table.from_pylist([row(number, scale) for number in range(ROWS)], schema=schema)

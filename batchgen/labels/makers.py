@@ -22,10 +22,14 @@ MOST_GROWN_PX = 512
 
 @dataclass(frozen=True)
 class Names:
-    """Names and colours of the categories by number; empty if they are not known."""
+    """Names and colours of the categories by number; empty if they are not known.
+
+    ``mask_colours``: those of the classes in label masks.
+    """
 
     names: Sequence[str] = ()
     colours: Sequence[Colour | None] = ()
+    mask_colours: Sequence[Colour | None] = ()
 
     def phrase(self, category: int | str) -> str:
         """The name of a category; its number as text if it has no name."""
@@ -145,17 +149,17 @@ def _canvas(labels: SourceLabels, names: Names, boxes: float) -> Array:
 def _palette(labels: SourceLabels, names: Names) -> Array:
     assert labels.mask is not None
     classes = labels.mask.classes.astype(np.int64)
-    table = colour_table(labels.mask, names)
+    table = colour_table(labels.mask, names.mask_colours)
     coloured: Array = table[np.minimum(classes, len(table) - 1)]
     return coloured
 
 
-def colour_table(mask: LabelMask, names: Names) -> Array:
-    """Colours by class, uint8 (n, 3): those of the categories, the mask's own, or Pascal VOC's."""
+def colour_table(mask: LabelMask, colours: Sequence[Colour | None]) -> Array:
+    """Colours by class, uint8 (n, 3): those given, the mask's own, or Pascal VOC's."""
     count = max(256, int(mask.classes.max(initial=0)) + 1)
-    if any(names.colours):
+    if any(colours):
         black = (0, 0, 0)
-        rows = [one or black for one in names.colours][:count]
+        rows = [one or black for one in colours][:count]
         return np.array([*rows, *[black] * (count - len(rows))], dtype=np.uint8)
     if mask.palette is not None:
         return np.frombuffer(mask.palette, dtype=np.uint8).reshape(-1, 3)
@@ -204,8 +208,8 @@ _MAKERS = (
     ),
     LabelMaker(
         "palette",
-        "the label mask in colours: those of labels.categories, else the mask's own palette, else "
-        "Pascal VOC's",
+        "the label mask in colours: those of labels.mask_classes, else the mask's own palette, "
+        "else Pascal VOC's",
         "control",
         "label_mask",
         _palette,

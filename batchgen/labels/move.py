@@ -12,6 +12,7 @@ from batchgen.labels.objects import LabelObject, clip
 from batchgen.labels.rle import Polygon, decoded, encoded
 
 Point = tuple[float, float]
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Move:
     def object(self, one: LabelObject) -> tuple[LabelObject | None, float]:
         """The object after the move, cut at the border, and the share of its box that is left.
 
-        None if nothing is left. The area is counted again: of its polygons or mask, else its
-        former area shrinks with its box.
+        None if nothing is left. The area of an object that is cut is counted again: of its polygons
+        or mask, else it shrinks with its box.
         """
         whole = self.by.box(one.box)
         box = clip(whole, self.target)
@@ -44,9 +45,10 @@ class Move:
         rle = None if one.rle is None else encoded(self.mask(decoded(one.rle)))
         scale = abs(self.by.xx * self.by.yy - self.by.xy * self.by.yx)
         area = None if one.area is None else one.area * scale * share
-        if polygons and area is not None:
+        is_cut = area is not None and share < 1 - ROUNDING
+        if polygons and is_cut:
             area = sum(polygon_area(polygon) for polygon in polygons)
-        if rle is not None and area is not None:
+        if rle is not None and is_cut:
             area = float(decoded(rle).sum())
         moved = LabelObject(
             box=box,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from batchgen.errors import InputError, SpecError
 from batchgen.labels.columns import object_fields
@@ -38,22 +40,38 @@ def check_labels(spec: Spec, schema: pa.Schema, path: str) -> Spec:
     if columns.new_category is not None and spec.task != "inpainting":
         because = f"{spec.task} repaints no objects; remove it, or use --task inpainting"
         raise SpecError("input.columns.new_category", columns.new_category, "", because=because)
-    if columns.objects is None:
-        return spec
-    kind = schema.field(columns.objects).type
+    if columns.objects is not None:
+        _check_objects(spec, schema, path)
+    return _completed(spec, schema)
+
+
+def _check_objects(spec: Spec, schema: pa.Schema, path: str) -> None:
+    """Refuse a column of objects of another type."""
+    column = spec.input.columns.objects
+    kind = schema.field(column).type
     fields = object_fields(kind)
     named = fields is not None and "bbox" in fields and {"category", "category_id"} & set(fields)
     if not named:
         raise InputError(
-            f"input.columns.objects: column {columns.objects!r} in {path} has type {kind}; needed: "
+            f"input.columns.objects: column {column!r} in {path} has type {kind}; needed: "
             "a struct of lists, or a list of structs, with the fields bbox and category"
         )
     _check_new_category(spec, schema, fields or {}, path)
-    if spec.labels.categories is None:
-        names = _declared(schema, columns.objects)
-        labels = spec.labels.model_copy(update={"categories": names})
-        spec = spec.model_copy(update={"labels": labels})
-    return spec
+
+
+def _completed(spec: Spec, schema: pa.Schema) -> Spec:
+    """The spec with the names that the input declares, where it gives none itself."""
+    labels, own = spec.labels, _own(schema)
+    found: dict[str, object] = {}
+    if labels.categories is None and spec.input.columns.objects is not None:
+        found["categories"] = _declared(schema, spec.input.columns.objects)
+    if labels.mask_classes is None and spec.input.columns.label_mask is not None:
+        found["mask_classes"] = _categories(own.get("mask_classes"))
+    if not labels.source and isinstance(own.get("source"), dict):
+        found["source"] = own["source"]
+    if not found:
+        return spec
+    return spec.model_copy(update={"labels": labels.model_copy(update=found)})
 
 
 def _check_new_category(
@@ -85,15 +103,29 @@ def _refuse_idle(spec: Spec) -> None:
             raise SpecError(f"labels.{name}", given, "its default", because=because)
 
 
+def _own(schema: pa.Schema) -> dict[str, Any]:
+    """What an import has written into the metadata of the input."""
+    try:
+        tree = json.loads((schema.metadata or {}).get(b"batchgen") or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _categories(given: object) -> tuple[Category, ...] | None:
+    try:
+        return tuple(map(Category.model_validate, given)) if isinstance(given, list) else None
+    except ValidationError:
+        return None
+
+
 def _declared(schema: pa.Schema, column: str | None) -> tuple[Category, ...] | None:
     """The categories that the input's metadata declares: batchgen's, else a ClassLabel's names."""
-    metadata = schema.metadata or {}
+    if own := _categories(_own(schema).get("categories")):
+        return own
     try:
-        own = json.loads(metadata.get(b"batchgen", b"{}")).get("categories")
-        if own:
-            return tuple(Category.model_validate(one) for one in own)
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        names = _names(features[column])
+        metadata = (schema.metadata or {}).get(b"huggingface") or b"{}"
+        names = _names(json.loads(metadata)["info"]["features"][column])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return tuple(Category(name=name) for name in names) if names else None

@@ -60,7 +60,7 @@ def labels_of(
     source = _source(values, opened, plan, target, fetched)
     move = _move(opened, source.size, plan, target)
     fitted = moved(source, move, spec.labels.min_visibility, spec.labels.ignored_class)
-    names = Names(spec.labels.names or (), spec.labels.colours)
+    names = Names(spec.labels.names or (), spec.labels.colours, spec.labels.mask_colours)
     drawn = {
         part: make_from_labels(made.name, made.options, fitted, names)
         for part, made in spec.drawn.items()

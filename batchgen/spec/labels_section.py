@@ -10,6 +10,7 @@ from batchgen.spec.model import COUNTED_IF_SET, Section
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Level = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Level, Level, Level]
 BoxFormat = Literal["coco", "voc", "yolo"]
 
 
@@ -29,9 +30,7 @@ class Category(Section):
     name: Annotated[str, Field(min_length=1, max_length=200)]
     id: int | None = Field(default=None, description="its number in a COCO file; null: its place")
     supercategory: str | None = None
-    colour: tuple[Level, Level, Level] | None = Field(
-        default=None, description="RGB, for conditions drawn from labels"
-    )
+    colour: Colour | None = Field(default=None, description="RGB, for conditions drawn from labels")
     keypoints: tuple[str, ...] = ()
     skeleton: tuple[tuple[int, int], ...] = ()
 
@@ -58,6 +57,14 @@ class Labels(Section):
         default=None,
         description="names of the categories, by number; null: those that the input declares",
     )
+    mask_classes: Annotated[tuple[Category, ...] | None, COUNTED_IF_SET] = Field(
+        default=None,
+        description="names of the classes in label masks, by number; null: those that the input "
+        "declares",
+    )
+    source: Annotated[dict[str, Any], COUNTED_IF_SET] = Field(
+        default={}, description="what the source says of itself: info and licenses of a COCO file"
+    )
     min_visibility: Annotated[Share, COUNTED_IF_SET] = Field(
         default=0.1, description="objects of which less is left after cropping are dropped"
     )
@@ -77,13 +84,15 @@ class Labels(Section):
     @model_validator(mode="before")
     @classmethod
     def _numbered(cls, tree: Any) -> Any:
-        """Accept ``{0: person, 1: car}`` for the categories, as YOLO's data.yaml has them."""
-        given = tree.get("categories") if isinstance(tree, dict) else None
-        if not isinstance(given, dict):
-            return tree
-        if sorted(given, key=str) != sorted(range(len(given)), key=str):
-            raise ValueError("categories with the numbers 0, 1, 2 and so on, or a list")
-        return {**tree, "categories": [given[number] for number in range(len(given))]}
+        """Accept ``{0: person, 1: car}`` for the names, as YOLO's data.yaml has them."""
+        lists = {}
+        for name in ("categories", "mask_classes"):
+            given = tree.get(name) if isinstance(tree, dict) else None
+            if isinstance(given, dict):
+                if sorted(given, key=str) != sorted(range(len(given)), key=str):
+                    raise ValueError(f"{name} with the numbers 0, 1, 2 and so on, or a list")
+                lists[name] = [given[number] for number in range(len(given))]
+        return {**tree, **lists} if lists else tree
 
     @model_validator(mode="after")
     def _once(self) -> Labels:
@@ -99,6 +108,11 @@ class Labels(Section):
         return None if self.categories is None else tuple(one.name for one in self.categories)
 
     @property
-    def colours(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def colours(self) -> tuple[Colour | None, ...]:
         """The categories' colours by number."""
         return tuple(one.colour for one in self.categories or ())
+
+    @property
+    def mask_colours(self) -> tuple[Colour | None, ...]:
+        """The colours of the classes in label masks, by number."""
+        return tuple(one.colour for one in self.mask_classes or ())

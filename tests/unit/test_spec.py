@@ -96,6 +96,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "labels.objects_format": "yolo",
     "labels.orientation": "stored",
     "labels.categories": [{"name": "cat"}],
+    "labels.mask_classes": [{"name": "background"}, {"name": "cat"}],
     "labels.min_visibility": 0.3,
     "labels.max_strength": 0.4,
     "labels.max_repainted": 0.2,
@@ -120,6 +121,7 @@ ENTRIES: dict[str, Any] = {
     "model.components": {"vae": "owner/vae"},
     "model.scheduler_options": {"use_karras_sigmas": True},
     "conditioning.make": {"image": "canny"},
+    "labels.source": {"licenses": []},
 }
 ONLY_IN = {  # parts of a row that some tasks alone take
     "unconditional": ("input.count",),

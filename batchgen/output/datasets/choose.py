@@ -47,8 +47,10 @@ def _layout(source: Ledger, plan: Plan, name: str, segments: bool) -> Layout:
     if name == "mask-png":
         if columns.label_mask is None and not _has_shapes(plan):
             raise _missing(source, name, "label_mask, or objects with segmentation or rle")
-        named = columns.objects is None
-        return Masks(columns.label_mask is None, named, plan.spec.labels.ignored_class)
+        labels = plan.spec.labels
+        known = labels.mask_classes or (labels.categories if columns.objects is None else ()) or ()
+        names = tuple(one.name for one in known)
+        return Masks(columns.label_mask is None, names, labels.ignored_class)
     if columns.objects is None:
         other = "; its label masks go out with --to mask-png" if columns.label_mask else ""
         raise _missing(source, name, f"objects{other}")

@@ -113,6 +113,7 @@ def _file(entries: Iterator[Any], classes: Classes, plan: Plan) -> bytes:
             "description": "Synthetic images, generated with batchgen",
             "version": __version__,
             "plan_fingerprint": plan.fingerprint,
+            **({"source": spec.labels.source} if spec.labels.source else {}),
         },
         "licenses": [{"id": 1, "name": spec.output.license, "url": ""}] if licensed else [],
         "categories": [_category(place, classes) for place in range(len(classes.categories))],

@@ -30,13 +30,13 @@ class Masks:
         drawn: the output has no ``label_mask``, so that the objects are drawn: the background is 0
             and a category its place in the list, from 1 on. Later objects are drawn over earlier
             ones. Objects that have only a box are left out.
-        named: the numbers of the column ``label_mask`` are those of the categories. If there are
-            objects too, the categories are theirs, and a mask often has 0 for the background.
+        names: those of the classes in the column ``label_mask``, by number; empty if they are not
+            known.
         ignored: the class of the pixels of an image whose labels are void.
     """
 
     drawn: bool
-    named: bool
+    names: tuple[str, ...]
     ignored: int
 
     @property
@@ -93,8 +93,8 @@ class Masks:
         self, splits: Sequence[str], entries: Entries, classes: Classes, plan: Plan
     ) -> Iterator[File]:
         found = {number for split in splits for entry in entries(split) for number in entry}
-        names = [BACKGROUND] if self.drawn else []
-        names += [one.name for one in classes.categories if self.drawn or self.named]
+        drawn = [BACKGROUND, *(one.name for one in classes.categories)]
+        names = drawn if self.drawn else list(self.names)
         told = dict(enumerate(names))
         told |= {number: f"class {number}" for number in found if number not in told}
         if self.ignored in found and self.ignored >= len(names):
