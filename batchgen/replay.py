@@ -246,7 +246,9 @@ def _image(plan: Plan, sample: Sample, prepared: Prepared, device: str) -> Array
 def encode_sample(pixels: Array, spec: Spec) -> bytes:
     """The image file as a run writes it."""
     output = spec.output
-    return encode_image(pixels, output.image_format, output.image_quality, output.jpeg_subsampling)
+    form, quality = output.image_format, output.image_quality
+    marked = output.provenance == "xmp"
+    return encode_image(pixels, form, quality, output.jpeg_subsampling, marked)
 
 
 def psnr(one: Array, two: Array) -> float | None:

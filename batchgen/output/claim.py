@@ -41,7 +41,7 @@ def choices_ahead(spec: Spec) -> Spec:
     The plan is read only if a field of the spec depends on it; an output that cannot be reached
     counts as one without a plan.
     """
-    if not spec.open_fields:
+    if not spec.open_fields and spec.output.provenance is not None:
         return spec
     try:
         saved = plan_to_keep(Ledger(open_store(spec.output.url).without_retries()))

@@ -33,7 +33,8 @@ def chosen(spec: Spec, device: DeviceInfo) -> Spec:
     if quantization is not None and quantization.multiplies_float8:
         _check_float8(device, dtype)
     resources = spec.resources
-    return with_choices(spec, dtype, resources.micro_batch, resources.decode_batch_size)
+    spec = with_choices(spec, dtype, resources.micro_batch, resources.decode_batch_size)
+    return spec if spec.output.provenance else with_provenance(spec, "xmp")
 
 
 def _check_float8(device: DeviceInfo, dtype: str) -> None:
@@ -60,7 +61,11 @@ def keep_choices(spec: Spec, saved: Plan | None) -> Spec:
 
     So an output keeps its values, whatever machine continues it.
     """
-    if saved is None or not spec.open_fields:
+    if saved is None:
+        return spec
+    if spec.output.provenance is None:  # plans of earlier versions, without the field, mark none
+        spec = with_provenance(spec, saved.spec.output.provenance or "none")
+    if not spec.open_fields:
         return spec
     dtype = saved.spec.model.dtype if spec.model.dtype == AUTO else spec.model.dtype
     resources, kept = spec.resources, saved.spec.resources
@@ -68,6 +73,12 @@ def keep_choices(spec: Spec, saved: Plan | None) -> Spec:
         return with_choices(spec, dtype, resources.micro_batch, resources.decode_batch_size)
     decode = resources.decode_batch_size or kept.decode_batch_size
     return with_choices(spec, dtype, kept.micro_batch, decode)
+
+
+def with_provenance(spec: Spec, provenance: str) -> Spec:
+    """The spec with this mark of its image files."""
+    output = spec.output.model_copy(update={"provenance": provenance})
+    return spec.model_copy(update={"output": output})
 
 
 def with_choices(spec: Spec, dtype: str, batch_size: int, decode_batch_size: int | None) -> Spec:

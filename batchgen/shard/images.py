@@ -118,6 +118,7 @@ class ImagePool:
             output.image_format,
             output.image_quality,
             output.jpeg_subsampling,
+            marked=output.provenance == "xmp",
         )
         return Finished(sample, image, batch.truncated[index], scores)
 

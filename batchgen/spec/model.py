@@ -42,6 +42,16 @@ COUNTED_IF_SET = CountedIfSet()
 
 
 @dataclass(frozen=True)
+class NotCounted:
+    """Marks a field that is not in the fingerprint if it has one of these values.
+
+    For a field whose default is new: plans of earlier versions do as one of these values says.
+    """
+
+    values: tuple[object, ...]
+
+
+@dataclass(frozen=True)
 class OnlyWith:
     """Marks a field that has an effect only with some values of another field of its section."""
 
@@ -65,6 +75,9 @@ class Section(BaseModel):
 
 def _is_free(field: FieldInfo, value: object) -> bool:
     """Whether a field with this value is left out of the fingerprint."""
+    for mark in field.metadata:
+        if isinstance(mark, NotCounted):
+            return value in mark.values
     if any(isinstance(mark, CountedIfSet) for mark in field.metadata):
         return bool(value == field.default)
     return any(isinstance(mark, FreeOnResume) for mark in field.metadata)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from batchgen.errors import SpecError
 from batchgen.spec.approximate import Approximate
 from batchgen.spec.faults import NEEDED, Faults, missing
-from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, OnlyWith, Section
+from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, NotCounted, OnlyWith, Section
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
@@ -216,6 +216,11 @@ class Output(Section):
         Literal["4:4:4", "4:2:2", "4:2:0"], OnlyWith("image_format", ("jpeg",))
     ] = Field(default="4:4:4", description="chroma subsampling of JPEG output")
     license: Annotated[str, FREE] = "unknown"
+    provenance: Annotated[Literal["xmp", "none"] | None, NotCounted((None, "none"))] = Field(
+        default=None,
+        description="xmp: mark each image file as made by a generative model, in the terms of "
+        "IPTC; null: xmp, for new outputs",
+    )
 
 
 class Pool(Section):

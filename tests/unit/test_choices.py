@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from batchgen.models.memory import MemoryNeed, StageNeed
 from batchgen.output.claim import choices_ahead
 from batchgen.output.ledger import PLAN, Ledger
 from batchgen.output.outcome import begin
-from batchgen.plan.choices import dtype_on, keep_choices
+from batchgen.plan.choices import chosen, dtype_on, keep_choices, with_provenance
 from batchgen.plan.plan import make_plan
 from batchgen.plan.saved import read_plan
 from batchgen.progress.lines import opening
@@ -446,7 +447,7 @@ def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -
     (tmp_path / "out" / PLAN).write_text("{}")
     (tmp_path / "out/data").mkdir()
     (tmp_path / "out/data/x.parquet").write_text("x")
-    asked = spec_for("in", tmp_path / "out", **KNOWN)
+    asked = spec_for("in", tmp_path / "out", output__provenance="xmp", **KNOWN)
     assert choices_ahead(asked) is asked
     with pytest.raises(DamagedRecord):
         choices_ahead(spec_for("in", tmp_path / "out"))
@@ -458,7 +459,21 @@ def test_an_output_is_read_ahead_only_for_a_field_that_is_open(tmp_path: Path) -
 
 def test_a_dtype_that_was_asked_for_is_never_replaced(tmp_path: Path) -> None:
     saved = plan_for(write_prompts(tmp_path / "in.parquet", 4), model__dtype="bfloat16")
-    asked = spec_for("in", **{**KNOWN, "model__dtype": "float16"})
+    asked = spec_for("in", **{**KNOWN, "model__dtype": "float16", "output__provenance": "none"})
     assert keep_choices(asked, saved) is asked
     assert keep_choices(spec_for("in"), None).model.dtype == "auto"
     assert keep_choices(spec_for("in"), saved).model.dtype == "bfloat16"
+
+
+def test_new_outputs_are_marked_and_older_ones_stay_as_they_were(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in.parquet", 4)
+    new = plan_for(source)
+    assert new.spec.output.provenance == "xmp"
+    assert keep_choices(spec_for(source), new).output.provenance == "xmp"
+    older = replace(new, spec=with_provenance(new.spec, "none"))
+    unsaid = new.spec.output.model_copy(update={"provenance": None})
+    before = replace(new, spec=new.spec.model_copy(update={"output": unsaid}))
+    assert before.spec.fingerprint == older.spec.fingerprint != new.spec.fingerprint
+    again = keep_choices(spec_for(source), before)
+    assert chosen(again, DeviceInfo()).output.provenance == "none"
+    assert plan_for(source, output__provenance="none").spec.output.provenance == "none"

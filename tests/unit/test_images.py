@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from batchgen.images.files import ImageFormat, _font, caption_lines, contact_sheet, encode_image
+from batchgen.images.provenance import SOURCE_TYPE
 
 Array = np.ndarray[Any, Any]
 
@@ -151,3 +152,16 @@ def test_a_caption_reaches_into_no_neighbour() -> None:
     ]
     changed = np.argwhere((sheets[0] != sheets[1]).any(axis=-1))  # (n, 2) rows and columns
     assert len(changed) and changed[:, 0].min() >= 8 + 128 and changed[:, 1].max() < 8 + 128
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_a_marked_file_says_that_a_model_made_it(image_format: ImageFormat) -> None:
+    pixels = photo()
+    plain, marked = (encode_image(pixels, image_format, 90, marked=one) for one in (False, True))
+    assert 300 < len(marked) - len(plain) < 500
+    with Image.open(io.BytesIO(marked)) as image, Image.open(io.BytesIO(plain)) as other:
+        (described,) = image.getxmp()["xmpmeta"]["RDF"].values()
+        assert described["DigitalSourceType"] == SOURCE_TYPE
+        assert not other.getxmp()
+        assert np.array_equal(np.asarray(image), np.asarray(other))
+    assert encode_image(pixels.copy(), image_format, 90, marked=True) == marked

@@ -109,6 +109,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "output.image_format": "webp",
     "output.image_quality": 80,
     "output.jpeg_subsampling": "4:2:0",
+    "output.provenance": "xmp",
     "resources.batch_size": 4,
     "resources.decode_batch_size": 2,
     "resources.vae_tiling": True,
@@ -135,6 +136,7 @@ ONLY_IN = {  # parts of a row that some tasks alone take
 # Where and how the work is done, and when it stops: free to differ on resume.
 # Fields that earlier versions lacked: at their default they are not in the fingerprint.
 NOT_COUNTED_UNSET = {
+    "output.provenance",
     "resources.decode_batch_size",
     "resources.vae_tiling",
     "resources.compile",
