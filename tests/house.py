@@ -21,6 +21,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "of images; a shard as bytes between actors",
         "report": "dataset card, HTML report, contact sheet",
         "progress": "progress bars, log lines and the log of a run",
+        "curate": "which samples of a finished output to use",
     },
     6: {
         "input": "rows and spans of the input dataset, conditioning images at URIs",
@@ -64,6 +65,7 @@ HOMES = {
     "compel": ("models",),
     "cv2": ("images",),
     "diffusers": ("models", "families"),
+    "duckdb": ("curate",),
     "fsspec": ("storage",),
     "huggingface_hub": ("models", "output"),
     "isal": ("images",),

@@ -1,0 +1,1 @@
+"""Finished outputs: which of their samples to use."""

@@ -1,0 +1,222 @@
+"""Selections: which samples of an output to use, as a small table of key, verdict and reason.
+
+A selection is a query over the columns of a finished output. It reads no image, and generates
+nothing; the output stays as it is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.curate.columns import columns_of
+from batchgen.errors import InputError, SpecError, nearest
+from batchgen.output.ledger import Ledger
+from batchgen.plan.plan import Plan
+
+SELECTIONS = "_batchgen/selections"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("selected", pa.bool_()),
+        pa.field("reason", pa.string()),
+    ]
+)
+MEMORY = "768MB"
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to select.
+
+    Attributes:
+        where: a condition in DuckDB's SQL over the columns; empty: all samples.
+        top: select at most so many samples of each group.
+        by: the column, or expression, by which ``top`` ranks; the highest first.
+        per: the columns that make a group; empty: all samples are one.
+        lowest: rank the lowest first.
+    """
+
+    where: str = ""
+    top: int | None = None
+    by: str = ""
+    per: tuple[str, ...] = ()
+    lowest: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selection of an output.
+
+    Attributes:
+        name: of the selection.
+        query: what was asked.
+        samples: the accepted samples of the output.
+        selected: those that are selected.
+        reasons: why others are not -> their number.
+        groups: group -> (samples, selected), if the query has groups; at most MOST_GROUPS.
+        plan_fingerprint: of the output's plan.
+    """
+
+    name: str
+    query: Query
+    samples: int
+    selected: int
+    reasons: dict[str, int]
+    groups: dict[str, tuple[int, int]]
+    plan_fingerprint: str
+
+
+MOST_GROUPS = 1000
+
+
+def select(ledger: Ledger, plan: Plan, name: str, query: Query) -> Selection:
+    """Select samples of an output, and store the selection in it under ``name``.
+
+    An existing selection of that name is replaced.
+
+    Raises:
+        SpecError: a wrong name, or a query that does not fit together.
+        InputError: the condition cannot be evaluated, or selects nothing.
+    """
+    _check(name, query)
+    table, groups = _evaluated(ledger, plan, query)
+    selected = pa.compute.sum(table.column("selected")).as_py() or 0
+    if not selected:
+        raise InputError(
+            f"selection {name!r} keeps none of {table.num_rows:,} samples; nothing was stored"
+        )
+    counts = table.column("reason").value_counts().to_pylist()
+    reasons = {one["values"]: one["counts"] for one in counts if one["values"] is not None}
+    made = Selection(name, query, table.num_rows, selected, reasons, groups, plan.fingerprint)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    ledger.store.put(f"{SELECTIONS}/{name}.parquet", sink.getvalue())
+    ledger.store.put(f"{SELECTIONS}/{name}.json", (json.dumps(asdict(made)) + "\n").encode())
+    return made
+
+
+def selected_keys(ledger: Ledger, plan: Plan, name: str) -> frozenset[str]:
+    """The keys of a stored selection.
+
+    Raises:
+        InputError: there is no such selection, or it is of another plan; the message lists those
+            that there are.
+    """
+    try:
+        told = json.loads(ledger.store.read(f"{SELECTIONS}/{name}.json"))
+        data = ledger.store.read(f"{SELECTIONS}/{name}.parquet")
+    except (FileNotFoundError, ValueError) as error:
+        known = names_in(ledger)
+        listed = ", ".join(known) or "none"
+        raise InputError(
+            f"{ledger.store.url} has no selection {name!r}; it has {listed}{nearest(name, known)}"
+        ) from error
+    if told.get("plan_fingerprint") != plan.fingerprint:
+        raise InputError(f"selection {name!r} was made of another plan; select again")
+    table = pq.read_table(pa.BufferReader(data), use_threads=False)
+    kept = table.filter(table.column("selected"))
+    return frozenset(kept.column("key").to_pylist())
+
+
+def names_in(ledger: Ledger) -> list[str]:
+    """The names of the selections that an output has."""
+    found = ledger.store.list(SELECTIONS)
+    return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
+
+
+def _check(name: str, query: Query) -> None:
+    if not NAME.fullmatch(name):
+        raise SpecError("--name", name, "letters, digits, _ and -")
+    if query.top is not None and (query.top < 1 or not query.by):
+        raise SpecError("--top", query.top, "a number of 1 or more, with --by COLUMN")
+    if query.top is None and (query.by or query.per or query.lowest):
+        given = query.by or ", ".join(query.per) or "lowest"
+        raise SpecError("--by", given, "with --top", because="there is no --top; add it")
+    if not query.where and query.top is None:
+        raise SpecError("--where", None, "a condition, or --top with --by")
+
+
+def _evaluated(
+    ledger: Ledger, plan: Plan, query: Query
+) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
+    """Key, verdict and reason of each sample, and the counts of the groups."""
+    duckdb = _duckdb()
+    samples = columns_of(ledger, plan)
+    columns = [field.name for field in samples.schema]
+    for name in query.per:
+        if name not in columns:
+            allowed = f"columns: {', '.join(columns)}{nearest(name, columns)}"
+            raise SpecError("--per", name, allowed)
+    with duckdb.connect(config={"threads": 2, "memory_limit": MEMORY}) as database:
+        database.register("samples", samples)
+        database.execute("SET enable_external_access = false")
+        database.execute("SET lock_configuration = true")
+        try:
+            table = database.sql(_sql(query)).to_arrow_table()
+        except duckdb.Error as error:
+            raise InputError(
+                f"the selection cannot be evaluated: {_first(error)}; the columns are "
+                f"{', '.join(columns)}"
+            ) from error
+        groups = _groups(table) if query.per else {}
+    return table.select(SCHEMA.names).cast(SCHEMA), groups
+
+
+def _sql(query: Query) -> str:
+    """A query with one row for each sample: key, selected, reason and group."""
+    per = ", ".join(_quoted(name) for name in query.per)
+    shown = " || ', ' || ".join(f"coalesce({_quoted(one)}::varchar, 'null')" for one in query.per)
+    order = "asc" if query.lowest else "desc"
+    fits = f"coalesce(({query.where}), false)" if query.where else "true"
+    ranked = (
+        f"row_number() over (partition by fits{f', {per}' if per else ''} "
+        f"order by ({query.by}) {order} nulls last, key)"
+        if query.top is not None
+        else "0"
+    )
+    most = 0 if query.top is None else query.top
+    return f"""
+        with judged as (select *, {fits} as fits from samples),
+        ranked as (
+            select key, fits, {ranked} as place, {shown or "null"} as group_name from judged
+        )
+        select
+            key,
+            fits and place <= {most} as selected,
+            case when not fits then 'where' when place > {most} then 'rank' end as reason,
+            group_name
+        from ranked order by key"""
+
+
+def _groups(table: pa.Table) -> dict[str, tuple[int, int]]:
+    found = table.group_by("group_name").aggregate([("selected", "count"), ("selected", "sum")])
+    rows = sorted(found.to_pylist(), key=lambda row: str(row["group_name"]))
+    return {
+        str(row["group_name"]): (row["selected_count"], row["selected_sum"])
+        for row in rows[:MOST_GROUPS]
+    }
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _first(error: Exception) -> str:
+    """The first line of DuckDB's message, without the query."""
+    return str(error).partition("\n")[0]
+
+
+def _duckdb() -> Any:
+    try:
+        import duckdb
+    except ModuleNotFoundError as error:
+        raise InputError("select needs DuckDB: `pip install 'batchgen[curate]'`") from error
+    return duckdb
