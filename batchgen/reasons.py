@@ -42,6 +42,8 @@ REASONS: dict[str, str] = {
     "that do not belong to their image",
     "bad-label_mask": "a label mask whose shape differs from that of its image, or with "
     "impossible classes",
+    "not-selected": "only in a copy that `export --selection` has made: the sample is not in the "
+    "selection",
     "flat-image": "the generated image has one single colour (`policy.reject_flat`)",
 }
 # The same for samples that failed: the row is not at fault.

@@ -15,6 +15,7 @@ from batchgen.cli.options import main, open_ledger, spec_options, storage_option
 if TYPE_CHECKING:
     from batchgen.cli.machine import Check
     from batchgen.output.ledger import Ledger
+    from batchgen.output.restrict import Chosen
     from batchgen.spec.spec import Spec
 
 
@@ -93,6 +94,7 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
     "(images without objects) or refuse. [default: skip]",
 )
 @click.option("--segments", is_flag=True, help="With --to yolo: polygons instead of boxes.")
+@click.option("--selection", help="Only the samples of this selection (`batchgen select`).")
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def export(
@@ -102,6 +104,7 @@ def export(
     to: str | None,
     void: str | None,
     segments: bool,
+    selection: str | None,
     storage_options: tuple[str, ...],
     as_json: bool,
 ) -> int:
@@ -119,13 +122,26 @@ def export(
         raise click.UsageError("one of --format and --to is needed")
     source = open_ledger(output, storage_options)
     if to is not None:
-        return _export_labels(source, target, to, void or "skip", segments, as_json)
+        chosen = _chosen(source, selection)
+        return _export_labels(source, target, to, void or "skip", segments, chosen, as_json)
     if void is not None or segments:
         raise click.UsageError("--void and --segments need --to")
-    return _export_copy(source, target, str(form), as_json)
+    return _export_copy(source, target, str(form), _chosen(source, selection), as_json)
 
 
-def _export_copy(source: Ledger, target: str, form: str, as_json: bool) -> int:
+def _chosen(source: Ledger, name: str | None) -> Chosen | None:
+    """The samples of a selection; None without one."""
+    if name is None:
+        return None
+    from batchgen.curate.selection import selected_keys
+    from batchgen.output.restrict import Chosen
+
+    return Chosen(name, selected_keys(source, source.require_plan(), name))
+
+
+def _export_copy(
+    source: Ledger, target: str, form: str, chosen: Chosen | None, as_json: bool
+) -> int:
     from batchgen.engine.interrupt import interruptible
     from batchgen.output.export import export as write_again
     from batchgen.output.ledger import Ledger
@@ -135,7 +151,7 @@ def _export_copy(source: Ledger, target: str, form: str, as_json: bool) -> int:
 
     ledger = Ledger(open_store(target))
     with interruptible():
-        shards = write_again(source, ledger.store, form)
+        shards = write_again(source, ledger.store, form, chosen)
     plan = ledger.require_plan()
     outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
     if as_json:
@@ -146,14 +162,20 @@ def _export_copy(source: Ledger, target: str, form: str, as_json: bool) -> int:
 
 
 def _export_labels(
-    source: Ledger, target: str, to: str, void: str, segments: bool, as_json: bool
+    source: Ledger,
+    target: str,
+    to: str,
+    void: str,
+    segments: bool,
+    chosen: Chosen | None,
+    as_json: bool,
 ) -> int:
     from batchgen.engine.interrupt import interruptible
     from batchgen.output.datasets.choose import export_to
     from batchgen.storage import open_store
 
     with interruptible():
-        totals = export_to(source, open_store(target), to, void, segments)
+        totals = export_to(source, open_store(target), to, void, segments, chosen)
     if as_json:
         echo_json(totals.to_json())
     else:

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from batchgen.cli import main
 from batchgen.curate.selection import Query, names_in, select, selected_keys
-from batchgen.errors import InputError, SpecError
+from batchgen.errors import InputError, PlanChanged, SpecError
+from batchgen.output.export import export
 from batchgen.output.ledger import Ledger
+from batchgen.output.rejects import by_reason
+from batchgen.output.restrict import Chosen
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.storage import open_store
@@ -193,3 +196,40 @@ def test_the_command_tells_what_it_has_selected(tmp_path: Path) -> None:
     assert facts["query"]["where"] == "number > 5" and facts["selected"] == 6
     found = CliRunner().invoke(main, ["select", ledger.store.url, "--name", "x"])
     assert found.exit_code == 1
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_copy_has_the_selected_samples_and_lists_the_others(form: str, tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    plan = ledger.require_plan()
+    select(ledger, plan, "some", Query("number >= 7"))
+    chosen = Chosen("some", selected_keys(ledger, plan, "some"))
+    target = open_store(str(tmp_path / "copy"))
+    assert export(ledger, target, form, chosen) == 3
+    copy = Ledger(target)
+    found = verify(copy)
+    assert found.ok, found.problems
+    assert (found.planned, found.accepted, found.rejected) == (COUNT, 5, 7)
+    (group,) = by_reason(copy)
+    assert (group.reason, group.count) == ("not-selected", 7)
+    assert export(ledger, target, form, chosen) == 0
+    with pytest.raises(PlanChanged, match="copy of other samples"):
+        export(ledger, target, form)
+    fewer = Chosen("fewer", frozenset(list(chosen.keys)[:2]))
+    with pytest.raises(PlanChanged, match="copy of other samples"):
+        export(ledger, target, form, fewer)
+    labels = {name for marker in copy.markers(range(3)) for name in marker.labels}
+    assert labels <= {"cat", "dog"}
+    counted = sum(sum(marker.labels.values()) for marker in copy.markers(range(3)))
+    assert counted == sum(number % 3 != 2 for number in range(7, COUNT))
+
+
+def test_the_command_exports_a_selection(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    select(ledger, ledger.require_plan(), "some", Query("number >= 7"))
+    words = ["export", ledger.store.url, str(tmp_path / "copy"), "--format", "webdataset"]
+    found = CliRunner().invoke(main, [*words, "--selection", "smoe"])
+    assert found.exit_code == 1 and "did you mean 'some'" in found.output
+    found = CliRunner().invoke(main, [*words, "--selection", "some"])
+    assert found.exit_code == 0, found.output
+    assert "5 images" in found.output

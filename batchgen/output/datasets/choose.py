@@ -12,6 +12,7 @@ from batchgen.output.datasets.voc import Voc
 from batchgen.output.datasets.write import Totals, export_dataset
 from batchgen.output.datasets.yolo import Yolo
 from batchgen.output.ledger import Ledger
+from batchgen.output.restrict import Chosen
 from batchgen.plan.plan import Plan
 from batchgen.storage import Store
 
@@ -21,9 +22,14 @@ _SHAPES = re.compile(r"\b(segmentation|rle): ")  # fields of the column of objec
 
 
 def export_to(
-    source: Ledger, target: Store, name: str, void: str = "skip", segments: bool = False
+    source: Ledger,
+    target: Store,
+    name: str,
+    void: str = "skip",
+    segments: bool = False,
+    chosen: Chosen | None = None,
 ) -> Totals:
-    """Write the finished output at ``source`` as a dataset of this layout.
+    """Write the finished output at ``source``, or these samples of it, as a dataset.
 
     Raises:
         SpecError: there is no such layout or choice.
@@ -39,7 +45,7 @@ def export_to(
     plan = source.require_plan()
     layout = _layout(source, plan, name, segments)
     settings = {"to": name, "void": void, "segments": segments}
-    return export_dataset(source, plan, target, layout, void, settings)
+    return export_dataset(source, plan, target, layout, void, settings, chosen)
 
 
 def _layout(source: Ledger, plan: Plan, name: str, segments: bool) -> Layout:

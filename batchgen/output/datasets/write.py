@@ -28,6 +28,7 @@ from batchgen.output.finished import (
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import Ledger, Marker
 from batchgen.output.proof import Prover
+from batchgen.output.restrict import Chosen
 from batchgen.output.verify import prover_of
 from batchgen.plan.plan import Plan
 from batchgen.storage import Store
@@ -97,6 +98,7 @@ class Job:
     layout: Layout
     void: str
     settings: dict[str, Any]
+    chosen: Chosen | None = None
 
     @property
     def records(self) -> Records:
@@ -108,7 +110,13 @@ class Job:
 
 
 def export_dataset(
-    source: Ledger, plan: Plan, target: Store, layout: Layout, void: str, settings: dict[str, Any]
+    source: Ledger,
+    plan: Plan,
+    target: Store,
+    layout: Layout,
+    void: str,
+    settings: dict[str, Any],
+    chosen: Chosen | None = None,
 ) -> Totals:
     """Write the finished output at ``source`` as a dataset; an interrupted export continues.
 
@@ -121,6 +129,7 @@ def export_dataset(
         layout: what is written.
         void: what to do with images whose labels are void: ``skip``, ``empty`` or ``refuse``.
         settings: name and options of the layout and ``void``, as JSON.
+        chosen: the samples that are written; None: all.
 
     Raises:
         InputError: the source is not finished, is damaged or has other labels than a run writes;
@@ -129,7 +138,9 @@ def export_dataset(
     """
     refuse_unfinished(source, plan, then="export")
     refuse_nested(source, target)
-    job = Job(source, prover_of(source, plan), plan, target, layout, void, settings)
+    if chosen is not None:
+        settings = {**settings, "selection": chosen.digest}
+    job = Job(source, prover_of(source, plan), plan, target, layout, void, settings, chosen)
     with hold_lease(target, lambda reason: None) as lease:
         target.clear_temporary(older_than_s=LEASE_SECONDS)
         return _export(job, lease)
@@ -212,8 +223,11 @@ def _write(job: Job, classes: Classes, found: Proven) -> ShardRecord:
     left_out, notes = Counter[str](), Counter[str]()
     counts: dict[str, tuple[int, int]] = {}
     entries: dict[str, list[Any]] = {}
-    column = job.layout.column
-    for image in images_of(found.table, job.plan, shard, classes, column, job.void):
+    column, table = job.layout.column, found.table
+    if job.chosen is not None:
+        table, others = job.chosen.split(table)
+        left_out.update({f"not in the selection {job.chosen.name!r}": others.num_rows})
+    for image in images_of(table, job.plan, shard, classes, column, job.void):
         if isinstance(image, str):
             left_out[image] += 1
             continue
