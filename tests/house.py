@@ -25,6 +25,7 @@ FLOORS: dict[int, dict[str, str]] = {
     },
     6: {
         "input": "rows and spans of the input dataset, conditioning images at URIs",
+        "recipes": "recipes: templates, draws, pairs and balance, expanded to one row a sample",
         "output": "an output and its records: ledger, lease, markers, counts, rejects, the "
         "formats; operations on a finished output: verify, repair, export, push, clean",
     },
@@ -69,12 +70,12 @@ HOMES = {
     "fsspec": ("storage",),
     "huggingface_hub": ("models", "output"),
     "isal": ("images",),
-    "jinja2": ("report",),
+    "jinja2": ("report", "recipes"),
     "PIL": ("images", "families", "labels"),
     "packaging": ("cluster",),
     "peft": ("models",),
     "pycocotools": ("labels",),
-    "pydantic": ("storage", "spec", "plan", "shard", "replay"),
+    "pydantic": ("storage", "spec", "plan", "shard", "replay", "recipes"),
     "pyparsing": ("models",),
     "ray": ("engine", "cluster"),
     "rich": ("progress",),
@@ -106,9 +107,9 @@ through them in one direction:
 
 Read `batchgen/runner.py` first: it is the job on a page. A room may import only rooms with a lower
 floor number. To find the files that a change touches, see
-[How do I add ...](../CONTRIBUTING.md#how-do-i-add-). Two folders hold no code:
-`batchgen/templates/` (HTML of the report, font of the contact sheet) and `batchgen/shipped/`
-(weights of the demo model).
+[How do I add ...](../CONTRIBUTING.md#how-do-i-add-). Three folders hold no code:
+`batchgen/templates/` (HTML of the report, font of the contact sheet), `batchgen/shipped/`
+(weights of the demo model) and `batchgen/presets/` (recipes by name).
 
 | floor | room | what it is for | may load |
 | ---: | --- | --- | --- |

@@ -1,0 +1,137 @@
+"""Writes the rows of an expansion: one Parquet file, seen complete or not at all, and rejects."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import tempfile
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.recipes.sources import Declared
+from batchgen.spec.sections import Columns
+from batchgen.storage import Store, open_store
+from batchgen.storage.publish import publish
+
+GROUP_ROWS = 16_384
+GROUP_BYTES = 64 << 20
+REJECTS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "row_key", "source", "reason", "message")),
+        ("samples", pa.int64()),
+    ]
+)
+_OF_THE_RUN = ("key", "row_key", "variant", "template")
+
+
+def rejects_name(name: str) -> str:
+    """The name of the file with rejected samples, which is next to that of the rows."""
+    stem, dot, end = name.rpartition(".")
+    return f"{stem}-rejects.{end}" if dot else f"{name}-rejects.parquet"
+
+
+@dataclass
+class RowWriter:
+    """Writes tables to a temporary file, and puts it in its place at the end.
+
+    Args:
+        output: path or URL of the Parquet file.
+        name: of the file in its store.
+        store: that of its folder.
+    """
+
+    store: Store
+    name: str
+    _writer: pq.ParquetWriter | None = None
+    _path: str = ""
+    _waiting: list[pa.Table] = field(default_factory=list)
+    rows: int = 0
+
+    @classmethod
+    def open(cls, output: str) -> RowWriter:
+        """Open a writer; nothing is created yet."""
+        folder, name = posixpath.split(output)
+        return cls(open_store(folder or "."), name)
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; all tables have the columns of the first."""
+        if self._writer is None:
+            self._path = self._temporary()
+            self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+        self.rows += table.num_rows
+        self._waiting.append(table)
+        waiting = sum(one.num_rows for one in self._waiting)
+        if waiting >= GROUP_ROWS or sum(one.nbytes for one in self._waiting) >= GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write the rest, and put the file in its place."""
+        self._flush()
+        assert self._writer is not None
+        self._writer.close()
+        self._writer = None
+        with open(self._path, "rb") as file:
+            os.fsync(file.fileno())
+        publish(self.store, self._path, self.name)
+
+    def abort(self) -> None:
+        """Remove the temporary file."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._path:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    def _flush(self) -> None:
+        if self._waiting and self._writer is not None:
+            table = pa.concat_tables(self._waiting)
+            self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+            self._waiting = []
+
+    def _temporary(self) -> str:
+        if not self.store.local:
+            return posixpath.join(tempfile.gettempdir(), f"batchgen-{uuid.uuid4().hex}.parquet")
+        os.makedirs(self.store.root, exist_ok=True)
+        return posixpath.join(self.store.root, f".{self.name}.{uuid.uuid4().hex}.tmp")
+
+
+def schema_of(table: pa.Table, declared: Declared, carried: Mapping[str, str]) -> pa.Schema:
+    """Add the metadata by which `run` and `datasets` know the columns.
+
+    Args:
+        table: the first rows.
+        declared: what the source says about its columns.
+        carried: column of the source -> its column here, for those that are copied.
+    """
+    features = {carried[name]: one for name, one in declared.features.items() if name in carried}
+    for one in table.schema:
+        features.setdefault(one.name, _feature(one.type))
+    parts = {part: carried[name] for part, name in declared.parts.items() if name in carried}
+    parts |= {name: name for name in Columns.model_fields if name in table.column_names}
+    parts.pop("class_label" if "class_label" not in table.column_names else "", None)
+    own: dict[str, Any] = {"columns": parts}
+    if declared.categories and "objects" in parts:
+        own["categories"] = declared.categories
+    known = {name: one for name, one in features.items() if one is not None}
+    metadata = {
+        b"huggingface": json.dumps({"info": {"features": known}}).encode(),
+        b"batchgen": json.dumps(own).encode(),
+    }
+    schema: pa.Schema = table.schema.with_metadata(metadata)
+    return schema
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any] | None:
+    """The feature of a simple type, or of images; None for others, which `datasets` derives."""
+    if pa.types.is_struct(kind) and {one.name for one in kind} == {"bytes", "path"}:
+        return {"_type": "Image"}
+    names = {pa.string(): "string", pa.int64(): "int64", pa.int32(): "int32"}
+    names |= {pa.float64(): "float64", pa.bool_(): "bool"}
+    return {"dtype": names[kind], "_type": "Value"} if kind in names else None
