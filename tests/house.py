@@ -84,7 +84,7 @@ HOMES = {
     "torch": ("families", "stages", "models", "shard", "engine", "cluster", "replay"),
     "torchao": ("models",),
     "transformers": ("models",),
-    "yaml": ("spec", "cli", "output", "report"),
+    "yaml": ("spec", "cli", "output", "report", "recipes"),
 }
 
 HEAD = """\

@@ -1,6 +1,8 @@
 """The command line: one module for each kind of command."""
 
-from batchgen.cli import catalogue, cluster, look, make, samples, stores
+from batchgen.cli import catalogue, cluster, look, make, recipes, samples, stores
 from batchgen.cli.options import FIELDS, main
 
-__all__ = ["FIELDS", "catalogue", "cluster", "look", "main", "make", "samples", "stores"]
+__all__ = [
+    *("FIELDS", "catalogue", "cluster", "look", "main", "make", "recipes", "samples", "stores"),
+]

@@ -68,6 +68,7 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
     "--image-format": ("output.image_format", Offered(IMAGE_FORMATS), "[default: png]"),
     "--layout": ("resources.layout", Offered(LAYOUTS), "Pools of actors. [default: fused]"),
     "--limit": ("input.limit", int, "Use only the first rows of the dataset."),
+    "--preset": ("preset", str, "A recipe with settings by name, see `batchgen presets`."),
 }
 
 
@@ -123,6 +124,7 @@ def _spec(
     if no_key_check:
         dotted["input.check_keys"] = False
     tree = merge(read_yaml(spec_file) if spec_file else {}, dotted)
+    tree = _with_rows(tree)
     try:
         spec = build(tree)
     except SpecError as error:
@@ -130,6 +132,23 @@ def _spec(
     if "path" not in (tree.get("model") or {}):
         echo(DEMO, err=True)
     return spec
+
+
+def _with_rows(tree: dict[str, Any]) -> dict[str, Any]:
+    """Expand the recipe of the tree, or of its preset, into the output's folder for input."""
+    if not {"preset", "recipe"} & tree.keys():
+        return tree
+    from batchgen.recipes.job import expanded_with_report, shown
+    from batchgen.recipes.presets import with_preset
+
+    tree = with_preset(tree)
+    output = (tree.get("output") or {}).get("url")
+    if not output:
+        return tree
+    tree, report = expanded_with_report(tree, f"{output}/_batchgen/input")
+    if report is not None:
+        echo(shown(report), err=True)
+    return tree
 
 
 def _columns_there(error: SpecError, tree: dict[str, Any]) -> str:

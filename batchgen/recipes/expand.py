@@ -302,8 +302,10 @@ def preview(
     variants: tuple[int, int] | None = None,
     answers_path: str = "",
     functions: Mapping[str, Answerer] | None = None,
-) -> tuple[pa.Table, Expansion]:
+) -> tuple[pa.Table, list[str]]:
     """Make the first samples of a recipe; writes nothing but answers of a language model.
+
+    Returns the rows, and the names of the columns that are copied from the source.
 
     Raises:
         InputError, SpecError: the recipe or its source is wrong, or no sample can be made.
@@ -314,7 +316,8 @@ def preview(
             said = expansion.rejects[0]["message"] if expansion.rejects else "there are no rows"
             raise InputError(f"no sample can be made: {said}")
         schema = schema_of(tables[0], expansion.source.declared, expansion.carried())
-        return pa.concat_tables([one.cast(schema) for one in tables]), expansion
+        made = pa.concat_tables([one.cast(schema) for one in tables])
+        return made, list(expansion.carried().values())
 
 
 def _unknown(classes: Classes, label: Any) -> Refused | None:

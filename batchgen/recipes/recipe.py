@@ -181,13 +181,13 @@ def build_recipe(tree: Mapping[str, Any]) -> Recipe:
     fresh = list(found.values())
     while True:  # checks between fields run once each field is valid by itself
         for fault in fresh:
-            kept = without(kept, fault.field)
+            kept = without(kept, ".".join(fault.field.split(".")[:2]))
         try:
             recipe = Recipe.model_validate(kept)
             break
         except ValidationError as error:
             told = faults_of(error, Recipe.model_json_schema())
-            fresh = [one for one in told if one.field not in found]
+            fresh = [one for one in told if not _is_told(one.field, found)]
         if not fresh:
             break
         found.update({fault.field: fault for fault in fresh})
@@ -195,6 +195,10 @@ def build_recipe(tree: Mapping[str, Any]) -> Recipe:
         first, *others = found.values()
         raise first.beside(others)
     return recipe
+
+
+def _is_told(field: str, found: Mapping[str, SpecError]) -> bool:
+    return any(f"{field}.".startswith(f"{one}.") or one.startswith(f"{field}.") for one in found)
 
 
 def _refusals(recipe: Recipe) -> Iterator[SpecError]:

@@ -43,6 +43,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, optimized=False, finalize=_inserted)
         self.filters = {name: _bounded(self.filters[name]) for name in FILTERS}
+        self.filters["article"] = with_article
         self.globals = {"range": _range}
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -55,16 +56,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_product(left, right)
         return checked(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the template's own, or a harmless method of a value."""
-        own = getattr(__obj, "__self__", None)
+        own = getattr(obj, "__self__", None)
         if own is not None and isinstance(own, str | list | dict | tuple | int | float | bytes):
-            name = __obj.__name__
+            name = obj.__name__
             if name not in METHODS:
                 raise SecurityError(f"{name}() is not allowed; allowed: {', '.join(METHODS)}")
             if name == "replace":
                 _check_replace(own, args)
-        return checked(super().call(__context, __obj, *args, **kwargs))
+        return checked(super().call(context, obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Refuse ``str.format``, which can pad a text to any length."""
@@ -191,6 +192,12 @@ def _listed(value: Any) -> Any:
         found.append(one)
         checked(found)
     return found
+
+
+def with_article(text: object) -> str:
+    """Put the article before a noun: a star, an orange star."""
+    words = str(_inserted(text))
+    return f"{'an' if words[:1].lower() in ('a', 'e', 'i', 'o', 'u') else 'a'} {words}"
 
 
 def _range(*numbers: int) -> range:
