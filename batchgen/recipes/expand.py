@@ -23,7 +23,8 @@ from batchgen.recipes.reasons import Refused
 from batchgen.recipes.recipe import RESERVED, Recipe, variant_range
 from batchgen.recipes.samples import Samples, combinations, samples_of
 from batchgen.recipes.sources import Batch
-from batchgen.recipes.writing import REJECTS, RowWriter, rejects_name, schema_of
+from batchgen.recipes.writing import REJECTS, RowWriter, rejects_name, schema_of, write_small
+from batchgen.spec.tasks import LABEL_PARTS
 
 MAX_REJECTS = 1_000_000  # in the file of rejects; all are counted
 
@@ -117,13 +118,20 @@ class Expansion:
 
     def carried(self) -> dict[str, str]:
         """Column of the source -> its name in the output, for those that are copied."""
-        made = {*RESERVED, *self._written()}
+        made = {*RESERVED, *self._written(), *self._of_another_image()}
         kept = {}
         for name in self.source.schema.names:
             if name == self.source.key_column or (name in made and name not in RESERVED):
                 continue
             kept[name] = f"source_{name}" if name in RESERVED else name
         return kept
+
+    def _of_another_image(self) -> set[str]:
+        """Columns with labels of the pixels of an image that a pair replaces: they would lie."""
+        parts = self.source.declared.parts
+        if parts.get("image", "image") not in [pair.into for pair in self.recipe.pair]:
+            return set()
+        return {parts.get(part, part) for part in LABEL_PARTS}
 
     def _written(self) -> list[str]:
         """Names of the columns that the recipe makes."""
@@ -292,7 +300,7 @@ def _write_rejects(writer: RowWriter, expansion: Expansion) -> str:
         return ""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(expansion.rejects, REJECTS), sink, compression="zstd")
-    writer.store.put(name, sink.getvalue().to_pybytes())
+    write_small(writer.store, name, sink.getvalue().to_pybytes())
     return f"{writer.store.url}/{name}"
 
 

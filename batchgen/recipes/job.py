@@ -19,6 +19,7 @@ from batchgen.recipes.expand import Expanded, expand
 from batchgen.recipes.presets import with_recipe
 from batchgen.recipes.recipe import Recipe, build_recipe
 from batchgen.recipes.sources import declared
+from batchgen.recipes.writing import write_small
 from batchgen.secrets import redact
 from batchgen.spec.tasks import TASK_NAMES, task_named
 from batchgen.spec.tree import canonical_json, read_yaml, spread
@@ -72,7 +73,8 @@ def expanded_with_report(
                 f"than policy.rejected_limit allows; see {report.rejects}"
             )
         text = yaml.safe_dump(recipe_tree, sort_keys=False, allow_unicode=True, width=100)
-        store.put(name.replace("rows-", "recipe-").replace(".parquet", ".yaml"), text.encode())
+        own = name.replace("rows-", "recipe-").replace(".parquet", ".yaml")
+        write_small(store, own, text.encode())
     kept = {key: value for key, value in tree.items() if key not in ("recipe", "variants")}
     columns = {**_columns(store, name, tree), **_own_columns(source)}
     made = {key: value for key, value in source.items() if key not in ("path", "columns")}
@@ -122,7 +124,7 @@ def _expand(recipe: Recipe, store: Store, path: str) -> Expanded:
         finally:
             if os.path.exists(local) and os.path.getsize(local):
                 with open(local, "rb") as file:
-                    store.put(ANSWERS, file.read())
+                    write_small(store, ANSWERS, file.read())
 
 
 def _digest(tree: Mapping[str, Any], recipe: Recipe) -> str:

@@ -96,10 +96,25 @@ class RowWriter:
             self._waiting = []
 
     def _temporary(self) -> str:
-        if not self.store.local:
-            return posixpath.join(tempfile.gettempdir(), f"batchgen-{uuid.uuid4().hex}.parquet")
-        os.makedirs(self.store.root, exist_ok=True)
-        return posixpath.join(self.store.root, f".{self.name}.{uuid.uuid4().hex}.tmp")
+        return _temporary(self.store, self.name)
+
+
+def write_small(store: Store, name: str, data: bytes) -> None:
+    """Write a small file next to the rows, as they are written."""
+    path = _temporary(store, name)
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(store, path, name)
+
+
+def _temporary(store: Store, name: str) -> str:
+    """Name a file on the same disk as the store; that of a network store is a temporary one."""
+    if not store.local:
+        return posixpath.join(tempfile.gettempdir(), f"batchgen-{uuid.uuid4().hex}.tmp")
+    os.makedirs(store.root, exist_ok=True)
+    return posixpath.join(store.root, f".{name}.{uuid.uuid4().hex}.tmp")
 
 
 def schema_of(table: pa.Table, declared: Declared, carried: Mapping[str, str]) -> pa.Schema:
