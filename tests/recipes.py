@@ -28,8 +28,8 @@ def rows_of(
     return found
 
 
-def reasons_of(tree: Mapping[str, Any]) -> dict[str, int]:
+def reasons_of(tree: Mapping[str, Any], **given: Any) -> dict[str, int]:
     """Reason -> number of rejected samples."""
-    with closing(expansion(tree)) as made:
+    with closing(expansion(tree, **given)) as made:
         list(made.tables())
         return dict(made.rejected)

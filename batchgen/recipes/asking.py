@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
@@ -171,26 +171,31 @@ class Asking:
         return texts
 
     def _ask_all(self, missing: Sequence[tuple[Question, int]]) -> None:
-        """Ask several at a time; each answer is on disk before the next one is awaited."""
+        """Ask several at a time, and keep each answer as it comes, also if another one fails."""
         if self._answerer is None:
             self._answerer = self._found_answerer()
-        answerer = self._answerer
-        pool = ThreadPoolExecutor(AT_ONCE)
-        try:
-            asked = [(one, pool.submit(answerer, *one)) for one in missing]
-            for (question, number), future in asked:
-                answer = future.result()
-                if not isinstance(answer, str):
-                    kind = type(answer).__name__
-                    raise SpecError(
-                        f"fields.{self._name}.ask.with",
-                        None,
-                        "a function that returns text",
-                        said=f"the function returned a value of type {kind}",
-                    )
-                self._answers.keep(question, number, answer)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        failure: BaseException | None = None
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            asked = {pool.submit(self._answerer, *one): one for one in missing}
+            for future in as_completed(asked):
+                if future.cancelled():
+                    continue
+                error = future.exception()
+                if error is None:
+                    self._answers.keep(*asked[future], self._checked(future.result()))
+                elif failure is None:
+                    failure = error
+                    for one in asked:
+                        one.cancel()
+        if failure is not None:
+            raise failure
+
+    def _checked(self, answer: object) -> str:
+        if isinstance(answer, str):
+            return answer
+        said = f"the function returned a value of type {type(answer).__name__}"
+        where = f"fields.{self._name}.ask.with"
+        raise SpecError(where, None, "a function that returns text", said=said)
 
     def _found_answerer(self) -> Answerer:
         provider, where = self._ask.provider, f"fields.{self._name}.ask.with"

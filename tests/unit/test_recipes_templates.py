@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from pathlib import Path
@@ -186,7 +187,6 @@ def test_a_greedy_template_costs_its_row_and_little_time(text: str) -> None:
         ("{{ 1 / 0 }}", "bad-template"),
         ("{{ tags }}", "bad-template"),
         ("{{ [] | pick }}", "bad-template"),
-        ("{{ name | int(base='y') }}", "bad-template"),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused_with_a_reason(text: str, reason: str) -> None:
@@ -270,10 +270,8 @@ def test_any_text_is_a_template_or_is_refused(text: str) -> None:
 
 @given(st.text(alphabet="{}|$_:-ab12 ", max_size=60))
 def test_any_line_is_parsed_or_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(GrammarError):
         parse(text, jinja=False)
-    except GrammarError:
-        pass
 
 
 def test_long_prompts_and_empty_ones_are_rejected() -> None:
