@@ -20,10 +20,10 @@ import resource
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -129,9 +129,8 @@ def main() -> None:
 
     result = {
         "benchmark": "benchmarks/expand.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": {"pyarrow": pa.__version__, "python": sys.version.split()[0]},
+        **machine(),
+        "versions": {"pyarrow": pa.__version__, "jinja2": jinja2.__version__},
         "bars": {"seconds": 60, "peak_mb": 1000},
         "cases": cases,
     }

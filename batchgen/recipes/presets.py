@@ -27,11 +27,13 @@ class Preset(Section):
         brought: what it was shown to bring, with figures and their source.
         hurt: where it was shown to hurt, or not to help.
         cost: what it costs for each sample.
+        models: with which models.
         rows: what the rows must have.
         differs: how it differs from the paper.
         recipe: a recipe without its rows.
         spec: settings of the job.
         command: one line that runs it on the shipped model.
+        runs: whether this version can run it; if not, its page has no picture.
     """
 
     about: str
@@ -39,11 +41,13 @@ class Preset(Section):
     brought: tuple[str, ...]
     hurt: tuple[str, ...]
     cost: str
+    models: str
     rows: str
     differs: tuple[str, ...] = ()
     recipe: dict[str, Any]
     spec: dict[str, Any] = Field(default={})
     command: str
+    runs: bool = True
 
 
 @cache
@@ -118,17 +122,22 @@ def table() -> str:
 def section(name: str) -> str:
     """What docs/presets.md says about one preset."""
     one = preset(name)
-    lines = [f"## {name}", "", one.about[0].upper() + one.about[1:] + f" ({one.paper}).", ""]
-    lines += [f"Rows: {one.rows}. Cost: {one.cost}.", "", "What it was shown to bring:", ""]
-    lines += [f"- {text}" for text in one.brought]
-    lines += ["", "Where it was shown to hurt, or not to help:", ""]
-    lines += [f"- {text}" for text in one.hurt]
-    if one.differs:
-        lines += ["", "How this preset differs from the paper:", ""]
-        lines += [f"- {text}" for text in one.differs]
-    return "\n".join([*lines, "", "```text", one.command, "```"])
+    lines = [f"## {name}", "", f"{one.about[0].upper()}{one.about[1:]} ({one.paper}).", ""]
+    lines += [f"Rows: {one.rows}. Models: {one.models}. Cost: {one.cost}."]
+    parts = {
+        "What it was shown to bring:": one.brought,
+        "Where it was shown to hurt, or not to help:": one.hurt,
+        "How this preset differs from the paper:": one.differs,
+    }
+    for title, texts in parts.items():
+        if texts:
+            lines += ["", title, "", *(f"- {text}" for text in texts)]
+    lines += ["", "```bash" if one.runs else "```text", one.command, "```"]
+    if one.runs:
+        lines += ["", f"![{name}: what was given and what was made](images/presets/{name}.png)"]
+    return "\n".join(lines)
 
 
 def page() -> str:
-    """docs/presets.md, without its first part."""
+    """docs/presets.md after its first part."""
     return "\n\n".join([table(), *map(section, names())])

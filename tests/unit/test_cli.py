@@ -123,7 +123,7 @@ def test_every_flag_reaches_its_field(
         "--limit": 1,
     }
     others = ("--image-column", "--mask-column", "--control-column", "--class-column", "--count")
-    if flag in (*others, "--revision", "--strength"):
+    if flag in (*others, "--revision", "--strength", "--preset"):
         pytest.skip("refused for a text-to-image job on a local model; tested with other tasks")
     words = {"--input": values["--input"], "--output": "o", flag: values[flag]}
     flat = [word for pair in words.items() for word in pair]
@@ -166,7 +166,9 @@ def test_a_held_output_is_refused_by_name(
     assert code == 1 and lease.owner.split(" ")[1] in err
 
 
-@pytest.mark.parametrize("command", ["", "run", "resume", "plan", "status", "verify"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "resume", "plan", "expand", "presets", "status", "verify"]
+)
 def test_help_says_what_a_command_is_for(command: str) -> None:
     words = [sys.executable, "-m", "batchgen", *command.split(), "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
