@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ from batchgen.errors import LimitExceeded, SpecError, UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from batchgen.recipes.expand import Expanded
     from batchgen.recipes.recipe import Recipe
 
 _WIDEST = 40  # characters of a value in the table; prompts are shown in full
@@ -73,22 +75,48 @@ def expand(
     from batchgen.storage import configure
 
     configure(parse_storage_options(storage_options))
-    changes = {"from": source, "seed": seed, "variants": _variants(variants)}
+    only, count = _variants(variants)
+    changes = {"from": source, "seed": seed, "variants": count}
     recipe = _recipe(recipe_file, preset, {k: v for k, v in changes.items() if v is not None})
+    job = _Job(preset, task, model, output)
     if preview is not None:
         return _preview(
-            recipe, min(preview, limit or preview), preset, images, output, task, model, as_json
+            recipe, min(preview, limit or preview), only, job if images else None, as_json
         )
     for flag, given in (("--images", images), ("--task", task), ("--model", model)):
         if given:
             raise SpecError(flag, given, "together with --preview", said="is set without --preview")
     if output is None:
         raise SpecError("--output", None, "a Parquet file or URL, or --preview")
-    return _expand(recipe, output, limit, rejected_limit, as_json)
+    made = write_rows(recipe, output, only, limit)
+    _tell(made, as_json)
+    return LimitExceeded.exit_code if made.rejected_fraction > rejected_limit else 0
 
 
-def _variants(given: str | None) -> int | str | None:
-    return int(given) if given is not None and given.isdecimal() else given
+@dataclass(frozen=True)
+class _Job:
+    """What to make of the rows of a preview."""
+
+    preset: str | None
+    task: str | None
+    model: str | None
+    output: str | None
+
+
+def _variants(given: str | None) -> tuple[tuple[int, int] | None, int | None]:
+    """Parse ``--variants``: the range A:B, or the number of variants.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    from batchgen.recipes.recipe import variant_range
+
+    if given is None or given.isdecimal():
+        return None, None if given is None else int(given[:9])
+    try:
+        return variant_range(given), None
+    except ValueError as error:
+        raise SpecError("--variants", given, str(error)) from None
 
 
 def _recipe(path: str | None, preset: str | None, changes: dict[str, Any]) -> Recipe:
@@ -104,53 +132,47 @@ def _recipe(path: str | None, preset: str | None, changes: dict[str, Any]) -> Re
     return build_recipe(tree if name is None else with_recipe(str(name), tree))
 
 
-def _expand(
-    recipe: Recipe, output: str, limit: int | None, rejected_limit: float, as_json: bool
-) -> int:
-    from batchgen.recipes.expand import expand as write_rows
+def write_rows(
+    recipe: Recipe, output: str, only: tuple[int, int] | None, limit: int | None
+) -> Expanded:
+    """Expand a recipe; answers of a language model are kept next to the rows."""
+    from batchgen.recipes.expand import expand
 
-    made = write_rows(recipe, output, limit=limit, answers_path=_answers_path(output))
-    if as_json:
-        echo_json(asdict(made))
-    else:
-        echo(f"{made.samples:,} samples of {made.rows:,} rows: {made.output}")
-        echo(f"columns: {', '.join(made.columns)}")
-        if made.asked:
-            echo(f"{made.asked:,} answers of the language model: {_answers_path(output)}")
-        for reason, count in sorted(made.rejected.items()):
-            echo(f"rejected: {count:,} {reason}, see {made.rejects}")
-    return LimitExceeded.exit_code if made.rejected_fraction > rejected_limit else 0
+    return expand(recipe, output, only, limit, answers_path(output))
 
 
-def _answers_path(output: str | None) -> str:
-    """The file with the answers of a language model: next to the rows."""
+def answers_path(output: str | None) -> str:
+    """The local file with the answers of a language model; next to the rows, if they are local."""
     if output is None:
         return "recipe-answers.jsonl"
-    if "://" in output:
-        return f"{output.rpartition('/')[2].removesuffix('.parquet')}-answers.jsonl"
-    return f"{output.removesuffix('.parquet')}-answers.jsonl"
+    place = output.rpartition("/")[2] if "://" in output else output
+    return f"{place.removesuffix('.parquet')}-answers.jsonl"
+
+
+def _tell(made: Expanded, as_json: bool) -> None:
+    if as_json:
+        echo_json(asdict(made))
+        return
+    echo(f"{made.samples:,} samples of {made.rows:,} rows: {made.output}")
+    echo(f"columns: {', '.join(made.columns)}")
+    if made.asked:
+        echo(f"{made.asked:,} answers of the language model: {answers_path(made.output)}")
+    for reason, count in sorted(made.rejected.items()):
+        echo(f"rejected: {count:,} {reason}, see {made.rejects}")
 
 
 def _preview(
-    recipe: Recipe,
-    count: int,
-    preset: str | None,
-    images: bool,
-    output: str | None,
-    task: str | None,
-    model: str | None,
-    as_json: bool,
+    recipe: Recipe, count: int, only: tuple[int, int] | None, job: _Job | None, as_json: bool
 ) -> int:
     from batchgen.recipes.expand import preview
 
-    path = None if images else output
-    table, carried = preview(recipe, count, answers_path=_answers_path(path))
+    table, carried = preview(recipe, count, only, answers_path(None))
     rows = table.drop_columns([name for name in table.column_names if _is_large(table, name)])
     if as_json:
-        echo_json(rows.to_pylist())
+        echo_json(json.loads(json.dumps(rows.to_pylist(), default=str)))
     else:
         echo(_shown(rows, carried))
-    return _make_images(table, preset, output, task, model, as_json) if images else 0
+    return 0 if job is None else _make_images(recipe, table, job, as_json)
 
 
 def _is_large(table: pa.Table, name: str) -> bool:
@@ -180,37 +202,43 @@ def _cell(value: Any, name: str) -> str:
     return text if name == "prompt" or len(text) <= _WIDEST else f"{text[:_WIDEST]}..."
 
 
-def _make_images(
-    table: pa.Table,
-    preset: str | None,
-    output: str | None,
-    task: str | None,
-    model: str | None,
-    as_json: bool,
-) -> int:
+def _make_images(recipe: Recipe, table: pa.Table, job: _Job, as_json: bool) -> int:
     """Run a job of these rows, and say where its images are."""
     import pyarrow.parquet as pq
 
     from batchgen import runner
-    from batchgen.recipes.job import task_columns
-    from batchgen.recipes.presets import preset as preset_of
     from batchgen.spec.build import build
-    from batchgen.spec.tree import merge
 
     folder = tempfile.mkdtemp(prefix="batchgen-preview-")
     rows = f"{folder}/rows.parquet"
     pq.write_table(table, rows)
-    tree = merge(preset_of(preset).spec if preset else {}, {})
-    tree["task"] = task or tree.get("task") or guessed_task(table.column_names)
-    columns = task_columns(table.schema, tree["task"])
-    tree["input"] = {"path": rows, "columns": columns, "uri_roots": ["/", "https://"]}
-    tree["output"] = {**(tree.get("output") or {}), "url": output or f"{folder}/images"}
-    if model is not None:
-        tree["model"] = {"path": model}
-    outcome = runner.run(build(tree), None, as_json)
+    outcome = runner.run(build(images_tree(recipe, table, job, rows)), None, as_json)
     echo(outcome.message, err=as_json)
     echo(f"images: {outcome.output}/_batchgen/contact-sheet.png", err=as_json)
     return outcome.exit_code
+
+
+def images_tree(recipe: Recipe, table: pa.Table, job: _Job, rows: str) -> dict[str, Any]:
+    """The spec of the job that makes the images of a preview, as nested dictionaries."""
+    from batchgen.recipes.job import source_roots, task_columns
+    from batchgen.recipes.presets import preset
+    from batchgen.spec.tree import merge
+
+    tree = merge(preset(job.preset).spec if job.preset else {}, {})
+    tree["task"] = job.task or tree.get("task") or guessed_task(table.column_names)
+    given = tree.get("input") or {}
+    columns = {**task_columns(table.schema, tree["task"]), **given.get("columns", {})}
+    tree["input"] = {
+        **given,
+        "path": rows,
+        "columns": columns,
+        "uri_roots": source_roots(recipe, rows),
+    }
+    output = job.output or rows.replace("rows.parquet", "images")
+    tree["output"] = {**(tree.get("output") or {}), "url": output}
+    if job.model is not None:
+        tree["model"] = {**(tree.get("model") or {}), "path": job.model}
+    return tree
 
 
 def guessed_task(columns: list[str]) -> str:

@@ -53,7 +53,7 @@ class Answers:
     """The answers that are known, and the file that keeps them: one JSON object a line.
 
     Args:
-        path: a local file; it is created with the first answer.
+        path: a local file; it is created with the first answer. Empty: they are not kept.
     """
 
     path: str
@@ -108,6 +108,8 @@ class Answers:
         self._append({"id": name, **facts, **settings, "number": number, "answer": answer})
 
     def _append(self, one: Mapping[str, Any]) -> None:
+        if not self.path:
+            return
         os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(one, ensure_ascii=False) + "\n")

@@ -25,8 +25,9 @@ from batchgen.recipes.samples import Samples, combinations, samples_of
 from batchgen.recipes.sources import Batch
 from batchgen.recipes.writing import REJECTS, RowWriter, rejects_name, schema_of, write_small
 from batchgen.spec.tasks import LABEL_PARTS
+from batchgen.storage import is_within
 
-MAX_REJECTS = 1_000_000  # in the file of rejects; all are counted
+MAX_REJECTS = 100_000  # in the file of rejects; all are counted
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,7 @@ def expand(
         InputError, SpecError: the recipe or its source is wrong, or no sample can be made.
     """
     writer = RowWriter.open(output)
+    _refuse_own_source(recipe, output)
     with closing(Expansion(recipe, answers_path, functions or {})) as expansion:
         try:
             names = _write(writer, expansion, variants, limit)
@@ -269,6 +271,20 @@ def expand(
             expansion.answers.asked,
             names,
         )
+
+
+def _refuse_own_source(recipe: Recipe, output: str) -> None:
+    """Refuse to write over what the recipe reads, or among it.
+
+    Raises:
+        InputError: names both.
+    """
+    for place in (recipe.source, *(pair.images for pair in recipe.pair)):
+        if isinstance(place, str) and is_within(output, place):
+            raise InputError(
+                f"the output {output} is {place}, or is in it, which the recipe reads; choose "
+                "another place"
+            )
 
 
 def _write(

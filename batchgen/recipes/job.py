@@ -67,6 +67,7 @@ def expanded_with_report(
         report = _expand(recipe, store, path)
         limit = (tree.get("policy") or {}).get("rejected_limit", 0.1)
         if isinstance(limit, int | float) and report.rejected_fraction > limit:
+            store.delete(name)  # so that a repeated command does not take it for good
             raise LimitExceeded(
                 f"recipe: {sum(report.rejected.values()):,} of "
                 f"{report.samples + sum(report.rejected.values()):,} samples were rejected, more "
@@ -78,7 +79,7 @@ def expanded_with_report(
     kept = {key: value for key, value in tree.items() if key not in ("recipe", "variants")}
     columns = {**_columns(store, name, tree), **_own_columns(source)}
     made = {key: value for key, value in source.items() if key not in ("path", "columns")}
-    made.setdefault("uri_roots", _roots(recipe, store))
+    made.setdefault("uri_roots", source_roots(recipe, path))
     kept["input"] = {"path": path, **made, "columns": {**columns, "key": "key"}}
     return kept, report
 
@@ -157,11 +158,11 @@ def task_columns(schema: pa.Schema, task: str) -> dict[str, str]:
     return {part: column for part, column in parts.items() if part in used}
 
 
-def _roots(recipe: Recipe, store: Store) -> list[str] | None:
+def source_roots(recipe: Recipe, rows: str) -> list[str] | None:
     """The places whose images the rows may name: those of the recipe's own sources."""
     places = [recipe.source, *(pair.images for pair in recipe.pair)]
     roots = dict.fromkeys(_root(place) for place in places if isinstance(place, str))
-    return [*roots, _root(f"{store.url}/rows")] if roots else None
+    return [*roots, _root(rows)] if roots else None
 
 
 def _root(place: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from batchgen.errors import InputError, SpecError
 from batchgen.recipes.asking import Answerer, Answers, Asking
@@ -130,6 +131,7 @@ def classes_and_source(recipe: Recipe) -> tuple[Classes, Source]:
     given = recipe.source
     if isinstance(given, str):
         source = parquet_source(given, recipe.key)
+        _check_label(recipe, source)
         return read_classes(recipe.classes, source.declared.class_names(recipe.label)), source
     classes = read_classes(recipe.classes, None)
     if given is not None:
@@ -137,6 +139,17 @@ def classes_and_source(recipe: Recipe) -> tuple[Classes, Source]:
     if recipe.classes is not None:
         return classes, classes.source(recipe.key)
     return classes, listed_source([{}], None, "from")
+
+
+def _check_label(recipe: Recipe, source: Source) -> None:
+    if recipe.label not in source.schema.names:
+        return
+    kind = source.schema.field(recipe.label).type
+    if pa.types.is_nested(kind) or pa.types.is_floating(kind):
+        raise InputError(
+            f"label: column {recipe.label!r} in {source.place} has type {kind}; needed: text or "
+            "whole numbers; `label` names another column"
+        )
 
 
 def read_wildcards(recipe: Recipe) -> Wildcards:

@@ -14,8 +14,8 @@ from batchgen.labels.columns import IMAGE
 from batchgen.recipes import draws
 from batchgen.recipes.reasons import Refused
 from batchgen.recipes.recipe import Pair, Recipe
-from batchgen.recipes.samples import Samples
-from batchgen.recipes.sources import Source
+from batchgen.recipes.samples import Samples, row_values
+from batchgen.recipes.sources import Source, values_of
 
 SOFT = "soft_label"
 
@@ -46,8 +46,8 @@ class Pool:
                 f"{field}: there is no column {missing[0]!r} in {source.place}; there are: {known}"
             )
         for batch in source.batches(columns):
-            images = batch.table.column(column).to_pylist()
-            labels = batch.table.column(label).to_pylist() if label else [None] * len(images)
+            images = values_of(batch.table, column, f"{field}: {source.place}")
+            labels = row_values(batch, label) if label else [None] * len(images)
             for key, image, one in zip(batch.keys, images, labels, strict=True):
                 if key is not None and image is not None:
                     self._add(key, image, one)

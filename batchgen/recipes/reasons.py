@@ -5,7 +5,7 @@ from __future__ import annotations
 # Reason -> its cause. <field> is the name of a field of the recipe.
 REASONS: dict[str, str] = {
     "null-key": "the column of keys is null",
-    "not-utf8": "text that is not UTF-8",
+    "not-utf8": "a template reads binary data, or text that is not UTF-8",
     "undefined-variable": "a template reads a column that the row does not have, or that is null",
     "bad-template": "a template cannot be made of these values: a wrong type, a text that is too "
     "long, too many loops",

@@ -35,6 +35,10 @@ _REFUSED = (
 _TOO_LONG = f"a text of more than {MAX_TEXT:,} characters, or a list of more than {MAX_ITEMS:,}"
 
 
+class NotText(TypeError):
+    """A value is bytes: binary data, or text that is not UTF-8."""
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja without imports, macros and files, whose texts, numbers and loops are bounded."""
 
@@ -162,13 +166,16 @@ def _inserted(value: Any) -> Any:
 
     Raises:
         UndefinedError: it is null.
+        NotText: it is bytes.
         TypeError: it is no text and no number.
     """
     if isinstance(value, Undefined):
         return value  # which raises an error that names it
     if value is None:
         raise UndefinedError("a value that is null is undefined")
-    if isinstance(value, list | tuple | dict | bytes) or callable(value):
+    if isinstance(value, bytes):
+        raise NotText("binary data, or text that is not UTF-8, cannot be inserted")
+    if isinstance(value, list | tuple | dict) or callable(value):
         raise TypeError(f"a {type(value).__name__} cannot be inserted; use join, first or pick")
     return value
 

@@ -115,8 +115,8 @@ class Source:
             return table
         for number, one in enumerate(table.schema):
             if self.is_image(one.name):
-                column = table.column(number)
-                moved = _absolute(column, self._folder)
+                values = values_of(table, one.name, self.place)
+                moved = _absolute(one.type, values, self._folder)
                 if moved is not None:
                     table = table.set_column(number, one, moved)
         return table
@@ -151,6 +151,9 @@ def parquet_source(path: str, key: str | None = None) -> Source:
                 found = pq.read_schema(file)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{stat.path} is not a complete Parquet file: {error}") from error
+        twice = [name for name in found.names if found.names.count(name) > 1]
+        if twice:
+            raise InputError(f"{stat.path} has two columns {twice[0]!r}")
         plain = pa.schema([one.with_type(plain_type(one.type)) for one in found], found.metadata)
         if schema is not None and not plain.equals(schema):
             raise InputError(f"{stat.path} has other columns than {files[0].path}")
@@ -225,13 +228,29 @@ def _tables(stat: Stat, url: str, columns: list[str]) -> Iterator[pa.Table]:
         raise InputError(f"{stat.path} was removed meanwhile") from error
     except pa.ArrowException as error:
         raise InputError(f"{stat.path} cannot be decoded: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise InputError(f"{stat.path} cannot be decoded: {error}") from error  # a damaged page
 
 
-def _absolute(column: pa.ChunkedArray, folder: str) -> pa.ChunkedArray | None:
+def values_of(table: pa.Table, column: str, place: str) -> list[Any]:
+    """Read the values of a column of images.
+
+    Raises:
+        InputError: a path is not UTF-8.
+    """
+    try:
+        values: list[Any] = table.column(column).to_pylist()
+    except UnicodeDecodeError:
+        raise InputError(f"{place}: column {column!r} has a path that is not UTF-8") from None
+    return values
+
+
+def _absolute(kind: pa.DataType, column: list[Any], folder: str) -> pa.ChunkedArray | None:
     """Make relative paths absolute; None if there are none."""
-    is_struct = pa.types.is_struct(column.type)
-    values = column.to_pylist()
-    paths = [one and one["path"] for one in values] if is_struct else values
+    is_struct = pa.types.is_struct(kind)
+    paths = [one and one["path"] for one in column] if is_struct else column
     if not any(path and not _WHOLE.match(path) for path in paths):
         return None
     whole = [
@@ -243,9 +262,9 @@ def _absolute(column: pa.ChunkedArray, folder: str) -> pa.ChunkedArray | None:
         for path in paths
     ]
     if is_struct:
-        made = [one and {**one, "path": path} for one, path in zip(values, whole, strict=True)]
-        return pa.chunked_array([pa.array(made, column.type)])
-    return pa.chunked_array([pa.array(whole, column.type)])
+        made = [one and {**one, "path": path} for one, path in zip(column, whole, strict=True)]
+        return pa.chunked_array([pa.array(made, kind)])
+    return pa.chunked_array([pa.array(whole, kind)])
 
 
 def _key(value: object) -> str:

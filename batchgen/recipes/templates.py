@@ -21,7 +21,14 @@ from batchgen.recipes.grammar import (
     parse,
 )
 from batchgen.recipes.reasons import Refused
-from batchgen.recipes.sandbox import MAX_ITEMS, Counter, Sandbox, SecurityError, TemplateError
+from batchgen.recipes.sandbox import (
+    MAX_ITEMS,
+    Counter,
+    NotText,
+    Sandbox,
+    SecurityError,
+    TemplateError,
+)
 from batchgen.recipes.wildcards import Drawer, Wildcards
 from batchgen.spec.sections import MAX_TEXT
 
@@ -111,6 +118,8 @@ class Template:
 
     def _rejected(self, error: Exception) -> Refused:
         said = _said(error)
+        if isinstance(error, NotText):
+            return Refused("not-utf8", f"{self.field}: {said}")
         if said.endswith("is undefined") or "has no attribute" in said:
             return Refused(
                 "undefined-variable",

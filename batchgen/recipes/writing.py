@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.errors import SpecError
 from batchgen.recipes.sources import Declared
 from batchgen.spec.sections import Columns
 from batchgen.storage import Store, open_store
@@ -56,8 +57,14 @@ class RowWriter:
 
     @classmethod
     def open(cls, output: str) -> RowWriter:
-        """Open a writer; nothing is created yet."""
+        """Open a writer; nothing is created yet.
+
+        Raises:
+            SpecError: the path does not end in .parquet.
+        """
         folder, name = posixpath.split(output)
+        if not name.lower().endswith(".parquet"):
+            raise SpecError("output", output, "a path or URL that ends in .parquet")
         return cls(open_store(folder or "."), name)
 
     def write(self, table: pa.Table) -> None:

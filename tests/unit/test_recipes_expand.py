@@ -387,3 +387,60 @@ def test_all_faults_are_told_at_once() -> None:
 def test_wrong_sources_are_named(tree: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         rows_of(tree)
+
+
+def test_hostile_sources_cost_their_rows_or_are_named(tmp_path: Path) -> None:
+    buffers = pa.array([b"fine", b"\xff\xfe"]).buffers()
+    wrong = pa.Array.from_buffers(pa.string(), 2, buffers)
+    table = pa.table({"key": ["a", "b"], "text": wrong, "label": wrong})
+    pq.write_table(table, tmp_path / "in.parquet")
+    base = {"from": str(tmp_path / "in.parquet")}
+    assert list(rows_of({**base, "templates": "a {{ text }}"})) == ["a-v0"]
+    assert reasons_of({**base, "templates": "a {{ text }}"}) == {"not-utf8": 1}
+    assert reasons_of({**base, "classes": ["fine"], "templates": "a"}) == {"unknown-class": 1}
+    pool = write_photos(tmp_path / "photos.parquet")
+    pair = {"with": "own", "images": str(pool)}
+    assert reasons_of({**base, "pair": pair}) == {"unknown-class": 2}
+    listed = pa.table({"key": ["a"], "label": [[1]]})
+    pq.write_table(listed, tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="needed: text or whole numbers"):
+        rows_of({**base, "templates": "a"})
+    (tmp_path / "in.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not a complete Parquet file"):
+        rows_of({**base, "templates": "a"})
+    pq.write_table(pa.table([[1], [2]], names=["a", "a"]), tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="two columns 'a'"):
+        rows_of({**base, "templates": "a"})
+
+
+def test_a_damaged_page_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"key": [str(n) for n in range(1000)]}), path, compression="none")
+    data = bytearray(path.read_bytes())
+    data[20:200] = b"\xff" * 180
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=str(path)):
+        rows_of({"from": str(path), "templates": "a {{ key }}"})
+
+
+def test_columns_of_any_type_are_carried(tmp_path: Path) -> None:
+    words = pa.array(["x", "y", "x"]).dictionary_encode()
+    columns = {
+        "key": ["a", "b", "c"],
+        "word": words,
+        "list": [[1], [], None],
+        "time": pa.array([1, 2, 3], pa.timestamp("us")),
+        "map": pa.array([[("k", 1)], [], None], pa.map_(pa.string(), pa.int64())),
+        "view": pa.array(["p", "q", "r"], pa.string_view()),
+        "label": words,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=1)
+    recipe = {
+        "from": str(tmp_path / "in.parquet"),
+        "variants": 2,
+        "templates": "{{ class.name }} {{ view }}",
+    }
+    expand(build_recipe(recipe), str(tmp_path / "rows.parquet"))
+    rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert [row["prompt"] for row in rows] == ["x p", "x p", "y q", "y q", "x r", "x r"]
+    assert rows[0]["list"] == [1] and rows[0]["map"] == [("k", 1)] and rows[2]["word"] == "y"

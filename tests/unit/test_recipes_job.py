@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from batchgen.cli import main
+from batchgen.cli.recipes import _Job, images_tree
 from batchgen.errors import LimitExceeded, SpecError
 from batchgen.recipes import presets
 from batchgen.recipes.expand import preview
@@ -263,3 +264,53 @@ def test_a_preset_by_flag_plans_a_job(photos: Path, tmp_path: Path, capsys: Capt
     assert plan["rows"] == 24 and plan["spec"]["task"] == "image-to-image"
     assert plan["spec"]["input"]["columns"]["strength"] == "strength"
     assert "recipe: 24 samples of 12 rows" in err
+
+
+def test_variants_of_a_balanced_recipe_are_chosen_by_range(
+    photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    balance = {"column": "label", "target": 10}
+    tree = {"from": str(photos), "templates": "{{ class.name }}", "balance": balance}
+    recipe.write_text(yaml.safe_dump(tree))
+    target = tmp_path / "rows.parquet"
+    code, _, err = batchgen(
+        "expand", recipe, "--variants", "2:3", "--output", target, capsys=capsys
+    )
+    assert code == 0, err
+    assert set(pq.read_table(target).column("variant").to_pylist()) == {2}
+
+
+def test_the_output_must_not_be_what_is_read(photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"from": str(photos.parent), "templates": "a"}))
+    before = photos.read_bytes()
+    for target in (photos, photos.parent / "rows.parquet"):
+        code, _, err = batchgen("expand", recipe, "--output", target, capsys=capsys)
+        assert code == 1 and "which the recipe reads" in err
+    assert photos.read_bytes() == before
+    code, _, err = batchgen("expand", recipe, "--output", tmp_path / "rows", capsys=capsys)
+    assert code == 1 and "ends in .parquet" in err
+
+
+def test_the_images_of_a_preview_are_a_job_of_its_rows(photos: Path, tmp_path: Path) -> None:
+    recipe = build_recipe(presets.with_recipe("genie", {"from": str(photos)}))
+    table, _ = preview(recipe, 4)
+    rows = str(tmp_path / "rows.parquet")
+    pq.write_table(table, rows)
+    spec = build(images_tree(recipe, table, _Job("genie", None, None, None), rows))
+    assert (spec.task, spec.input.path) == ("image-to-image", rows)
+    assert spec.output.url == str(tmp_path / "images")
+    assert spec.input.uri_roots == (str(photos.parent), str(tmp_path))
+    plain = build_recipe({"from": ["cat"], "templates": "a {{ name }}"})
+    table, _ = preview(plain, 1)
+    spec = build(images_tree(plain, table, _Job(None, None, "my/model", "out"), rows))
+    assert (spec.task, spec.model.path) == ("text-to-image", "my/model")
+
+
+def test_a_rejected_expansion_stays_rejected(photos: Path, tmp_path: Path) -> None:
+    bad = job(photos, tmp_path, **{"recipe.templates": "{{ x }}{{ key }}"})
+    bad["recipe"]["templates"] = "{% if key != 'photo-1' %}{{ x }}{% endif %}y"
+    for _ in range(2):
+        with pytest.raises(LimitExceeded):
+            expanded(bad, str(tmp_path / "input"))
