@@ -120,8 +120,10 @@ def main() -> None:
             queue = spawn.Queue()
             process = spawn.Process(target=measure, args=(name, work, queue))
             process.start()
-            cases.append(queue.get())
             process.join()
+            if process.exitcode:
+                raise SystemExit(f"{name} failed")
+            cases.append(queue.get())
             print(cases[-1], flush=True)
     if given.no_result:
         return

@@ -98,6 +98,17 @@ def chosen(words: Words, options: Sequence[str], weights: Sequence[float]) -> Pl
     return place
 
 
+def best(word: int, options: Sequence[int], weights: Sequence[float]) -> int:
+    """Choose the option that ``chosen`` chooses; options are given by their words."""
+    found, most = 0, -math.inf
+    for number, (option, weight) in enumerate(zip(options, weights, strict=True)):
+        if weight > 0:
+            score = math.log(_unit(_mixed_one(word, option))) / weight
+            if score > most:
+                found, most = number, score
+    return found
+
+
 def ranked(word: int, options: Sequence[str], weights: Sequence[float]) -> list[int]:
     """Order the options for one word; the first is the one that ``chosen`` chooses.
 
@@ -111,24 +122,26 @@ def ranked(word: int, options: Sequence[str], weights: Sequence[float]) -> list[
     return [-number for _, number in sorted(scored, reverse=True)]
 
 
-def nearest_of(words: Words, pool: Words) -> Places:
+def nearest_of(words: Words, pool: Words, without: Places | None = None) -> Places:
     """Choose a member of a pool for each word, each with the same probability.
 
     A member that is added takes samples from the others; no sample moves between the others.
+
+    Args:
+        words: those of the samples.
+        pool: those of the members.
+        without: the number of the member that each sample must not get; -1: it may get any.
     """
     place = np.zeros(len(words), dtype=np.int64)
     step = max(1, _BLOCK // max(1, len(pool)))
     for start in range(0, len(words), step):
-        block = words[start : start + step, None]  # (samples, 1)
-        place[start : start + step] = mixed_all(block, pool[None, :]).argmax(axis=1)
+        scores = mixed(words[start : start + step, None] ^ pool[None, :], 0)  # (samples, members)
+        if without is not None:
+            left_out = without[start : start + step]
+            rows = np.flatnonzero(left_out >= 0)
+            scores[rows, left_out[rows]] = 0
+        place[start : start + step] = scores.argmax(axis=1)
     return place
-
-
-def mixed_all(words: Words, options: Words) -> Words:
-    """Mix arrays of words with arrays of options, as ``mixed`` does."""
-    both = words ^ options
-    result: Words = mixed(both, 0)
-    return result
 
 
 def numbered(word: int, count: int) -> int:

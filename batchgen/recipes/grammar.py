@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
+
+from batchgen.recipes.draws import word_of
 
 MAX_NESTING = 12
 MAX_OPTIONS = 1000
@@ -63,6 +66,11 @@ class Choice:
     low: int = 1
     high: int = 1
     separator: str = SEPARATOR
+
+    @cached_property
+    def words(self) -> list[int]:
+        """The words of the options, see ``draws``."""
+        return list(map(word_of, self.names))
 
     @property
     def several(self) -> bool:

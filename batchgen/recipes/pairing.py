@@ -188,37 +188,34 @@ class Pairing:
     ) -> None:
         """Draw an image of one class for these samples; a row does not get its own image."""
         members = self._pool.words[pool]
-        drawn = pool[draws.nearest_of(words[mine], members)]
-        for number, place in zip(mine, drawn.tolist(), strict=True):
-            own = self._pool.number.get(samples.row_keys[number], -1) if self._same else -1
-            if place == own:
-                others = pool[pool != own]
-                if not len(others):
-                    message = f"{self._field}: no other image has this label"
-                    samples.refuse(number, Refused("no-pair", message))
-                    continue
-                again = draws.nearest_of(words[number : number + 1], self._pool.words[others])
-                place = int(others[again[0]])
-            places[number] = place
+        own = np.full(len(mine), -1, dtype=np.int64)
+        if self._same:
+            at = {number: place for place, number in enumerate(pool.tolist())}
+            numbers = self._pool.number
+            own[:] = [at.get(numbers.get(samples.row_keys[one], -1), -1) for one in mine]
+        drawn = pool[draws.nearest_of(words[mine], members, own)].tolist()
+        for number, place, itself in zip(mine, drawn, own.tolist(), strict=True):
+            if itself >= 0 and len(pool) == 1:
+                message = f"{self._field}: no other image has this label"
+                samples.refuse(number, Refused("no-pair", message))
+            else:
+                places[number] = place
 
     def _other(self, samples: Samples, labels: list[Any]) -> list[Any]:
         """Draw another class than the sample's own, each with the same probability."""
         names = list(self._classes)
+        at = {name: place for place, name in enumerate(names)}
+        own = np.array([at.get(label, -1) for label in labels], dtype=np.int64)
         words = self._class_dice.words(samples.draw_keys)
-        shown = [str(one) for one in names]
-        best = draws.chosen(words, shown, [1.0] * len(names))
+        members = draws.words_of([str(one) for one in names])
+        drawn = draws.nearest_of(words, members, own).tolist()
         wanted: list[Any] = []
-        for number, (label, place) in enumerate(zip(labels, best.tolist(), strict=True)):
-            if label is not None and names[place] == label:
-                others = [one for one in shown if one != str(label)]
-                if not others:
-                    message = f"{self._field}: there is no other class than {label!r}"
-                    samples.refuse(number, Refused("no-pair", message))
-                    wanted.append(None)
-                    continue
-                at = draws.chosen(words[number : number + 1], others, [1.0] * len(others))
-                place = shown.index(others[int(at[0])])
-            wanted.append(None if label is None else names[place])
+        for number, (label, place) in enumerate(zip(labels, drawn, strict=True)):
+            if label is not None and names == [label]:
+                message = f"{self._field}: there is no other class than {label!r}"
+                samples.refuse(number, Refused("no-pair", message))
+            is_none = label is None or names == [label]
+            wanted.append(None if is_none else names[place])
         return wanted
 
     def _labels(self, samples: Samples) -> list[Any]:

@@ -48,7 +48,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(undefined=StrictUndefined, optimized=False, finalize=_inserted)
         self.filters = {name: _bounded(self.filters[name]) for name in FILTERS}
         self.filters["article"] = with_article
+        self.filters["pick"] = _listed  # replaced by a draw, see _Bounds
         self.globals = {"range": _range}
+        self.counter = Counter()
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute, if the result is known to be small."""
@@ -79,11 +81,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return None
 
     def compiled(self, source: str, functions: dict[str, Callable[..., Any]]) -> Any:
-        """Compile a template that may call these functions.
+        """Compile a template that may call these functions, as filters.
 
         Raises:
             TemplateError, SyntaxError, RecursionError: it is not valid, or not allowed.
         """
+        self.filters = {**self.filters, **functions, "_joined": _joined, "_counted": self.counter}
         tree = self.parse(source)
         for node in tree.find_all(_REFUSED):
             raise SecurityError(f"{type(node).__name__.lower()} is not allowed in a template")
@@ -95,8 +98,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 raise SecurityError("a recursive loop is not allowed in a template")
         bounded = _Bounds(self).visit(tree)
         code = self.compile(bounded, "template", "<template>")
-        own = {**self.globals, **functions, "_joined": _joined}
-        return self.template_class.from_code(self, code, own, None)
+        return self.template_class.from_code(self, code, self.globals, None)
 
 
 class _Bounds(NodeTransformer):
@@ -108,11 +110,14 @@ class _Bounds(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return self._call("_joined", node.nodes, node.lineno)
+        first, *others = node.nodes
+        return self._filter("_joined", first, others, node.lineno)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = self._call("_counted", [node.iter], node.lineno)
+        is_own = isinstance(node.iter, nodes.Filter) and node.iter.name.startswith("_")
+        if not is_own:  # groups are bounded by themselves
+            node.iter = self._filter("_counted", node.iter, [], node.lineno)
         return node
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
@@ -122,11 +127,10 @@ class _Bounds(NodeTransformer):
             return node
         self._picks += 1
         number = nodes.Const(self._picks, lineno=node.lineno)
-        return self._call("_pick", [node.node, number], node.lineno)
+        return self._filter("_pick", node.node, [number], node.lineno)
 
-    def _call(self, name: str, arguments: list[Any], line: int) -> nodes.Call:
-        called = nodes.Name(name, "load", lineno=line)
-        made = nodes.Call(called, arguments, [], None, None, lineno=line)
+    def _filter(self, name: str, value: Any, arguments: list[Any], line: int) -> nodes.Filter:
+        made = nodes.Filter(value, name, arguments, [], None, None, lineno=line)
         made.set_environment(self._environment)
         return made
 

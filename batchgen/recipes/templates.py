@@ -23,7 +23,7 @@ from batchgen.recipes.grammar import (
 from batchgen.recipes.reasons import Refused
 from batchgen.recipes.sandbox import (
     MAX_ITEMS,
-    Counter,
+    MAX_LOOPS,
     NotText,
     Sandbox,
     SecurityError,
@@ -32,7 +32,6 @@ from batchgen.recipes.sandbox import (
 from batchgen.recipes.wildcards import Drawer, Wildcards
 from batchgen.spec.sections import MAX_TEXT
 
-_OWN = ("_options", "_lines", "_wildcard", "_counted", "_pick", "_joined", "_one")
 _RAW = re.compile(r"\{%[-+]?\s*raw")
 ALLOWED = (
     "Jinja's {{ }}, {% if %}, {% for %} and {% set %}, groups {a|b}, wildcards __NAME__ "
@@ -60,7 +59,6 @@ class Template:
     def __init__(self, field: str, source: str, seed: int, wildcards: Wildcards) -> None:
         self.field = field
         self._drawer = Drawer(seed, field, wildcards)
-        self._counter = Counter()
         try:
             if _RAW.search(source):
                 raise GrammarError("{% raw %}; write \\{ for a bracket")
@@ -69,14 +67,14 @@ class Template:
             self._groups = groups(parts)
             translated = _to_jinja(parts)
             sandbox = Sandbox()
-            sandbox.filters["pick"] = sandbox.filters["first"]  # replaced by a draw, see Sandbox
             functions: dict[str, Callable[..., Any]] = {
-                "_options": lambda number: self._drawer.options(self._groups[number]),
+                "_option": self._option,
+                "_options": self._options,
                 "_lines": lambda number: self._drawer.lines(self._groups[number]),
                 "_wildcard": self._drawer.wildcard,
-                "_counted": self._counter,
                 "_pick": self._pick,
             }
+            self._counter = sandbox.counter
             self._made = sandbox.compiled(translated, functions)
             read = meta.find_undeclared_variables(sandbox.parse(translated))
         except GrammarError as error:
@@ -85,7 +83,7 @@ class Template:
             raise _wrong(field, _said(error)) from None
         except (RecursionError, MemoryError, OverflowError):
             raise _wrong(field, "it is nested too deeply") from None
-        self.names = tuple(sorted(read - {*_OWN, "range"}))
+        self.names = tuple(sorted(read - {"range"}))
         self._render = self._made.root_render_func
         self._context = self._made.new_context
 
@@ -101,7 +99,7 @@ class Template:
             SpecError: the template does what it may not do.
         """
         self._drawer.begin(key)
-        self._counter.left = Counter.left
+        self._counter.left = MAX_LOOPS
         try:
             text = " ".join("".join(self._render(self._context(values))).split())
         except SecurityError as error:
@@ -128,6 +126,14 @@ class Template:
             )
         return Refused("bad-template", f"{self.field}: {said}")
 
+    def _option(self, number: int) -> int:
+        return self._drawer.options(self._groups[number])[0]
+
+    def _options(self, number: int) -> list[int]:
+        """The options of a group to join; -1 between two of them stands for the separator."""
+        drawn = self._drawer.options(self._groups[number])
+        return [one for option in drawn for one in (-1, option)][1:]
+
     def _pick(self, values: Any, number: int) -> Any:
         """Draw one of the values of a list, for the filter ``pick``."""
         options = list(values)[: MAX_ITEMS + 1] if not isinstance(values, str) else [values]
@@ -152,22 +158,21 @@ def _part_to_jinja(part: Any) -> str:
         return _insert(repr(part.text))
     if isinstance(part, Choice):
         return _choice_to_jinja(part)
-    return _insert(f"_wildcard({part.name!r}, {part.number})")
+    return _insert(f"{part.name!r}|_wildcard({part.number})")
 
 
 def _choice_to_jinja(choice: Choice) -> str:
-    joint = _do("if not loop.first") + _insert(repr(choice.separator)) + _do("endif")
-    number = choice.number
+    number, separator = choice.number, repr(choice.separator)
     if choice.several and choice.wildcard:
-        lines = _do(f"for _one in _lines({number})")
-        return lines + joint + _insert("_one") + _do("endfor")
-    body = ""
+        joint = _do("if not loop.first") + _insert(separator) + _do("endif")
+        return _do(f"for _one in {number}|_lines") + joint + _insert("_one") + _do("endfor")
+    body = _do("if _one == -1") + _insert(separator)
     for place, option in enumerate(choice.options):
-        body += _do(f"{'elif' if place else 'if'} _one == {place}") + _to_jinja(option)
+        body += _do(f"elif _one == {place}") + _to_jinja(option)
     body += _do("endif")
     if choice.several:
-        return _do(f"for _one in _options({number})") + joint + body + _do("endfor")
-    return _do(f"with _one = _options({number})[0]") + body + _do("endwith")
+        return _do(f"for _one in {number}|_options") + body + _do("endfor")
+    return _do(f"with _one = {number}|_option") + body + _do("endwith")
 
 
 def _do(statement: str) -> str:

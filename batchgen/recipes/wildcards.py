@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from batchgen.errors import InputError, nearest
-from batchgen.recipes.draws import Dice, numbered, ranked
+from batchgen.recipes.draws import Dice, best, numbered, ranked
 from batchgen.recipes.grammar import (
     Choice,
     GrammarError,
@@ -143,9 +143,9 @@ class Drawer:
     def options(self, choice: Choice, where: str = "") -> list[int]:
         """Draw options of a group, in the order in which they are joined."""
         name = f"{where}{choice.number}"
-        order = ranked(self.word(name), choice.names, choice.weights)
         if not choice.several:
-            return order[:1]
+            return [best(self.word(name), choice.words, choice.weights)]
+        order = ranked(self.word(name), choice.names, choice.weights)
         high = len(order) if choice.high == -1 else choice.high
         low = min(choice.low if choice.low != -1 else len(order), high)
         return order[: low + numbered_fairly(self.word(f"{name} count"), high - low + 1)]

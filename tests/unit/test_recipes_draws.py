@@ -78,6 +78,16 @@ def test_the_members_of_a_pool_are_drawn_alike() -> None:
     assert stats.chisquare(counts).pvalue > LEAST
 
 
+def test_a_member_that_is_left_out_is_never_drawn_and_the_others_alike() -> None:
+    pool = draws.words_of([f"photo-{number}" for number in range(5)])
+    without = np.arange(COUNT) % 6 - 1
+    drawn = draws.nearest_of(WORDS, pool, without)
+    assert (drawn != without).all()
+    assert (drawn == draws.nearest_of(WORDS, pool))[without == -1].all()
+    counts = np.bincount(drawn[without == 2], minlength=5)
+    assert stats.chisquare(counts[[0, 1, 3, 4]]).pvalue > LEAST
+
+
 def test_pairs_of_a_group_are_drawn_alike() -> None:
     texts = ["rain", "fog", "snow", "sun"]
     pairs = Counter(tuple(draws.ranked(int(word), texts, [1.0] * 4)[:2]) for word in WORDS)
