@@ -138,13 +138,21 @@ def _with_rows(tree: dict[str, Any]) -> dict[str, Any]:
     """Expand the recipe of the tree, or of its preset, into the output's folder for input."""
     if not {"preset", "recipe"} & tree.keys():
         return tree
+    from batchgen.output.holdings import refuse_unless_free
+    from batchgen.output.ledger import Ledger
     from batchgen.recipes.job import expanded_with_report, shown
     from batchgen.recipes.presets import with_preset
+    from batchgen.spec.faults import NEEDED, missing
+    from batchgen.storage import configure, open_store
 
     tree = with_preset(tree)
-    output = (tree.get("output") or {}).get("url")
-    if not output:
-        return tree
+    place = tree.get("output")
+    output = place.get("url") if isinstance(place, dict) else None
+    if not isinstance(output, str) or not output:
+        raise missing("output", NEEDED["output"])
+    options = tree.get("storage_options")
+    configure(options if isinstance(options, dict) else {})
+    refuse_unless_free(Ledger(open_store(output)))
     tree, report = expanded_with_report(tree, f"{output}/_batchgen/input")
     if report is not None:
         echo(shown(report), err=True)

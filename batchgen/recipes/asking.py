@@ -17,7 +17,6 @@ from typing import Any
 from batchgen.errors import InputError, Interrupted, SpecError
 from batchgen.recipes.field_section import Ask, Provider
 from batchgen.recipes.reasons import Refused
-from batchgen.secrets import remember
 from batchgen.spec.sections import MAX_TEXT
 from batchgen.spec.tree import canonical_json
 
@@ -234,8 +233,6 @@ def server(provider: Provider, where: str) -> Answerer:
     if provider.key_env and not key:
         allowed = f"the variable {provider.key_env}, set to the key"
         raise SpecError(f"{where}.key_env", provider.key_env, allowed)
-    if key:
-        remember([key])
 
     def answer(question: Question, number: int) -> str:
         body = {
@@ -281,6 +278,7 @@ def _completion(url: str, key: str, body: Mapping[str, Any], where: str) -> str:
                 break
         except OSError as error:  # also URLError: refused, reset, timed out
             said = str(getattr(error, "reason", "") or error) or type(error).__name__
+    said = said.replace(key, "[secret]") if key else said
     raise Interrupted(
         f"{where}: the server at {url} does not answer ({said}); answers so far are kept, so "
         "repeat the command later"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import InputError, nearest
+from batchgen.errors import InputError, nearest, shown
 from batchgen.recipes.reasons import Refused
 from batchgen.recipes.sources import Source, listed_source, parquet_source
 from batchgen.storage import find_files, open_input
@@ -94,6 +94,9 @@ def read_classes(
             value = row.get(column)
             if value is None:
                 continue
+            if not isinstance(value, int | str):
+                needed = "a whole number or text"
+                raise InputError(f"classes: class {number} has {column} {shown(value)}; {needed}")
             other = seen.setdefault((column, value), number)
             if other != number:
                 raise InputError(
@@ -109,9 +112,10 @@ def _rows(given: str | Sequence[Any] | Mapping[str, Any]) -> list[dict[str, Any]
         rows = [_of_mapping(name, value) for name, value in given.items()]
     else:
         rows = [{"name": one} if isinstance(one, str) else one for one in given]
-    wrong = next((one for one in rows if not isinstance(one, Mapping)), None)
-    if wrong is not None:
-        raise InputError(f"classes: got {wrong!r}; needed: a name, or a mapping with name")
+    for number, one in enumerate(rows):
+        if not isinstance(one, Mapping):
+            needed = "a name, or a mapping with name"
+            raise InputError(f"classes: class {number} is {shown(one)}; needed: {needed}")
     if not 0 < len(rows) <= MAX_CLASSES:
         raise InputError(f"classes: {len(rows):,} classes; allowed: 1 to {MAX_CLASSES:,}")
     return [dict(one) for one in rows]

@@ -135,7 +135,9 @@ def classes_and_source(recipe: Recipe) -> tuple[Classes, Source]:
         return read_classes(recipe.classes, source.declared.class_names(recipe.label)), source
     classes = read_classes(recipe.classes, None)
     if given is not None:
-        return classes, listed_source(given, recipe.key, "from")
+        source = listed_source(given, recipe.key, "from")
+        _check_label(recipe, source)
+        return classes, source
     if recipe.classes is not None:
         return classes, classes.source(recipe.key)
     return classes, listed_source([{}], None, "from")

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchgen.errors import InputError, SpecError
 from batchgen.labels.columns import IMAGE
 from batchgen.plan.keys import is_safe
-from batchgen.recipes.expand import expand
-from batchgen.recipes.recipe import build_recipe
+from batchgen.recipes.expand import Expansion, expand
+from batchgen.recipes.recipe import Recipe, build_recipe
 from batchgen.recipes.samples import sample_key
+from tests.fuzzing import fuzz
 from tests.recipes import reasons_of, rows_of
 
+TOP = [
+    field.alias or name for name, field in Recipe.model_fields.items()
+]  # the fields of a recipe, as they are written
+WORDS = st.sampled_from(
+    [
+        *("name", "id", "key", "label", "text", "weight", "uniform", "normal", "mean", "std"),
+        *("choice", "each", "column", "template", "ask", "prompt", "with", "value", "step"),
+        *("strength", "x", "images", "into", "target", "low", "high", "function", "count"),
+    ]
+)
 NAMES = ["circle", "square", "star"]
 
 
@@ -444,3 +458,37 @@ def test_columns_of_any_type_are_carried(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [row["prompt"] for row in rows] == ["x p", "x p", "y q", "y q", "x r", "x r"]
     assert rows[0]["list"] == [1] and rows[0]["map"] == [("k", 1)] and rows[2]["word"] == "y"
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**6)
+    | st.floats()
+    | st.sampled_from(["own", "max", "label", "name", "A:B", "0:2", "", "{a|b}", "\ud800", "x\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@fuzz()
+@given(st.dictionaries(st.sampled_from(sorted(TOP)), VALUES, max_size=5))
+def test_any_tree_is_a_recipe_or_is_refused(tree: dict[str, Any]) -> None:
+    try:
+        build_recipe(tree)
+    except (SpecError, InputError) as error:
+        assert str(error)
+
+
+@fuzz()
+@given(VALUES)
+def test_any_rows_and_classes_are_read_or_refused(value: Any) -> None:
+    for name in ("from", "classes"):
+        if isinstance(value, str):
+            continue  # a path
+        try:
+            recipe = build_recipe({name: value, "templates": "{{ name | default('x') }}"})
+            with closing(Expansion(recipe)) as made:
+                list(made.tables())
+        except (SpecError, InputError) as error:
+            assert str(error)

@@ -266,6 +266,19 @@ def test_a_preset_by_flag_plans_a_job(photos: Path, tmp_path: Path, capsys: Capt
     assert "recipe: 24 samples of 12 rows" in err
 
 
+def test_a_preset_needs_an_output_that_is_its_own(
+    photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["plan", "--preset", "genie", "--input", photos]
+    code, _, err = batchgen(*words, capsys=capsys)
+    assert code == 1 and "output: got nothing" in err and "--output" in err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    code, _, err = batchgen(*words, "--output", tmp_path / "mine", capsys=capsys)
+    assert code == 1 and "thesis.txt" in err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
 def test_variants_of_a_balanced_recipe_are_chosen_by_range(
     photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:

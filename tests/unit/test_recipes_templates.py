@@ -18,6 +18,7 @@ from batchgen.recipes.reasons import REASONS, Refused, is_reason, table
 from batchgen.recipes.templates import Template
 from batchgen.recipes.wildcards import Wildcards, clean_lines
 from batchgen.spec.sections import MAX_TEXT
+from tests.fuzzing import fuzz
 from tests.recipes import reasons_of, rows_of
 
 ROOT = Path(__file__).parents[2]
@@ -258,6 +259,7 @@ def test_a_hostile_class_name_is_inserted_as_it_is(name: str) -> None:
     assert row["label"] == name
 
 
+@fuzz(quick=200)
 @given(st.text(alphabet="{}|$_:%#-'\"\\ab12. ", max_size=60))
 def test_any_text_is_a_template_or_is_refused(text: str) -> None:
     """Nothing but the two documented errors comes out, whatever the text."""
