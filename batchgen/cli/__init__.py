@@ -4,5 +4,13 @@ from batchgen.cli import catalogue, cluster, look, make, recipes, samples, store
 from batchgen.cli.options import FIELDS, main
 
 __all__ = [
-    *("FIELDS", "catalogue", "cluster", "look", "main", "make", "recipes", "samples", "stores"),
+    "FIELDS",
+    "catalogue",
+    "cluster",
+    "look",
+    "main",
+    "make",
+    "recipes",
+    "samples",
+    "stores",
 ]

@@ -33,7 +33,6 @@ class Preset(Section):
         recipe: a recipe without its rows.
         spec: settings of the job.
         command: one line that runs it on the shipped model.
-        runs: whether this version can run it; if not, its page has no picture.
     """
 
     about: str
@@ -47,7 +46,6 @@ class Preset(Section):
     recipe: dict[str, Any]
     spec: dict[str, Any] = Field(default={})
     command: str
-    runs: bool = True
 
 
 @cache
@@ -132,9 +130,8 @@ def section(name: str) -> str:
     for title, texts in parts.items():
         if texts:
             lines += ["", title, "", *(f"- {text}" for text in texts)]
-    lines += ["", "```bash" if one.runs else "```text", one.command, "```"]
-    if one.runs:
-        lines += ["", f"![{name}: what was given and what was made](images/presets/{name}.png)"]
+    lines += ["", "```bash", one.command, "```", ""]
+    lines += [f"![{name}: what was given, and what was made of it](images/presets/{name}.png)"]
     return "\n".join(lines)
 
 

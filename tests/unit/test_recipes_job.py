@@ -207,9 +207,6 @@ def test_a_recipe_file_and_a_preset_in_a_spec(photos: Path, tmp_path: Path) -> N
     assert set(table.column("guidance_scale").to_pylist()) <= {1.5, 2.0, 2.5}
 
 
-NEED_OBJECTS = ("background-swap", "object-repaint")
-
-
 @pytest.mark.parametrize("name", presets.names())
 def test_a_preset_makes_rows_and_a_job(name: str, photos: Path, tmp_path: Path) -> None:
     recipe = build_recipe(presets.with_recipe(name, {"from": str(photos)}))
@@ -220,8 +217,6 @@ def test_a_preset_makes_rows_and_a_job(name: str, photos: Path, tmp_path: Path) 
     assert set(guidance) <= usual
     given = {"preset": name, "input.path": str(photos), "output.url": str(tmp_path / "out")}
     tree = expanded(presets.with_preset(merge({}, given)), str(tmp_path / "input"))
-    if name in NEED_OBJECTS:  # the mask is made of the objects, so it needs no column
-        tree = merge(tree, {"input.columns.mask": "image", "conditioning.make": {}})
     spec = build(tree)
     assert spec.task == presets.preset(name).spec["task"]
     assert spec.input.columns.prompt == "prompt"
