@@ -17,6 +17,7 @@ from batchgen.errors import SpecError
 from batchgen.plan.keys import safe_key
 from batchgen.plan.plan import python_values
 from batchgen.recipes.classes import Classes
+from batchgen.recipes.counting import with_names
 from batchgen.recipes.reasons import Refused
 from batchgen.recipes.recipe import Recipe
 from batchgen.recipes.sources import Batch
@@ -171,8 +172,14 @@ class Samples:
 
 
 def row_values(batch: Batch, name: str) -> list[Any]:
-    """The values of a column of a batch; text that is not UTF-8 is bytes."""
-    return python_values(batch.table.column(name))
+    """The values of a column of a batch; text that is not UTF-8 is bytes.
+
+    Objects also have the names of their categories.
+    """
+    values = python_values(batch.table.column(name))
+    if name not in batch.categories:
+        return values
+    return [with_names(one, batch.categories[name]) for one in values]
 
 
 def sample_key(stem: str, variant: int) -> str:

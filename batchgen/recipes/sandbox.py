@@ -12,6 +12,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from batchgen.recipes.counting import counted, with_article
 from batchgen.recipes.grammar import TooMuch
 from batchgen.spec.sections import MAX_TEXT
 
@@ -47,7 +48,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, optimized=False, finalize=_inserted)
         self.filters = {name: _bounded(self.filters[name]) for name in FILTERS}
-        self.filters["article"] = with_article
+        self.filters["article"] = _article
+        self.filters["counted"] = _bounded(counted)
         self.filters["pick"] = _listed  # replaced by a draw, see _Bounds
         self.globals = {"range": _range}
         self.counter = Counter()
@@ -205,10 +207,8 @@ def _listed(value: Any) -> Any:
     return found
 
 
-def with_article(text: object) -> str:
-    """Put the article before a noun: a star, an orange star."""
-    words = str(_inserted(text))
-    return f"{'an' if words[:1].lower() in ('a', 'e', 'i', 'o', 'u') else 'a'} {words}"
+def _article(text: object) -> str:
+    return with_article(str(_inserted(text)))
 
 
 def _range(*numbers: int) -> range:

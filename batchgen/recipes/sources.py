@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import InputError
-from batchgen.labels.columns import IMAGE
+from batchgen.labels.columns import IMAGE, object_fields
 from batchgen.plan.columns import largest_row, plain_table, plain_type
 from batchgen.plan.keys import row_key, safe_key
 from batchgen.plan.plan import python_values
@@ -27,16 +27,25 @@ _BATCH_ROWS = 2048
 _BATCH_BYTES = 16 << 20
 _MOST_BYTES = 64 << 20
 _WHOLE = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://|/|data:)")
+_CATEGORY = {"category", "category_id"}
 _IMAGES = ("image", "mask", "label_mask")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of the source in order: their table, names (file and row) and keys (None: null)."""
+    """Rows of the source in order.
+
+    Attributes:
+        table: their columns.
+        names: file and row of each.
+        keys: None for a key that is null.
+        categories: column of objects -> names of their categories, if these are numbers.
+    """
 
     table: pa.Table
     names: list[str]
     keys: list[str | None]
+    categories: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,14 @@ class Declared:
     parts: Mapping[str, str] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
     categories: Any = None
+
+    def object_names(self, column: str) -> tuple[str, ...] | None:
+        """The names of the categories of a column of objects, in the order of their numbers."""
+        if self.parts.get("objects") == column and isinstance(self.categories, list):
+            named = [one.get("name") for one in self.categories if isinstance(one, Mapping)]
+            if len(named) == len(self.categories):
+                return tuple(map(str, named))
+        return _label_names(self.features.get(column))
 
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """The names of the classes in a column, if it is a ClassLabel."""
@@ -107,7 +124,14 @@ class Source:
             given = python_values(table.column(column))
             keys = [None if one is None else _key(one) for one in given]
         kept = self.with_places(table.select(names))
-        return Batch(kept, [f"{file}#{number}" for number in numbers], keys)
+        categories = {name: self.declared.object_names(name) for name in self.objects}
+        return Batch(kept, [f"{file}#{number}" for number in numbers], keys, categories)
+
+    @property
+    def objects(self) -> list[str]:
+        """The columns of labelled objects: structs of lists, or lists of structs."""
+        fields = {one.name: object_fields(one.type) for one in self.schema}
+        return [name for name, found in fields.items() if found and _CATEGORY & set(found)]
 
     def with_places(self, table: pa.Table) -> pa.Table:
         """Make relative paths of images absolute: they start at the folder of the source."""
@@ -209,6 +233,19 @@ def declared(schema: pa.Schema) -> Declared:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     return Declared(parts, features, categories)
+
+
+def _label_names(feature: Any) -> tuple[str, ...] | None:
+    """The names of the ClassLabel of ``category``, at any depth of a feature."""
+    if isinstance(feature, list):
+        feature = feature[0] if feature else None
+    if not isinstance(feature, Mapping):
+        return None
+    names = feature.get("names")
+    if isinstance(names, list) and all(isinstance(one, str) for one in names):
+        return tuple(names)
+    inner = [feature[name] for name in _CATEGORY if name in feature] or [feature.get("feature")]
+    return _label_names(inner[0])
 
 
 def _tables(stat: Stat, url: str, columns: list[str]) -> Iterator[pa.Table]:

@@ -492,3 +492,16 @@ def test_any_rows_and_classes_are_read_or_refused(value: Any) -> None:
                 list(made.tables())
         except (SpecError, InputError) as error:
             assert str(error)
+
+
+def test_objects_are_counted_with_the_names_of_their_categories(photos: Path) -> None:
+    rows = rows_of({"from": str(photos), "templates": "{{ objects | counted }}"})
+    assert rows["photo-1-v0"]["prompt"] == "a square"
+    assert rows["photo-2-v0"]["objects"][0].keys() == {"bbox", "category"}
+    names = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    feature = {"bbox": {}, "category": {"feature": names, "_type": "List"}}
+    table = pa.table({"key": ["a"], "objects": [{"bbox": [[0.0] * 4] * 3, "category": [1, 0, 1]}]})
+    metadata = {"huggingface": json.dumps({"info": {"features": {"objects": feature}}})}
+    pq.write_table(table.replace_schema_metadata(metadata), photos)
+    rows = rows_of({"from": str(photos), "templates": "{{ objects | counted }}"})
+    assert rows["a-v0"]["prompt"] == "two dogs and a cat"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.errors import InputError, SpecError
+from batchgen.recipes.counting import plural
 from batchgen.recipes.grammar import GrammarError, parse
 from batchgen.recipes.reasons import REASONS, Refused, is_reason, table
 from batchgen.recipes.templates import Template
@@ -293,3 +294,40 @@ def test_the_list_of_reasons_is_that_of_the_page() -> None:
     assert all(is_reason(name) for name in REASONS) and is_reason("bad-eta")
     with pytest.raises(AssertionError):
         Refused("made-up", "said")
+
+
+@pytest.mark.parametrize(
+    ("objects", "text"),
+    [
+        ({"category": ["dog", "person", "dog"]}, "two dogs and a person"),
+        (
+            [{"category": "cat"}, {"category": "dog"}, {"category": "owl"}],
+            "a cat, a dog and an owl",
+        ),
+        ({"category": ["person"] * 3 + ["bus"] * 13}, "13 buses and three people"),
+        ({"category": ["traffic_light", "traffic_light"]}, "two traffic lights"),
+        ({"category": ["dog", "dog"], "iscrowd": [0, 1]}, "a dog"),
+        ({"category": []}, ""),
+    ],
+)
+def test_objects_are_counted_in_words(objects: Any, text: str) -> None:
+    assert made("{{ objects | counted }}", row={"objects": objects}) == {text}
+
+
+@pytest.mark.parametrize("objects", [{"category": [1]}, [1], "dog", {"bbox": [[0, 0, 1, 1]]}])
+def test_objects_without_names_cannot_be_counted(objects: Any) -> None:
+    template = Template("templates.t", "x{{ objects | counted }}", 7, NONE)
+    if "bbox" in objects:
+        assert template.render(b"key", {"objects": objects}) == "x"
+        return
+    with pytest.raises(Refused, match="counted: ") as told:
+        template.render(b"key", {"objects": objects})
+    assert told.value.reason == "bad-template"
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [("dog", "dogs"), ("bus", "buses"), ("cherry", "cherries"), ("toy", "toys"), ("box", "boxes")],
+)
+def test_plurals(one: str, several: str) -> None:
+    assert plural(one) == several and plural(f"red {one}") == f"red {several}"
