@@ -161,8 +161,8 @@ def task_columns(schema: pa.Schema, task: str) -> dict[str, str]:
 def source_roots(recipe: Recipe, rows: str) -> list[str] | None:
     """The places whose images the rows may name: those of the recipe's own sources."""
     places = [recipe.source, *(pair.images for pair in recipe.pair)]
-    roots = dict.fromkeys(_root(place) for place in places if isinstance(place, str))
-    return [*roots, _root(rows)] if roots else None
+    roots = [_root(place) for place in places if isinstance(place, str)]
+    return list(dict.fromkeys([*roots, _root(rows)])) if roots else None
 
 
 def _root(place: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from batchgen.cli import main
 from batchgen.cli.recipes import _Job, images_tree
 from batchgen.errors import LimitExceeded, SpecError
 from batchgen.recipes import presets
-from batchgen.recipes.expand import preview
+from batchgen.recipes.expand import expand, preview
 from batchgen.recipes.job import expanded
 from batchgen.recipes.recipe import build_recipe
 from batchgen.spec.build import build
 from batchgen.spec.tree import merge
+from batchgen.storage import open_store
 from tests.unit.test_recipes_expand import write_photos
 
 ROOT = Path(__file__).parents[2]
@@ -322,3 +324,40 @@ def test_a_rejected_expansion_stays_rejected(photos: Path, tmp_path: Path) -> No
     for _ in range(2):
         with pytest.raises(LimitExceeded):
             expanded(bad, str(tmp_path / "input"))
+
+
+def test_rows_go_to_a_store_and_come_from_one(tmp_path: Path) -> None:
+    """The same on a store without folders and renames; fsspec's memory stands for it."""
+    source = open_store("memory://recipes/in")
+    source.put(
+        "photos.parquet", write_photos(tmp_path / "photos.parquet", by_path=True).read_bytes()
+    )
+    asked: list[str] = []
+
+    def answer(question: Any, number: int) -> str:
+        asked.append(question.prompt)
+        return f"{question.prompt} {number}"
+
+    recipe = build_recipe(
+        {
+            "from": "memory://recipes/in/photos.parquet",
+            "templates": "{{ scene }}{{ 1 / (0 if key == 'photo-3' else 1) }}",
+            "fields": {"scene": {"ask": {"prompt": "{{ class.name }}", "with": {"function": "f"}}}},
+        }
+    )
+    target = "memory://recipes/out/rows.parquet"
+    made = expand(recipe, target, answers_path=str(tmp_path / "a.jsonl"), functions={"f": answer})
+    assert made.samples == 11 and made.rejected == {"bad-template": 1}
+    assert made.rejects == "memory://recipes/out/rows-rejects.parquet"
+    store = open_store("memory://recipes/out")
+    assert set(store.list("")) == {"rows.parquet", "rows-rejects.parquet"}
+    table = pq.read_table(BytesIO(store.read("rows.parquet")))
+    path = table.column("image")[4]["path"].as_py()
+    assert path.replace(":///", "://") == "memory://recipes/in/img/5.png"  # as fsspec names it
+    assert sorted(asked) == ["circle", "square", "star"]
+    folder = "memory://recipes/job/_batchgen/input"
+    tree = merge(job(tmp_path, tmp_path), {"recipe.from": "memory://recipes/in/photos.parquet"})
+    first = expanded(tree, folder)["input"]
+    assert first["uri_roots"] == ["memory://recipes"]
+    assert expanded(tree, folder)["input"] == first
+    assert pq.read_metadata(BytesIO(open_store(folder).read(first["path"][-25:]))).num_rows == 24
