@@ -174,7 +174,10 @@ def parquet_source(path: str, key: str | None = None) -> Source:
             with open_input(stat.path, path, stat.etag) as file:
                 found = pq.read_schema(file)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{stat.path} is not a complete Parquet file: {error}") from error
+            raise InputError(
+                f"{stat.path} is not a complete Parquet file: {error}; `batchgen import` makes "
+                "Parquet of other formats"
+            ) from error
         twice = [name for name in found.names if found.names.count(name) > 1]
         if twice:
             raise InputError(f"{stat.path} has two columns {twice[0]!r}")
