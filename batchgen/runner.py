@@ -75,7 +75,7 @@ def _run(
         ):
             ledger = Ledger(ledger.store.in_place())
             if overwrite:
-                remove_output(ledger)
+                remove_output(ledger, spec.input.path)
             told = list(plan.notes)
             plan = claim(ledger, plan, asked, told.append, whole=part is None)
             has_plan, lease.witness = True, PLAN

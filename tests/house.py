@@ -26,6 +26,7 @@ FLOORS: dict[int, dict[str, str]] = {
     6: {
         "input": "rows and spans of the input dataset, conditioning images at URIs",
         "recipes": "recipes: templates, draws, pairs and balance, expanded to one row a sample",
+        "importing": "sources of any kind (CSV, folders of images, COCO, ...) to Parquet",
         "output": "an output and its records: ledger, lease, markers, counts, rejects, the "
         "formats; operations on a finished output: verify, repair, export, push, clean",
     },
@@ -65,13 +66,14 @@ HOMES = {
     "click": ("cli",),
     "compel": ("models",),
     "cv2": ("images",),
+    "datasets": ("importing",),
     "diffusers": ("models", "families"),
     "duckdb": ("curate",),
     "fsspec": ("storage",),
     "huggingface_hub": ("models", "output"),
     "isal": ("images",),
     "jinja2": ("report", "recipes"),
-    "PIL": ("images", "families", "labels"),
+    "PIL": ("images", "families", "labels", "importing"),
     "packaging": ("cluster",),
     "peft": ("models",),
     "pycocotools": ("labels",),

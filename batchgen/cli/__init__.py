@@ -1,6 +1,6 @@
 """The command line: one module for each kind of command."""
 
-from batchgen.cli import catalogue, cluster, look, make, recipes, samples, stores
+from batchgen.cli import catalogue, cluster, look, make, recipes, samples, sources, stores
 from batchgen.cli.options import FIELDS, main
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "make",
     "recipes",
     "samples",
+    "sources",
     "stores",
 ]

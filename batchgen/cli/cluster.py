@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,7 +44,7 @@ def requirements_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @main.command()
-@spec_options
+@partial(spec_options, reads="submit")
 @address_option
 @click.option(
     "--submission-id", help="Name of the job on the cluster; default: a name with the time in it."

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from batchgen.cli.cluster import requirements_option, resume_on
+from batchgen.cli.direct import given_input
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import (
     main,
@@ -76,7 +78,7 @@ def _ask_to_remove(spec: Spec) -> None:
     from batchgen.storage import open_store
 
     reach_stores(spec)
-    own = holdings_of(Ledger(open_store(spec.output.url))).own
+    own = holdings_of(Ledger(open_store(spec.output.url)), spec.input.path).own
     if not own:
         return
     size = f"{len(own):,} files, {sum(own.values()):,} bytes"
@@ -143,7 +145,7 @@ def resume(
 
 
 @main.command()
-@spec_options
+@partial(spec_options, reads="look")
 @click.option("--print-spec", is_flag=True, help="Print the spec with every default filled in.")
 @click.option(
     "--memory", is_flag=True, help="Also compute the memory that the model needs; takes seconds."
@@ -158,10 +160,8 @@ def plan(spec: Spec, print_spec: bool, memory: bool, as_json: bool) -> int:
         from batchgen import runner
 
         made = runner.plan_job(spec).spec
-        echo(
-            made.model_copy(update={"model": spec.model, "resources": spec.resources}).to_yaml(),
-            nl=False,
-        )
+        as_given = {"model": spec.model, "resources": spec.resources, **given_input(made)}
+        echo(made.model_copy(update=as_given).to_yaml(), nl=False)
     else:
         _show_plan(spec, as_json, memory)
     return 0
@@ -200,7 +200,7 @@ def _finish(outcome: Outcome, as_json: bool) -> int:
 
 
 def _source(plan: Plan) -> str:
-    given = plan.spec.input
+    given = given_input(plan.spec).get("input", plan.spec.input)
     return f"in {len(plan.files)} files of {given.path}" if given.path else "without an input"
 
 

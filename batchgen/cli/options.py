@@ -6,12 +6,14 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchgen import __version__
+from batchgen.cli.direct import Reads, prepared, prepared_for_recipe
 from batchgen.cli.echo import echo
 from batchgen.errors import BatchgenError, SpecError, StopJob
 from batchgen.spec.tasks import TASK_NAMES
@@ -40,7 +42,7 @@ class Offered(click.Choice[str]):
 
 # Flag -> (dotted field of the spec, type, help). Flags win over the spec file.
 FIELDS: dict[str, tuple[str, Any, str]] = {
-    "--input": ("input.path", str, "Parquet file, folder or glob; any fsspec URL."),
+    "--input": ("input.path", str, "Parquet, CSV, images, ... (see `import`); any fsspec URL."),
     "--count": ("input.count", int, "Number of rows to generate without an input dataset."),
     "--output": ("output.url", str, "Folder or URL for images, metadata and records of the run."),
     "--task": ("task", Offered(TASK_NAMES), "See `batchgen tasks`. [default: text-to-image]"),
@@ -72,10 +74,13 @@ FIELDS: dict[str, tuple[str, Any, str]] = {
 }
 
 
-def spec_options(command: Callable[..., Any], required: bool = True) -> Callable[..., Any]:
+def spec_options(
+    command: Callable[..., Any], required: bool = True, reads: Reads = "keep"
+) -> Callable[..., Any]:
     """Add the options that make a spec; the command receives it as ``spec``.
 
-    If it is not ``required`` and no option is given, ``spec`` is None.
+    If it is not ``required`` and no option is given, ``spec`` is None. An input that is not Parquet
+    is imported: ``reads`` says where the import is kept (``direct.Reads``).
     """
 
     @wraps(command)
@@ -85,7 +90,11 @@ def spec_options(command: Callable[..., Any], required: bool = True) -> Callable
         flags = {flag: given.pop(_parameter(flag)) for flag in FIELDS}
         if not required and not any([spec_file, settings, no_key_check, *flags.values()]):
             return command(spec=None, **given)
-        return command(spec=_spec(spec_file, flags, settings, no_key_check), **given)
+        with ExitStack() as held:
+            tree = _tree(spec_file, flags, settings, no_key_check)
+            tree = _with_rows(tree, given, held)
+            spec = _spec(prepared(tree, reads, given, held))
+            return command(spec=spec, **given)
 
     wrapped: Callable[..., Any] = with_spec
     wrapped = click.option(
@@ -111,10 +120,10 @@ def _parameter(flag: str) -> str:
     return "flag_" + flag.strip("-").replace("-", "_")
 
 
-def _spec(
+def _tree(
     spec_file: str | None, flags: dict[str, Any], settings: tuple[str, ...], no_key_check: bool
-) -> Spec:
-    from batchgen.spec.build import build
+) -> dict[str, Any]:
+    """The spec file with the flags, not checked yet."""
     from batchgen.spec.tree import merge, read_yaml
 
     dotted = _parsed("--set", settings, "FIELD=VALUE")
@@ -123,8 +132,12 @@ def _spec(
             dotted[FIELDS[flag][0]] = value
     if no_key_check:
         dotted["input.check_keys"] = False
-    tree = merge(read_yaml(spec_file) if spec_file else {}, dotted)
-    tree = _with_rows(tree)
+    return merge(read_yaml(spec_file) if spec_file else {}, dotted)
+
+
+def _spec(tree: dict[str, Any]) -> Spec:
+    from batchgen.spec.build import build
+
     try:
         spec = build(tree)
     except SpecError as error:
@@ -134,7 +147,7 @@ def _spec(
     return spec
 
 
-def _with_rows(tree: dict[str, Any]) -> dict[str, Any]:
+def _with_rows(tree: dict[str, Any], given: dict[str, Any], held: ExitStack) -> dict[str, Any]:
     """Expand the recipe of the tree, or of its preset, into the output's folder for input."""
     if not {"preset", "recipe"} & tree.keys():
         return tree
@@ -153,6 +166,7 @@ def _with_rows(tree: dict[str, Any]) -> dict[str, Any]:
     options = tree.get("storage_options")
     configure(options if isinstance(options, dict) else {})
     refuse_unless_free(Ledger(open_store(output)))
+    tree = prepared_for_recipe(tree, given, held)
     tree, report = expanded_with_report(tree, f"{output}/_batchgen/input")
     if report is not None:
         echo(shown(report), err=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@partial(spec_options, required=False)
+@partial(spec_options, required=False, reads="look")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def doctor(spec: Spec | None, as_json: bool) -> int:
     """Check this machine, or test what a job needs before it runs.

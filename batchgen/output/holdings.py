@@ -13,8 +13,9 @@ from batchgen.output.formats import FORMATS
 from batchgen.output.lease import LEASES
 from batchgen.output.ledger import DATA, FAILED, JOB, PLAN, RECORDS, REJECTS, SHARDS, Ledger
 from batchgen.spec.spec import Spec
-from batchgen.storage import TEMPORARY, Store, delete_all, is_within, subfolders
+from batchgen.storage import TEMPORARY, Store, absolute, delete_all, is_within, subfolders
 
+INPUT = "_batchgen/input"  # imports of sources; importing/direct.py writes them
 CARD = "README.md"
 CARD_MARK = "<!-- Each batchgen run replaces this file; without this line it stays as it is. -->\n"
 _FIRST_CARDS = b"\n# Synthetic images made with batchgen "  # cards of version 0.1 have no mark
@@ -87,19 +88,26 @@ def refuse_unless_free(ledger: Ledger) -> None:
         )
 
 
-def holdings_of(ledger: Ledger) -> Holdings:
+def holdings_of(ledger: Ledger, read: str = "") -> Holdings:
     """The files that `--overwrite` removes, in that order, and the files of others in ``data/``.
 
     Markers are removed before data, and the plan last, so that an interrupted removal never leaves
-    an output that looks complete.
+    an output that looks complete. Imports of sources (``_batchgen/input/``) are removed, but not
+    the one that the next run reads.
+
+    Args:
+        read: the input of the next run.
     """
     store = ledger.store
     if not is_output(ledger):
         return Holdings({}, ())
     data = {f"{DATA}/{name}": size for name, size in store.find(DATA).items()}
     own_data = {name for name in data if any(form.is_ours(name) for form in FORMATS.values())}
-    kept = (f"{LEASES}/", f"{TEMPORARY}/")
+    kept: tuple[str, ...] = (f"{LEASES}/", f"{TEMPORARY}/")
     records = {f"{RECORDS}/{name}": size for name, size in store.find(RECORDS).items()}
+    if _is_import(ledger, read):
+        place = absolute(read).removeprefix(absolute(store.url).rstrip("/") + "/")
+        kept = (*kept, f"{place.rpartition('/')[0]}/")
     records = {name: size for name, size in records.items() if not name.startswith(kept)}
     first = {name: size for name, size in records.items() if name.startswith(f"{SHARDS}/")}
     own = first | {name: data[name] for name in sorted(own_data)}
@@ -121,7 +129,8 @@ def refuse_to_remove(ledger: Ledger, spec: Spec) -> None:
     if not is_output(ledger):
         refuse_unless_free(ledger)
     _refuse_others(ledger, holdings_of(ledger))
-    for field, place in (("input", spec.input.path), *spec.model.places()):
+    source = "" if _is_import(ledger, spec.input.path) else spec.input.path
+    for field, place in (("input", source), *spec.model.places()):
         if place and is_within(place, ledger.store.url):
             raise InputError(
                 f"{field} {place} is in output {ledger.store.url}, which `--overwrite` removes; "
@@ -129,13 +138,21 @@ def refuse_to_remove(ledger: Ledger, spec: Spec) -> None:
             )
 
 
-def remove_output(ledger: Ledger) -> None:
+def _is_import(ledger: Ledger, path: str) -> bool:
+    """Whether an input is the import of a source that is kept in this output."""
+    return bool(path) and is_within(path, f"{ledger.store.url}/{INPUT}")
+
+
+def remove_output(ledger: Ledger, read: str = "") -> None:
     """Remove the files that batchgen wrote there; the caller holds the lease.
+
+    Args:
+        read: the input of the next run; if it is an import in this output, it stays.
 
     Raises:
         InputError: ``data/``, where a run writes, contains files of others.
     """
-    holdings = holdings_of(ledger)
+    holdings = holdings_of(ledger, read)
     _refuse_others(ledger, holdings)
     delete_all(ledger.store, list(holdings.own))
 

@@ -34,36 +34,36 @@ _OF_THE_DISK = {
 }
 
 
-def find_files(path: str, suffix: str = ".parquet") -> tuple[str, list[Stat]]:
+def find_files(path: str, suffix: str = ".parquet", hidden: bool = False) -> tuple[str, list[Stat]]:
     """Find the files of a dataset, sorted by path, and the folder that their names are relative to.
 
     ``path`` is one file, a folder (searched with its subfolders for ``suffix`` in lower or upper
-    case; names that begin with ``_`` or ``.`` are skipped) or a glob. On a local disk, links to
-    files and folders are followed; such a file has the path of the link, and the size and time of
-    its target.
+    case; names that begin with ``_`` or ``.`` are skipped unless ``hidden``) or a glob. On a local
+    disk, links to files and folders are followed; such a file has the path of the link, and the
+    size and time of its target.
 
     Raises:
         InputError: there are no files, or a link is broken.
     """
     try:
-        base, files = _found(path, suffix)
+        base, files = _found(path, suffix, hidden)
     except ValueError as error:  # a pattern or an address that the filesystem cannot parse
         raise InputError(f"input {path}: {error}") from error
     if not files:
-        raise InputError(f"input {path}: it has no {suffix} file")
+        raise InputError(f"input {path}: it has no {suffix or 'visible'} file")
     return base, sorted(files, key=lambda stat: stat.path)
 
 
-def _found(path: str, suffix: str) -> tuple[str, list[Stat]]:
+def _found(path: str, suffix: str, hidden: bool) -> tuple[str, list[Stat]]:
     fs, root = filesystem(path)
     doing = f"read {path}"
     if "file" in fs.protocol:
         with storage_errors(doing):
-            return _look_on_disk(root, path, suffix)
+            return _look_on_disk(root, path, suffix, hidden)
 
     def look() -> tuple[str, list[Stat]]:
         fs.invalidate_cache()
-        return _look(fs, root, path, suffix)
+        return _look(fs, root, path, suffix, hidden)
 
     if is_networked(path):
         return persist(doing, look, limits().patience_s)
@@ -93,8 +93,8 @@ def open_input(path: str, url: str, etag: str = "") -> BinaryIO:
     return file
 
 
-def _look_on_disk(root: str, path: str, suffix: str) -> tuple[str, list[Stat]]:
-    base, found = _named_on_disk(root, path, suffix)
+def _look_on_disk(root: str, path: str, suffix: str, hidden: bool) -> tuple[str, list[Stat]]:
+    base, found = _named_on_disk(root, path, suffix, hidden)
     files = []
     for name in found:
         facts = facts_of(name)
@@ -108,7 +108,7 @@ def _look_on_disk(root: str, path: str, suffix: str) -> tuple[str, list[Stat]]:
     return base, files
 
 
-def _named_on_disk(root: str, path: str, suffix: str) -> tuple[str, Iterator[str]]:
+def _named_on_disk(root: str, path: str, suffix: str, hidden: bool) -> tuple[str, Iterator[str]]:
     """Find the folder that names are relative to, and all files and folders that match the path."""
     pattern = _GLOB.search(root)
     if pattern and not os.path.lexists(root):
@@ -119,7 +119,9 @@ def _named_on_disk(root: str, path: str, suffix: str) -> tuple[str, Iterator[str
         return posixpath.dirname(root), iter([root])
     base = root.rstrip("/")
     return base, (
-        name for name in walk(root) if _is_data(name, base, suffix) or _leads_nowhere(name)
+        name
+        for name in walk(root, hidden=hidden)
+        if _is_data(name, base, suffix, hidden) or _leads_nowhere(name)
     )
 
 
@@ -147,7 +149,7 @@ def _leads_nowhere(name: str) -> bool:
     return os.path.islink(name) and not os.path.exists(name)
 
 
-def _look(fs: Any, root: str, path: str, suffix: str) -> tuple[str, list[Stat]]:
+def _look(fs: Any, root: str, path: str, suffix: str, hidden: bool) -> tuple[str, list[Stat]]:
     """Find the folder that names are relative to, and the files, in a store."""
     pattern = _GLOB.search(root)
     if pattern and not fs.exists(root):
@@ -162,18 +164,19 @@ def _look(fs: Any, root: str, path: str, suffix: str) -> tuple[str, list[Stat]]:
         base, found = posixpath.dirname(root), {root: fs.info(root)}
     else:
         base = root.rstrip("/")
-        found = _below(fs, base, suffix)
+        found = _below(fs, base, suffix, hidden)
     return base, [to_stat(name, info) for name, info in found.items() if info["type"] == "file"]
 
 
-def _below(fs: Any, folder: str, suffix: str) -> dict[str, Any]:
+def _below(fs: Any, folder: str, suffix: str, hidden: bool = False) -> dict[str, Any]:
     found = fs.find(folder, detail=True)
-    return {name: info for name, info in found.items() if _is_data(name, folder, suffix)}
+    return {name: info for name, info in found.items() if _is_data(name, folder, suffix, hidden)}
 
 
-def _is_data(name: str, base: str, suffix: str) -> bool:
+def _is_data(name: str, base: str, suffix: str, hidden: bool = False) -> bool:
     parts = posixpath.relpath(name, base).split("/")
-    return name.lower().endswith(suffix) and not any(part.startswith(("_", ".")) for part in parts)
+    seen = hidden or not any(part.startswith(("_", ".")) for part in parts)
+    return seen and name.lower().endswith(suffix)
 
 
 def read_limited(

@@ -167,7 +167,7 @@ def test_a_held_output_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    "command", ["", "run", "resume", "plan", "expand", "presets", "status", "verify"]
+    "command", ["", "run", "resume", "plan", "expand", "presets", "status", "verify", "import"]
 )
 def test_help_says_what_a_command_is_for(command: str) -> None:
     words = [sys.executable, "-m", "batchgen", *command.split(), "--help"]

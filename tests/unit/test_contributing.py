@@ -16,7 +16,7 @@ DECISIONS = ROOT / "docs" / "decisions"
 CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 PATH = re.compile(r"[\w./-]+\.(py|md|html|yaml|txt)")
-PLACEHOLDER = re.compile(r"\b(?:\w+_)?(FAMILY|FORMAT|SCORER|TASK|NAME)\b")
+PLACEHOLDER = re.compile(r"\b(?:\w+_)?(FAMILY|FORMAT|KIND|SCORER|TASK|NAME)\b")
 
 
 def section(title: str) -> str:

@@ -24,7 +24,7 @@ HEAVY = ("torch", "ray", "diffusers", "transformers", "pyarrow", "pydantic", "nu
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 HELP_CPU_S = 0.5
-MOST_ROOMS, MOST_FLOORS = 28, 10
+MOST_ROOMS, MOST_FLOORS = 29, 10
 MODELS = ("pipeline", "refiner", "vae", "vqvae", "unet", "transformer", "encoder", "text_encoder")
 
 
