@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batchgen.cli.cluster import requirements_option, resume_on
-from batchgen.cli.direct import given_input
+from batchgen.cli.direct import given_input, given_recipe
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import (
     main,
@@ -157,11 +157,15 @@ def plan(spec: Spec, print_spec: bool, memory: bool, as_json: bool) -> int:
     The printed spec keeps `auto`, so that it is the same on every machine.
     """
     if print_spec:
+        import yaml
+
         from batchgen import runner
 
         made = runner.plan_job(spec).spec
         as_given = {"model": spec.model, "resources": spec.resources, **given_input(made)}
-        echo(made.model_copy(update=as_given).to_yaml(), nl=False)
+        recipe = given_recipe()
+        text = made.model_copy(update=as_given).to_yaml()
+        echo(text + (yaml.safe_dump(recipe, sort_keys=False) if recipe else ""), nl=False)
     else:
         _show_plan(spec, as_json, memory)
     return 0

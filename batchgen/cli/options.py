@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchgen import __version__
-from batchgen.cli.direct import Reads, prepared, prepared_for_recipe
+from batchgen.cli.direct import Reads, prepared
 from batchgen.cli.echo import echo
 from batchgen.errors import BatchgenError, SpecError, StopJob
 from batchgen.spec.tasks import TASK_NAMES
@@ -92,7 +92,6 @@ def spec_options(
             return command(spec=None, **given)
         with ExitStack() as held:
             tree = _tree(spec_file, flags, settings, no_key_check)
-            tree = _with_rows(tree, given, held)
             spec = _spec(prepared(tree, reads, given, held))
             return command(spec=spec, **given)
 
@@ -145,32 +144,6 @@ def _spec(tree: dict[str, Any]) -> Spec:
     if "path" not in (tree.get("model") or {}):
         echo(DEMO, err=True)
     return spec
-
-
-def _with_rows(tree: dict[str, Any], given: dict[str, Any], held: ExitStack) -> dict[str, Any]:
-    """Expand the recipe of the tree, or of its preset, into the output's folder for input."""
-    if not {"preset", "recipe"} & tree.keys():
-        return tree
-    from batchgen.output.holdings import refuse_unless_free
-    from batchgen.output.ledger import Ledger
-    from batchgen.recipes.job import expanded_with_report, shown
-    from batchgen.recipes.presets import with_preset
-    from batchgen.spec.faults import NEEDED, missing
-    from batchgen.storage import configure, open_store
-
-    tree = with_preset(tree)
-    place = tree.get("output")
-    output = place.get("url") if isinstance(place, dict) else None
-    if not isinstance(output, str) or not output:
-        raise missing("output", NEEDED["output"])
-    options = tree.get("storage_options")
-    configure(options if isinstance(options, dict) else {})
-    refuse_unless_free(Ledger(open_store(output)))
-    tree = prepared_for_recipe(tree, given, held)
-    tree, report = expanded_with_report(tree, f"{output}/_batchgen/input")
-    if report is not None:
-        echo(shown(report), err=True)
-    return tree
 
 
 def _columns_there(error: SpecError, tree: dict[str, Any]) -> str:

@@ -260,7 +260,9 @@ def test_a_preset_by_flag_plans_a_job(photos: Path, tmp_path: Path, capsys: Capt
     plan = json.loads(out)
     assert plan["rows"] == 24 and plan["spec"]["task"] == "image-to-image"
     assert plan["spec"]["input"]["columns"]["strength"] == "strength"
+    code, _, err = batchgen("plan", *words, "--variants", 2, capsys=capsys)
     assert "recipe: 24 samples of 12 rows" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_preset_needs_an_output_that_is_its_own(
@@ -271,6 +273,7 @@ def test_a_preset_needs_an_output_that_is_its_own(
     assert code == 1 and "output: got nothing" in err and "--output" in err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
+    words[0] = "run"
     code, _, err = batchgen(*words, "--output", tmp_path / "mine", capsys=capsys)
     assert code == 1 and "thesis.txt" in err
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
