@@ -26,6 +26,14 @@ from tests.datasets_on_disk import png
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
+# A shell starts background processes with SIGINT ignored, and tests may run in one.
+HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from batchgen.cli import main
+main()
+"""
+
 
 def source_of(folder: Path, dataset: Dataset) -> Source:
     """A source whose rows are given."""
@@ -99,7 +107,7 @@ def test_an_import_that_is_ended_leaves_nothing_that_looks_complete(
     """And the next import removes what a killed one left."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("a\n" * 3_000_000)
-    command = [sys.executable, "-m", "batchgen", "import", "in", "out.parquet"]
+    command = [sys.executable, "-c", HEARS_CTRL_C, "import", "in", "out.parquet"]
     process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()})
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob(".out.parquet.importing-*/part-*")):
