@@ -96,13 +96,13 @@ def sourced(tree: Mapping[str, Any], how: How) -> Tree:
 
 
 def as_parquet(tree: Tree, how: How) -> Tree:
-    """The tree of a spec with a recipe, whose source rows are Parquet, or CSV as recipes read it.
+    """The tree of a spec with a recipe, whose source rows are Parquet.
 
     Such a spec is complete only after its recipe is expanded, so its faults are found later.
     """
     given = tree.get("input")
     path = given.get("path") if isinstance(given, dict) else None
-    if not isinstance(path, str) or not path or path.lower().endswith(csv_rows.ENDINGS):
+    if not isinstance(path, str) or not path:
         return tree
     source = None if _is_parquet(path) else _source(path)
     return tree if source is None else _imported(tree, source, how)

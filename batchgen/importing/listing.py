@@ -64,7 +64,7 @@ class Listing:
     def is_one_file(self) -> bool:
         """Whether the source is a file, and not a folder or a glob."""
         return len(self.files) == 1 and self.place(next(iter(self.files))).endswith(
-            self.source.rpartition("/")[2]
+            self.source.rstrip("/").rpartition("/")[2]
         )
 
     @property

@@ -17,7 +17,7 @@ import pyarrow.compute
 from batchgen.errors import InputError
 from batchgen.importing.kinds.choose import about_kinds, kind_named, kind_of
 from batchgen.importing.listing import Listing, listed
-from batchgen.importing.records import LABEL, OBJECTS, SPLIT
+from batchgen.importing.records import LABEL, OBJECTS, SPLIT, with_prompts
 from batchgen.importing.rows import (
     KEY,
     Dataset,
@@ -40,6 +40,7 @@ _AHEAD = 2 * THREADS  # images that are read before they are written
 _TELL_EVERY_S = 0.5
 _MOST_REJECTS = 4096  # rejected rows that are kept in memory before they are written
 _SHOWN = 3
+_OWN_PROMPTS = ("classes", "image-folder")  # kinds that make prompts by themselves
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,26 @@ def source_at(
     return Source(listing, found, mode, image_root, prompt)
 
 
+def _prompted(source: Source, dataset: Dataset) -> Dataset:
+    """The dataset with the prompts that `--prompt` asks for.
+
+    Raises:
+        InputError: the rows have no classes to name in a prompt.
+    """
+    template, columns = source.options().prompt, dataset.columns
+    if template is None or source.kind.name in _OWN_PROMPTS:
+        return dataset
+    names = columns.names.get(LABEL)
+    if not names:
+        raise InputError(
+            f"--prompt needs a class of each row, in a column {LABEL}, and {source.listing.source} "
+            f"({source.kind.name}) has none"
+        )
+    if "prompt" in columns.parts:
+        dataset.notes.append("--prompt has no effect: the source has prompts of its own")
+    return with_prompts(dataset, template, names)
+
+
 def import_source(
     source: Source,
     target: Target,
@@ -105,13 +126,13 @@ def import_source(
     Raises:
         InputError: the source cannot be read, or gives no row.
     """
-    if not source.listing.is_one_file and is_within(target.url, source.listing.source):
+    if is_within(target.url, source.listing.source):
         raise InputError(
-            f"target {target.url} is inside the source {source.listing.source}, so the next import "
-            "would read it; choose a target outside of the source"
+            f"target {target.url} is the source {source.listing.source} or inside of it, so the "
+            "next import would read it; choose a target outside of the source"
         )
     summary = Summary(source.listing.source, target.url, source.kind.name)
-    dataset = source.kind.read(source.listing, source.options())
+    dataset = _prompted(source, source.kind.read(source.listing, source.options()))
     summary.total, summary.notes = dataset.total, dataset.notes
     summary.columns = dict(dataset.columns.parts)
     summary.images_are = source.images

@@ -130,9 +130,24 @@ class Expansion:
     def _of_another_image(self) -> set[str]:
         """Columns with labels of the pixels of an image that a pair replaces: they would lie."""
         parts = self.source.declared.parts
-        if parts.get("image", "image") not in [pair.into for pair in self.recipe.pair]:
+        if not {"image", parts.get("image")} & {pair.into for pair in self.recipe.pair}:
             return set()
-        return {parts.get(part, part) for part in LABEL_PARTS}
+        declared = {parts.get(part, part) for part in LABEL_PARTS}
+        return {*declared, *LABEL_PARTS, *self.source.objects}
+
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Column of class numbers that a pair makes -> the names of the classes."""
+        names = self.source.declared.class_names(self.recipe.label)
+        if names is None:
+            return {}
+        made = [f"{pair.into}_label" for pair in self.recipe.pair if pair.images is None]
+        if any(pair.label == "source" for pair in self.recipe.pair):
+            made.append(self.recipe.label)
+        return dict.fromkeys(made, names)
+
+    def schema(self, table: pa.Table) -> pa.Schema:
+        """The schema of the output, with what its columns are."""
+        return schema_of(table, self.source.declared, self.carried(), self.class_names())
 
     def _written(self) -> list[str]:
         """Names of the columns that the recipe makes."""
@@ -296,7 +311,7 @@ def _write(
     schema = None
     for table in expansion.tables(variants, limit):
         if schema is None:
-            schema = schema_of(table, expansion.source.declared, expansion.carried())
+            schema = expansion.schema(table)
         writer.write(table.cast(schema))
     if schema is None:
         first = next(iter(expansion.rejects), None)
@@ -339,7 +354,7 @@ def preview(
         if not tables:
             said = expansion.rejects[0]["message"] if expansion.rejects else "there are no rows"
             raise InputError(f"no sample can be made: {said}")
-        schema = schema_of(tables[0], expansion.source.declared, expansion.carried())
+        schema = expansion.schema(tables[0])
         made = pa.concat_tables([one.cast(schema) for one in tables])
         return made, list(expansion.carried().values())
 

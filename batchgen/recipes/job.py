@@ -21,12 +21,13 @@ from batchgen.recipes.recipe import Recipe, build_recipe
 from batchgen.recipes.sources import declared
 from batchgen.recipes.writing import write_small
 from batchgen.secrets import redact
-from batchgen.spec.tasks import TASK_NAMES, task_named
+from batchgen.spec.tasks import LABEL_PARTS, TASK_NAMES, task_named
 from batchgen.spec.tree import canonical_json, read_yaml, spread
-from batchgen.storage import Store, find_files, open_store
+from batchgen.storage import Store, absolute, find_files, open_store
 
 VERSION = 1  # raised if the same recipe would give other rows
 ANSWERS = "answers.jsonl"
+_PLACES = ("from", "classes", "wildcards", "images")  # fields of a recipe that may be paths
 
 
 def expanded(tree: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def expanded_with_report(
         raise SpecError("input", source, "a section, or a path")
     recipe_tree = _recipe_tree(given, tree, source)
     recipe = build_recipe(recipe_tree)
+    _refuse_other_image(recipe, _own_columns(source))
     store = open_store(folder)
     name = f"rows-{_digest(recipe_tree, recipe)[:12]}.parquet"
     path, report = f"{store.url}/{name}", None
@@ -107,6 +109,23 @@ def _recipe_tree(given: Any, tree: Mapping[str, Any], source: Mapping[str, Any])
     return made
 
 
+def _refuse_other_image(recipe: Recipe, columns: Mapping[str, Any]) -> None:
+    """Refuse columns of the spec that are about another image than that of a pair.
+
+    Raises:
+        SpecError: names the column.
+    """
+    if "image" not in [pair.into for pair in recipe.pair]:
+        return
+    for part in ("image", *LABEL_PARTS):
+        if columns.get(part) is not None:
+            because = (
+                "recipe.pair gives each row the image of another row, of which this column says "
+                "nothing; remove one of the two"
+            )
+            raise SpecError(f"input.columns.{part}", columns[part], "null", because=because)
+
+
 def _own_columns(source: Mapping[str, Any]) -> dict[str, Any]:
     columns = source.get("columns")
     return dict(columns) if isinstance(columns, Mapping) else {}
@@ -139,7 +158,17 @@ def _digest(tree: Mapping[str, Any], recipe: Recipe) -> str:
     if recipe.wildcards is not None:
         files = find_files(recipe.wildcards, ".txt")[1]
         stats += [[one.path, one.size, one.etag] for one in files]
-    return hashlib.sha256(canonical_json([VERSION, tree, stats]).encode()).hexdigest()
+    facts = [VERSION, _placed(tree), stats]
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+
+
+def _placed(tree: Any, name: str = "") -> Any:
+    """The recipe with absolute places, so that it is the same from another working directory."""
+    if isinstance(tree, Mapping):
+        return {one: _placed(value, one) for one, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_placed(one, name) for one in tree] if name == "pair" else tree
+    return absolute(tree) if name in _PLACES and isinstance(tree, str) else tree
 
 
 def _columns(store: Store, name: str, tree: Mapping[str, Any]) -> dict[str, str]:

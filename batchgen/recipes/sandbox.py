@@ -18,6 +18,7 @@ from batchgen.spec.sections import MAX_TEXT
 
 MAX_LOOPS = 10_000  # iterations of all loops of a template together, for one sample
 MAX_ITEMS = 1_000  # values of a list that a template makes
+MAX_NESTED = 100_000  # the same for lists in lists, at all depths
 MAX_NUMBER = 10**18
 FILTERS = (
     *("abs", "capitalize", "count", "d", "default", "dictsort", "first", "float", "int", "items"),
@@ -147,11 +148,23 @@ def checked(value: Any) -> Any:
         if len(value) > MAX_TEXT:
             raise TooMuch(_TOO_LONG)
     elif isinstance(value, list | tuple | dict):
-        if len(value) > MAX_ITEMS:
+        if len(value) > MAX_ITEMS or _items(value, MAX_NESTED) > MAX_NESTED:
             raise TooMuch(_TOO_LONG)
     elif isinstance(value, int) and abs(value) > MAX_NUMBER:
         raise TooMuch(f"a number above {MAX_NUMBER:,}")
     return value
+
+
+def _items(value: Any, most: int) -> int:
+    """The number of items at all depths; it stops counting above ``most``."""
+    if not isinstance(value, list | tuple | dict):
+        return 1
+    count = 0
+    for one in value.values() if isinstance(value, dict) else value:
+        count += _items(one, most)
+        if count > most:
+            break
+    return count
 
 
 class Counter:

@@ -56,11 +56,15 @@ class Declared:
         parts: part of ``input.columns`` -> column.
         features: column -> its feature, as `datasets` writes it.
         categories: batchgen's list of categories of objects, if there is one.
+        mask_classes: that of the classes in label masks.
+        source: what a COCO file says of itself.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
     features: Mapping[str, Any] = field(default_factory=dict)
     categories: Any = None
+    mask_classes: Any = None
+    source: Any = None
 
     def object_names(self, column: str) -> tuple[str, ...] | None:
         """The names of the categories of a column of objects, in the order of their numbers."""
@@ -218,7 +222,7 @@ def listed_source(rows: Sequence[Any], key: str | None, place: str) -> Source:
 def declared(schema: pa.Schema) -> Declared:
     """Read the metadata of a source; what is not well-formed is left out."""
     metadata = schema.metadata or {}
-    parts, features, categories = {}, {}, None
+    parts, features, more = {}, {}, {}
     try:
         own = json.loads(metadata.get(b"batchgen", b"{}"))
         known = [*Columns.model_fields]
@@ -227,7 +231,7 @@ def declared(schema: pa.Schema) -> Declared:
             for part, name in own.get("columns", {}).items()
             if part in known and name in schema.names
         }
-        categories = own.get("categories")
+        more = {name: own.get(name) for name in ("categories", "mask_classes", "source")}
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     try:
@@ -235,7 +239,7 @@ def declared(schema: pa.Schema) -> Declared:
         features = {name: one for name, one in given.items() if name in schema.names}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
-    return Declared(parts, features, categories)
+    return Declared(parts, features, **more)
 
 
 def _label_names(feature: Any) -> tuple[str, ...] | None:

@@ -7,9 +7,10 @@ import os
 import posixpath
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ REJECTS = pa.schema(
         ("samples", pa.int64()),
     ]
 )
-_OF_THE_RUN = ("key", "row_key", "variant", "template")
+OF_PHOTOS = ("width", "height")  # in most tables those of a photograph, not of the image to make
 
 
 def rejects_name(name: str) -> str:
@@ -124,23 +125,42 @@ def _temporary(store: Store, name: str) -> str:
     return posixpath.join(store.root, f".{name}.{uuid.uuid4().hex}.tmp")
 
 
-def schema_of(table: pa.Table, declared: Declared, carried: Mapping[str, str]) -> pa.Schema:
+def schema_of(
+    table: pa.Table,
+    declared: Declared,
+    carried: Mapping[str, str],
+    class_names: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> pa.Schema:
     """Add the metadata by which `run` and `datasets` know the columns.
+
+    A column that the recipe makes is declared by its name. One that is copied is declared as its
+    source says; by its name only if the source says nothing at all.
 
     Args:
         table: the first rows.
         declared: what the source says about its columns.
         carried: column of the source -> its column here, for those that are copied.
+        class_names: column of class numbers that the recipe makes -> the names.
     """
     features = {carried[name]: one for name, one in declared.features.items() if name in carried}
     for one in table.schema:
-        features.setdefault(one.name, _feature(one.type))
+        named = class_names.get(one.name) if pa.types.is_integer(one.type) else None
+        label = {"names": list(named), "_type": "ClassLabel"} if named else None
+        features[one.name] = label or features.get(one.name) or _feature(one.type)
     parts = {part: carried[name] for part, name in declared.parts.items() if name in carried}
-    parts |= {name: name for name in Columns.model_fields if name in table.column_names}
+    copied = set(carried.values())
+    for name in Columns.model_fields:
+        by_name = name not in copied or (not declared.parts and name not in OF_PHOTOS)
+        if name in table.column_names and by_name:
+            parts[name] = name
     parts.pop("class_label" if "class_label" not in table.column_names else "", None)
     own: dict[str, Any] = {"columns": parts}
     if declared.categories and "objects" in parts:
         own["categories"] = declared.categories
+    if declared.mask_classes and "label_mask" in parts:
+        own["mask_classes"] = declared.mask_classes
+    if declared.source and ("objects" in parts or "label_mask" in parts):
+        own["source"] = declared.source
     known = {name: one for name, one in features.items() if one is not None}
     metadata = {
         b"huggingface": json.dumps({"info": {"features": known}}).encode(),

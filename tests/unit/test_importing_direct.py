@@ -159,8 +159,11 @@ def test_a_recipe_reads_what_was_imported_for_it(
     path = made["input"]["path"]
     assert pq.read_table(path).num_rows == 3 and made["recipe"] == tree["recipe"]
     assert as_parquet(tree, how())["input"]["path"] == path
-    for other in (write_prompts(tmp_path / "a.parquet", 2), tmp_path / "p.csv"):
-        assert as_parquet(tree_of(other, tmp_path / "out"), how())["input"]["path"] == str(other)
+    other = write_prompts(tmp_path / "a.parquet", 2)
+    assert as_parquet(tree_of(other, tmp_path / "out"), how())["input"]["path"] == str(other)
+    (tmp_path / "p.csv").write_text("prompt,label\na,x\nb,y\n")
+    made = as_parquet(tree_of(tmp_path / "p.csv", tmp_path / "other"), how())
+    assert pq.read_table(made["input"]["path"]).num_rows == 2
 
 
 def test_overwrite_keeps_the_import_that_is_read(

@@ -119,11 +119,30 @@ def test_a_header_that_cannot_be_used_is_refused(data: bytes, said: str, tmp_pat
     assert "p.csv" in str(error.value)
 
 
-def test_a_quote_that_is_not_closed_costs_the_rest_of_the_file(tmp_path: Path) -> None:
-    path = written(tmp_path, "p.csv", 'prompt\nfirst\n"never closed\nlast\n')
-    summary, rows = imported(path)
-    assert [row["prompt"] for row in rows] == ["first"]
-    assert summary.reasons == {"bad-fields": 1} and "line 3" in str(summary.examples)
+QUOTES = [
+    ('prompt\nfirst\n"never closed\nlast\n', ["first", "last"], 3),
+    ('prompt\nfirst\n"a" b\nlast\n', ["first", "last"], 3),
+    ('prompt,seed\na,1\n"b,2\nc,3\n"d,4\ne,5\n', ["a", "c", "e"], 3),
+    ('prompt\n"two\nlines"\nlast\n', ["two\nlines", "last"], 0),
+]
+
+
+@pytest.mark.parametrize(("text", "prompts", "line"), QUOTES)
+def test_a_stray_quote_costs_its_own_rows_and_every_row_is_counted(
+    text: str, prompts: list[str], line: int, tmp_path: Path
+) -> None:
+    summary, rows = imported(written(tmp_path, "p.csv", text))
+    assert [row["prompt"] for row in rows] == prompts
+    if line:
+        assert summary.reasons.keys() == {"bad-fields"} and f"line {line}" in str(summary.examples)
+
+
+def test_a_stray_quote_in_the_middle_costs_one_row_of_a_thousand(tmp_path: Path) -> None:
+    lines = [f"prompt {number},{number}" for number in range(1000)]
+    lines[500] = '"' + lines[500]
+    summary, rows = imported(written(tmp_path, "p.csv", "prompt,seed\n" + "\n".join(lines) + "\n"))
+    assert len(rows) == 999 and summary.reasons == {"bad-fields": 1}
+    assert rows[-1]["prompt"] == "prompt 999"
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

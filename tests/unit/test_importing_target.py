@@ -182,10 +182,14 @@ def test_a_bucket_is_no_target() -> None:
 
 def test_a_target_in_its_source_is_refused(tmp_path: Path) -> None:
     source = source_of(tmp_path / "in", blobs(1, 10))
-    with pytest.raises(InputError, match="is inside the source"):
+    with pytest.raises(InputError, match="or inside of it"):
         import_source(source, target_at(str(tmp_path / "in" / "out.parquet")))
+    with pytest.raises(InputError, match="or inside of it"):
+        import_source(source_at(f"{tmp_path}/in/"), target_at(str(tmp_path / "in" / "o.parquet")))
     (tmp_path / "a.txt").write_text("a\n")  # next to a source that is a file
     import_source(source_at(str(tmp_path / "a.txt")), target_at(str(tmp_path / "a.parquet")))
+    with pytest.raises(InputError, match="or inside of it"):
+        import_source(source_at(f"{tmp_path}/a.parquet"), target_at(f"{tmp_path}/a.parquet"))
 
 
 def test_rows_are_counted_and_a_limit_ends_the_import(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
@@ -75,12 +76,46 @@ def _records(listing: Listing, delimiters: dict[str, str]) -> Iterator[Record | 
         yield from rows_of(listing, name, delimiter)
 
 
+class Lines:
+    """The lines of a CSV file, of which those of a damaged record can be read again."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self._again: deque[str] = deque()
+        self._record: list[str] = []
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self._record.append(line)
+        self.number += 1
+        return line
+
+    def begin(self) -> int:
+        """A record begins; returns the number of its first line."""
+        self._record = []
+        return self.number + 1
+
+    def only_first(self) -> bool:
+        """Give back all lines of the record but its first; returns whether there were any."""
+        after = self._record[1:]
+        self._again.extendleft(reversed(after))
+        self.number -= len(after)
+        return bool(after)
+
+
 def rows_of(listing: Listing, name: str, delimiter: str) -> Iterator[Record | Reject]:
-    """The rows of one file; a damaged one is refused, and the next line continues."""
+    """The rows of one file. A damaged record is refused by its first line, and the next continues.
+
+    So a quote that is never closed costs one row, not all that follow.
+    """
     csv.field_size_limit(_CELL_LIMIT)
     folder, key_of = name.rpartition("/")[0], row_keys(name)
     with listing.open(name) as file:
-        lines = (
+        lines = Lines(
             line.decode("utf-8", "surrogateescape") + "\n"
             for _, line in lines_of(file, _LINE_LIMIT_BYTES)
         )
@@ -88,22 +123,22 @@ def rows_of(listing: Listing, name: str, delimiter: str) -> Iterator[Record | Re
         columns = [one.lstrip("\ufeff").strip() for one in next(reader, [])]
         row = -1
         while True:
-            start = reader.line_num + 1
+            start = lines.begin()
             place = Place(name, f"line {start}")
             try:
                 cells = next(reader)
+                wrong = _fault(cells, columns, f"{name} line {start}") if cells else None
             except StopIteration:
                 return
             except csv.Error as error:
-                row += 1
-                yield Reject(place, "bad-fields", f"{name} line {start}: {error}")
-                continue
+                cells, wrong = ["?"], ("bad-fields", f"{name} line {start}: {error}")
             if not cells:  # an empty line
                 continue
             row += 1
-            wrong = _fault(cells, columns, f"{name} line {start}")
             if wrong is not None:
                 yield Reject(place, *wrong)
+                if lines.only_first() or wrong[0] == "bad-fields":
+                    reader = csv.reader(lines, delimiter=delimiter, strict=True)
                 continue
             yield Record(dict(zip(columns, cells, strict=True)), place, key_of(row), folder=folder)
 

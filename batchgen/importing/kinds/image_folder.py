@@ -20,6 +20,7 @@ from batchgen.importing.rows import Dataset, Kind, Options, Place, Reject
 from batchgen.importing.splits import by_first_folder, split_named
 
 FILE_NAME = "file_name"
+_TAKEN = {"image": "metadata_image"}  # the column of the images themselves
 _NAMED = 3
 _METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -76,7 +77,8 @@ def _records(listing: Listing, images: list[str], metadata: list[str]) -> Iterat
             told[name] = one
     for name in images:
         record = told.get(name)
-        values = dict(record.values) if record else {}
+        given = record.values if record else {}
+        values = {_TAKEN.get(one, one): value for one, value in given.items()}
         place = record.place if record else Place(name)
         split, label = _folders(name, has_splits)
         if split is not None:

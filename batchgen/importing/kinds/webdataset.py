@@ -5,6 +5,7 @@ Format: https://github.com/webdataset/webdataset, the key is all before the firs
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from batchgen.importing.splits import split_in
 from batchgen.plan.keys import safe_key
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
+_SAMPLE_LIMIT_BYTES = 4 * READ_LIMIT_BYTES  # all files of a sample are in memory
 _MASKS = ("seg", "mask", "label_mask", "control")  # x.seg.png is the label mask of x
 _COLUMNS = {"seg": "label_mask"}
 
@@ -135,7 +137,7 @@ def _samples(listing: Listing, name: str) -> Iterator[_Sample | Reject]:
                         count += 1
                     sample = _Sample(key, name)
                 _add(sample, extension.lower(), info, archive)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         message = f"{name}: damaged after {count:,} samples ({error}); allowed: a complete tar"
         yield Reject(Place(name, f"after sample {count}"), "damaged-file", message)
         return
@@ -148,6 +150,10 @@ def _add(sample: _Sample, extension: str, info: tarfile.TarInfo, archive: tarfil
     if info.size > READ_LIMIT_BYTES:
         message = f"{sample.tar}: {info.name} has {info.size:,} bytes"
         sample.fault = Refused("image-too-large", f"{message}; allowed: {READ_LIMIT_BYTES:,}")
+        return
+    if sum(map(len, sample.members.values())) + info.size > _SAMPLE_LIMIT_BYTES:
+        message = f"{sample.tar}: the files of {sample.key} have more than"
+        sample.fault = Refused("image-too-large", f"{message} {_SAMPLE_LIMIT_BYTES:,} bytes")
         return
     if extension in sample.members:
         sample.fault = Refused("duplicate-key", f"{sample.tar}: {info.name} is there twice")
