@@ -185,7 +185,8 @@ def _changed(plan: Plan, changed: Mapping[str, Any]) -> Plan:
 
 def _sample(plan: Plan, found: Found, changed: Mapping[str, Any]) -> tuple[Sample, Prepared]:
     """The sample and its conditioning images."""
-    reads = bool(plan.spec.image_parts) or "regions" in plan.model.settings
+    spec = plan.spec
+    reads = bool(spec.image_parts) or spec.has_labels or "regions" in plan.model.settings
     rows = _source_row(plan, found) if reads else _row(plan, found)
     prepared = prepare(rows, plan)
     if not prepared.samples:

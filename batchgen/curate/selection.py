@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
     ]
 )
 MEMORY = "768MB"
+FITS = '"batchgen: fits"'  # no column of an output has this name
 
 
 @dataclass(frozen=True)
@@ -175,23 +176,24 @@ def _sql(query: Query) -> str:
     per = ", ".join(_quoted(name) for name in query.per)
     shown = " || ', ' || ".join(f"coalesce({_quoted(one)}::varchar, 'null')" for one in query.per)
     order = "asc" if query.lowest else "desc"
-    fits = f"coalesce(({query.where}), false)" if query.where else "true"
+    fits = f"coalesce((\n{query.where}\n), false)" if query.where else "true"
     ranked = (
-        f"row_number() over (partition by fits{f', {per}' if per else ''} "
-        f"order by ({query.by}) {order} nulls last, key)"
+        f"row_number() over (partition by {FITS}{f', {per}' if per else ''} order by "
+        f"case when isnan(try_cast((\n{query.by}\n) as double)) then null "
+        f"else (\n{query.by}\n) end {order} nulls last, key)"
         if query.top is not None
         else "0"
     )
     most = 0 if query.top is None else query.top
     return f"""
-        with judged as (select *, {fits} as fits from samples),
+        with judged as (select *, {fits} as {FITS} from samples),
         ranked as (
-            select key, fits, {ranked} as place, {shown or "null"} as group_name from judged
+            select key, {FITS}, {ranked} as place, {shown or "null"} as group_name from judged
         )
         select
             key,
-            fits and place <= {most} as selected,
-            case when not fits then 'where' when place > {most} then 'rank' end as reason,
+            {FITS} and place <= {most} as selected,
+            case when not {FITS} then 'where' when place > {most} then 'rank' end as reason,
             group_name
         from ranked order by key"""
 

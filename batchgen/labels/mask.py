@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,10 +59,13 @@ def read_mask(data: object, limit_pixels: int, size: Size | None) -> LabelMask:
         RejectRow: ``bad-label_mask``, or as `images.source.open_labels`.
     """
     image = open_labels(data, limit_pixels)
+    depth = _png_grey_depth(data)
     palette = image.getpalette("RGB") if image.mode == "P" else None
     if image.mode == "1":
         image = image.convert("L").point(lambda level: level // 255)
     classes = np.asarray(image)
+    if depth in (2, 4):  # Pillow spreads such levels over 0 to 255
+        classes = classes // np.uint8(255 // (2**depth - 1))
     if classes.dtype == np.int32:  # Pillow's mode I; how it opens some 16-bit PNGs
         if classes.min() < 0 or classes.max() > 65535:
             raise RejectRow("bad-label_mask", "the label mask has classes outside of 0 to 65535")
@@ -78,3 +82,11 @@ def read_mask(data: object, limit_pixels: int, size: Size | None) -> LabelMask:
             f"{size[1]}; they need the same size, or the same aspect ratio",
         )
     return mask.moved(Move(scaling(mask.size, size), mask.size, size), 0)
+
+
+def _png_grey_depth(data: object) -> int:
+    """The bits of a pixel of a grey PNG; 0 for any other file. Format: PNG, chunk IHDR."""
+    held = data.get("bytes") if isinstance(data, Mapping) else data
+    head = bytes(held[:26]) if isinstance(held, bytes | bytearray | memoryview) else b""
+    is_grey = head[:4] == b"\x89PNG" and len(head) == 26 and head[25] == 0
+    return head[24] if is_grey else 0

@@ -13,6 +13,7 @@ from batchgen.labels.rle import Polygon, decoded, encoded
 
 Point = tuple[float, float]
 ROUNDING = 1e-9
+LEAST_SIDE_PX = 1e-3  # of what is left of a box; the output rounds to a tenth of it
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,27 @@ class Move:
         """
         whole = self.by.box(one.box)
         box = clip(whole, self.target)
-        share = box[2] * box[3] / (whole[2] * whole[3])
-        if share <= 0:
+        area = whole[2] * whole[3]
+        share = box[2] * box[3] / area if area > 0 else 0.0
+        if share <= 0 or min(box[2:]) < LEAST_SIDE_PX:
             return None, 0.0
         polygons = tuple(self._polygon(polygon) for polygon in one.polygons)
         polygons = tuple(polygon for polygon in polygons if polygon)
         rle = None if one.rle is None else encoded(self.mask(decoded(one.rle)))
         scale = abs(self.by.xx * self.by.yy - self.by.xy * self.by.yx)
-        area = None if one.area is None else one.area * scale * share
-        is_cut = area is not None and share < 1 - ROUNDING
+        size = None if one.area is None else one.area * scale * share
+        is_cut = size is not None and share < 1 - ROUNDING
         if polygons and is_cut:
-            area = sum(polygon_area(polygon) for polygon in polygons)
+            size = sum(polygon_area(polygon) for polygon in polygons)
         if rle is not None and is_cut:
-            area = float(decoded(rle).sum())
+            size = float(decoded(rle).sum())
         moved = LabelObject(
             box=box,
             category=one.category,
             polygons=polygons,
             rle=rle,
             keypoints=tuple(self._keypoint(point) for point in one.keypoints),
-            area=area,
+            area=size,
             iscrowd=one.iscrowd,
             others=one.others,
         )

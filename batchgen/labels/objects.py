@@ -49,16 +49,31 @@ class LabelObject:
     def mask(self, size: Size) -> Array:
         """The object's pixels in an image of ``size``: bool (height, width).
 
-        Without polygons and mask, its box.
+        Without polygons and mask, its box. An object that is smaller than a pixel covers the pixels
+        that it touches.
         """
         if self.rle is not None:
-            return decoded(self.rle)
-        if self.polygons:
-            return drawn(self.polygons, size)
-        x, y, width, height = self.box
-        pixels = np.zeros((size[1], size[0]), dtype=bool)
-        pixels[round(y) : round(y + height), round(x) : round(x + width)] = True
-        return pixels
+            pixels = decoded(self.rle)
+        elif self.polygons:
+            pixels = drawn(self.polygons, size)
+        else:
+            pixels = _filled([round(end) for end in _ends(self.box)], size)
+        if pixels.any():
+            return pixels
+        x0, y0, x1, y1 = _ends(self.box)
+        return _filled([math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)], size)
+
+
+def _ends(box: Box) -> tuple[float, float, float, float]:
+    x, y, width, height = box
+    return x, y, x + width, y + height
+
+
+def _filled(ends: Sequence[int], size: Size) -> Array:
+    """A mask of x0, y0, x1, y1: bool (height, width)."""
+    pixels = np.zeros((size[1], size[0]), dtype=bool)
+    pixels[ends[1] : ends[3], ends[0] : ends[2]] = True
+    return pixels
 
 
 def read_objects(
@@ -154,7 +169,8 @@ def _box(value: object, where: str, size: Size, box_format: str) -> Box:
         one < -much or end > side + much
         for one, end, side, much in zip(low, high, size, slack, strict=True)
     )
-    if width <= 0 or height <= 0 or outside:
+    inside = clip((x, y, width, height), size)
+    if min(width, height, inside[2], inside[3]) <= 0 or outside:
         raise _bad(
             where,
             f"bbox {_shown(numbers)}, which covers x {low[0]:g} to {high[0]:g} and y {low[1]:g} to "
@@ -162,7 +178,7 @@ def _box(value: object, where: str, size: Size, box_format: str) -> Box:
             f"boxes with a positive size inside of their image (labels.objects_format is "
             f"{box_format})",
         )
-    return clip((x, y, width, height), size)
+    return inside
 
 
 def clip(box: Box, size: Size) -> Box:
@@ -203,6 +219,8 @@ def _segmentation(
     value, rle = given.get("segmentation"), given.get("rle")
     if isinstance(value, Mapping):
         value, rle = None, value
+    if isinstance(rle, Mapping) and all(one is None for one in rle.values()):
+        rle = None  # how a struct of nulls is read
     if rle is not None:
         try:
             return (), read_rle(rle, size)

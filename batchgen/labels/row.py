@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -109,7 +109,8 @@ def _repainted(
             continue
         touched = True
         if category is not None:
-            kept.append(replace(one, category=category, polygons=(), rle=None, keypoints=()))
+            new = LabelObject(one.box, category, others={"id": one.others.get("id")})
+            kept.append(new)
     mask = labels.mask
     if mask is not None and area.any():
         mask, touched = mask.without(area, rules.ignored_class), True

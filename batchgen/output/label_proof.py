@@ -40,6 +40,6 @@ def _fault(row: Mapping[str, Any]) -> str:
     for box in (objects or {}).get("bbox", ()):
         x, y, width, height = box
         inside = min(x, y) >= -_SLACK_PX and x + width <= size[0] + _SLACK_PX
-        if not inside or y + height > size[1] + _SLACK_PX or min(width, height) < 0:
+        if not inside or y + height > size[1] + _SLACK_PX or min(width, height) <= 0:
             return f"the box {box} is not inside of {size[0]} x {size[1]} pixels"
     return ""

@@ -220,7 +220,7 @@ class Prover:
         if table.num_rows and not proof.problems:
             self._check_values(proof, table)
             self._check_images(proof, table)
-            for text in label_faults(table):
+            for text in label_faults(table) if self.plan.spec.has_labels else ():
                 proof.add(text)
         if self.whole:
             proof.table = table

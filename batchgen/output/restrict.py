@@ -65,6 +65,7 @@ def restricted(found: Proven, chosen: Chosen) -> Proven:
             reasons={**marker.reasons, NOT_SELECTED: others.num_rows},
             examples={**marker.examples, NOT_SELECTED: Example(first.key, message)},
             labels=_labels(kept, marker.labels),
+            truncated_prompts=pc.sum(kept.column("prompt_truncated")).as_py() or 0,
         ),
         kept,
         parquet_bytes(rejects_table([*_rejects(found.rejects), *left])),

@@ -16,7 +16,7 @@ from batchgen.labels.truth import VOID, truth_of
 from batchgen.spec.labels_section import Category, Labels
 from batchgen.spec.model import Section
 from batchgen.spec.spec import Spec
-from batchgen.spec.tasks import is_image, is_rewritten
+from batchgen.spec.tasks import is_rewritten
 
 _LIKE_LABELS = re.compile(
     r"(.*_)?(objects?|bbox(es)?|box(es)?|annotations?|segmentations?|polygons?|keypoints?|"
@@ -57,6 +57,16 @@ def _check_objects(spec: Spec, schema: pa.Schema, path: str) -> None:
             "a struct of lists, or a list of structs, with the fields bbox and category"
         )
     _check_new_category(spec, schema, fields or {}, path)
+    category = (fields or {}).get("category", (fields or {}).get("category_id"))
+    known = spec.labels.categories or _declared(schema, column)
+    for part, made in spec.drawn.items():
+        by_number = made.name == "objects-canvas" or made.options.get("category", -1) >= 0
+        if by_number and not known and not pa.types.is_integer(category):
+            because = (
+                "the categories are text without numbers; list them in labels.categories, in the "
+                "order of their numbers"
+            )
+            raise SpecError(f"conditioning.make.{part}", made.name, "", because=because)
 
 
 def _completed(spec: Spec, schema: pa.Schema) -> Spec:
@@ -71,7 +81,15 @@ def _completed(spec: Spec, schema: pa.Schema) -> Spec:
         found["source"] = own["source"]
     if not found:
         return spec
-    return spec.model_copy(update={"labels": labels.model_copy(update=found)})
+    completed = labels.model_copy(update=found)
+    try:
+        Labels.model_validate(completed.model_dump())
+    except ValidationError as error:
+        raise InputError(
+            "the categories that the input's metadata declares cannot be used "
+            f"({error.errors()[0]['msg']}); give them in labels.categories"
+        ) from None
+    return spec.model_copy(update={"labels": completed})
 
 
 def _check_new_category(
@@ -128,7 +146,7 @@ def _declared(schema: pa.Schema, column: str | None) -> tuple[Category, ...] | N
         names = _names(json.loads(metadata)["info"]["features"][column])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return tuple(Category(name=name) for name in names) if names else None
+    return tuple(Category.model_construct(name=name) for name in names) if names else None
 
 
 def _names(feature: object) -> list[str] | None:
@@ -161,9 +179,11 @@ def label_notes(spec: Spec, columns: Iterable[tuple[str, str]]) -> Iterator[str]
     """
     mapped = spec.input.columns.mapped()
     if spec.has_labels:
-        parts = [part for part in mapped if is_image(part) or part == "regions"]
+        regions = [one for one in ("regions",) if one in mapped or one in spec.drawn]
+        parts = [*spec.image_parts, *regions]
+        made = any(part != "mask" for part in spec.drawn)
         strength = spec.sampling.strength if "strength" not in mapped else 0.0
-        if truth_of(spec.labels, spec.task, strength, parts, made=False) == VOID:
+        if truth_of(spec.labels, spec.task, strength, parts, made) == VOID:
             yield (
                 f"the labels are void: {spec.task}{_why_void(spec)} does not keep objects where "
                 "they are, so no objects and label masks are written (labels.are says otherwise)"

@@ -233,3 +233,23 @@ def test_the_command_exports_a_selection(tmp_path: Path) -> None:
     found = CliRunner().invoke(main, [*words, "--selection", "some"])
     assert found.exit_code == 0, found.output
     assert "5 images" in found.output
+
+
+def test_columns_and_values_that_could_confuse_a_query_do_not(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "prompt": ["a", "b", "c"],
+            "fits": [False, True, False],
+            "place": [3, 2, 1],
+            "score": [1.0, float("nan"), 3.0],
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    ledger = made(plan_for(tmp_path / "in.parquet", tmp_path / "out"))
+    plan = ledger.require_plan()
+    select(ledger, plan, "low", Query("score < 2 -- low ones"))
+    assert numbers(ledger, "low") == {0}
+    select(ledger, plan, "best", Query(top=1, by="score"))
+    assert numbers(ledger, "best") == {2}
+    select(ledger, plan, "text", Query(top=1, by="prompt -- text ranks as well"))
+    assert numbers(ledger, "text") == {2}

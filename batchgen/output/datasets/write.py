@@ -226,7 +226,8 @@ def _write(job: Job, classes: Classes, found: Proven) -> ShardRecord:
     column, table = job.layout.column, found.table
     if job.chosen is not None:
         table, others = job.chosen.split(table)
-        left_out.update({f"not in the selection {job.chosen.name!r}": others.num_rows})
+        if others.num_rows:
+            left_out.update({f"not in the selection {job.chosen.name!r}": others.num_rows})
     for image in images_of(table, job.plan, shard, classes, column, job.void):
         if isinstance(image, str):
             left_out[image] += 1
@@ -274,7 +275,9 @@ def _refuse_void(job: Job, classes: Classes) -> None:
     if job.void != "refuse":
         return
     for marker in _markers(job):
-        found = proven(job.prover, marker.shard)
+        table = proven(job.prover, marker.shard).table
+        if job.chosen is not None:
+            table, _ = job.chosen.split(table)
         column = job.layout.column
-        for _ in images_of(found.table, job.plan, marker.shard, classes, column, job.void):
+        for _ in images_of(table, job.plan, marker.shard, classes, column, job.void):
             pass

@@ -5,6 +5,7 @@ Format: Ultralytics, "Object Detection Datasets" and "Instance Segmentation Data
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from batchgen.errors import InputError
 from batchgen.images.geometry import Size
 from batchgen.labels.columns import OBJECTS
 from batchgen.labels.objects import LabelObject
@@ -23,7 +25,11 @@ from batchgen.plan.plan import Plan
 
 CROWDS = "crowds left out: YOLO has none"
 BOXED = "written as boxes: an object of their image has no polygon"
-VALIDATION = ("val", "validation", "valid", "dev")  # splits that become `val`, the first there is
+_MEANINGS = {
+    TRAIN: ("train", "training"),
+    "validation": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 _KEYS = ("path", "train", "val", "test", "names", "nc", "download")
 _NO_PATH = (
     "# There is no `path`: the folders are next to this file. Old readers need it; set it to the "
@@ -63,21 +69,33 @@ class Yolo:
     def last(
         self, splits: Sequence[str], entries: Entries, classes: Classes, plan: Plan
     ) -> Iterator[File]:
-        train = TRAIN if TRAIN in splits else splits[0]
-        validation = next((one for one in VALIDATION if one in splits), None)
+        meant = {split: meaning(split) for split in splits}
+        train = next((one for one in splits if meant[one] == TRAIN), None)
+        train = train or next((one for one in splits if meant[one] is None), None)
+        if train is None:
+            raise InputError(
+                f"no split to train on: the splits are {', '.join(splits)}; name one of them train"
+            )
+        validation = next((one for one in splits if meant[one] == "validation"), None)
+        test = next((one for one in splits if meant[one] == "test"), None)
+        others = [one for one in splits if one not in (train, validation, test, *_KEYS)]
         tree: dict[str, Any] = {
             "train": f"images/{train}",
             "val": f"images/{validation or train}",
-            **{
-                split: f"images/{split}"
-                for split in splits
-                if split not in (train, validation) and (split == "test" or split not in _KEYS)
-            },
+            **({"test": f"images/{test}"} if test else {}),
+            **{split: f"images/{split}" for split in others},
             "names": {place: one.name for place, one in enumerate(classes.categories)},
         }
         notes = _NO_PATH + ("" if validation else _NO_VALIDATION)
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         yield "data.yaml", (notes + text).encode()
+
+
+def meaning(split: str) -> str | None:
+    """What the name of a split means: train, validation or test; None for any other name."""
+    words = set(re.split(r"[^a-z]+", split.lower()))
+    found = [name for name, known in _MEANINGS.items() if words & set(known)]
+    return found[0] if len(found) == 1 else None
 
 
 def _box_line(one: LabelObject, size: Size, place: int) -> str:
