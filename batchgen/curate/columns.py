@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from batchgen.errors import InputError
+from batchgen.output.find import contents
 from batchgen.output.formats import format_of
 from batchgen.output.formats.parquet import Parquet
 from batchgen.output.ledger import Ledger, Marker
@@ -42,10 +43,6 @@ def _tables(ledger: Ledger, plan: Plan, markers: list[Marker]) -> Iterator[pa.Ta
     """One table for each shard of an output whose format has to be read as a whole."""
     form = format_of(plan)
     for marker in markers:
-        files = {
-            file.name: ledger.store.read(file.name)
-            for file in marker.files
-            if not file.name.startswith("_batchgen/rejects/")
-        }
+        files = dict(contents(ledger, marker))
         names = [name for name in form.schema(files).names if name not in IMAGES]
         yield form.read(files, names)

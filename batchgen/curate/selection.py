@@ -6,6 +6,7 @@ nothing; the output stays as it is.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
     ]
 )
 MEMORY = "768MB"
+_UNREAD = "reading the stream registered as 'samples' failed: "  # how DuckDB tells Arrow's error
 FITS = '"batchgen: fits"'  # no column of an output has this name
 
 
@@ -64,6 +66,7 @@ class Selection:
         reasons: why others are not -> their number.
         groups: group -> (samples, selected), if the query has groups; at most MOST_GROUPS.
         plan_fingerprint: of the output's plan.
+        sha256: of the table's file.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Selection:
     reasons: dict[str, int]
     groups: dict[str, tuple[int, int]]
     plan_fingerprint: str
+    sha256: str
 
 
 MOST_GROUPS = 1000
@@ -96,9 +100,12 @@ def select(ledger: Ledger, plan: Plan, name: str, query: Query) -> Selection:
         )
     counts = table.column("reason").value_counts().to_pylist()
     reasons = {one["values"]: one["counts"] for one in counts if one["values"] is not None}
-    made = Selection(name, query, table.num_rows, selected, reasons, groups, plan.fingerprint)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
+    digest = hashlib.sha256(sink.getvalue()).hexdigest()
+    made = Selection(
+        name, query, table.num_rows, selected, reasons, groups, plan.fingerprint, digest
+    )
     ledger.store.put(f"{SELECTIONS}/{name}.parquet", sink.getvalue())
     ledger.store.put(f"{SELECTIONS}/{name}.json", (json.dumps(asdict(made)) + "\n").encode())
     return made
@@ -122,6 +129,8 @@ def selected_keys(ledger: Ledger, plan: Plan, name: str) -> frozenset[str]:
         ) from error
     if told.get("plan_fingerprint") != plan.fingerprint:
         raise InputError(f"selection {name!r} was made of another plan; select again")
+    if told.get("sha256") != hashlib.sha256(data).hexdigest():  # or a new one was not completed
+        raise InputError(f"selection {name!r} is damaged or incomplete; select again")
     table = pq.read_table(pa.BufferReader(data), use_threads=False)
     kept = table.filter(table.column("selected"))
     return frozenset(kept.column("key").to_pylist())
@@ -163,6 +172,11 @@ def _evaluated(
         try:
             table = database.sql(_sql(query)).to_arrow_table()
         except duckdb.Error as error:
+            if _UNREAD in str(error):
+                raise InputError(
+                    f"{ledger.store.url} cannot be read ({_first(error).rpartition(_UNREAD)[2]}); "
+                    f"see `batchgen verify {ledger.store.url}`"
+                ) from error
             raise InputError(
                 f"the selection cannot be evaluated: {_first(error)}; the columns are "
                 f"{', '.join(columns)}"

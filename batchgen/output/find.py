@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.errors import InputError, nearest
-from batchgen.output.formats import Format, format_of
+from batchgen.output.formats import UNREADABLE, Format, format_of
 from batchgen.output.formats.parquet import Parquet
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger, Marker, rejects_name
 from batchgen.output.rejects import by_reason
 from batchgen.plan.keys import row_key
 from batchgen.plan.plan import Plan
@@ -77,24 +78,43 @@ def _keys(ledger: Ledger, form: Format, marker: Marker) -> list[str]:
     """The keys of a shard's samples; of a Parquet file only that column is read."""
     if isinstance(form, Parquet):
         names = [file.name for file in marker.files if form.is_ours(file.name)]
-        with ledger.store.open(names[0]) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=False)
-            table = parquet.read(["key"], use_threads=False)
+        try:
+            with ledger.store.open(names[0]) as file:
+                parquet = pq.ParquetFile(file, pre_buffer=False)
+                table = parquet.read(["key"], use_threads=False)
+        except UNREADABLE as error:
+            raise _damaged(ledger, names[0]) from error
     else:
-        table = form.read(dict(_contents(ledger, marker)), ["key"])
+        table = form.read(dict(contents(ledger, marker)), ["key"])
     keys: list[str] = table.column("key").to_pylist()
     return keys
 
 
 def _row(ledger: Ledger, form: Format, marker: Marker, key: str) -> dict[str, Any]:
-    table = form.read(dict(_contents(ledger, marker)))
+    table = form.read(dict(contents(ledger, marker)))
     chosen = table.filter(pc.equal(table.column("key"), key))
     row: dict[str, Any] = chosen.to_pylist()[0]
     return row
 
 
-def _contents(ledger: Ledger, marker: Marker) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the files of a shard, except its rejects."""
+def contents(ledger: Ledger, marker: Marker) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the files of a shard, except its rejects; each as its marker says.
+
+    Raises:
+        InputError: one is missing or was changed.
+    """
     for file in marker.files:
-        if not file.name.startswith("_batchgen/rejects/"):
-            yield file.name, ledger.store.read(file.name)
+        if file.name == rejects_name(marker.shard):
+            continue
+        try:
+            data = ledger.store.read(file.name)
+        except FileNotFoundError as error:
+            raise _damaged(ledger, file.name) from error
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise _damaged(ledger, file.name)
+        yield file.name, data
+
+
+def _damaged(ledger: Ledger, name: str) -> InputError:
+    url = ledger.store.url
+    return InputError(f"{url}/{name} is missing or damaged; see `batchgen verify {url}`")

@@ -17,6 +17,7 @@ from batchgen.cli import main
 from batchgen.curate.selection import Query, names_in, select, selected_keys
 from batchgen.errors import InputError, PlanChanged, SpecError
 from batchgen.output.export import export
+from batchgen.output.find import find_sample
 from batchgen.output.ledger import Ledger
 from batchgen.output.rejects import by_reason
 from batchgen.output.restrict import Chosen
@@ -253,3 +254,23 @@ def test_columns_and_values_that_could_confuse_a_query_do_not(tmp_path: Path) ->
     assert numbers(ledger, "best") == {2}
     select(ledger, plan, "text", Query(top=1, by="prompt -- text ranks as well"))
     assert numbers(ledger, "text") == {2}
+
+
+def test_a_damaged_selection_or_output_is_named(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    plan = ledger.require_plan()
+    select(ledger, plan, "some", Query("number > 3"))
+    table = tmp_path / "out/_batchgen/selections/some.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(InputError, match="'some' is damaged or incomplete"):
+        selected_keys(ledger, plan, "some")
+    data = sorted((tmp_path / "out/data").iterdir())[1]
+    data.write_bytes(data.read_bytes()[:1000])
+    with pytest.raises(InputError, match="see `batchgen verify"):
+        select(ledger, plan, "other", Query("number > 3"))
+    with pytest.raises(InputError, match="is missing or damaged; see `batchgen verify"):
+        find_sample(ledger, plan, "in-00000005-v0")
+    assert find_sample(ledger, plan, "in-00000001-v0").row["number"] == 1
+    data.unlink()
+    with pytest.raises(InputError, match="is missing or damaged; see `batchgen verify"):
+        find_sample(ledger, plan, "in-00000005-v0")
