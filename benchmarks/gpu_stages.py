@@ -20,7 +20,8 @@ import torch
 from batchgen import models
 from batchgen.families import Family, family_named
 from batchgen.input.reader import make_spans, read_columns, read_span
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan, make_plan
 from batchgen.records import (

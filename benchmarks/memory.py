@@ -38,7 +38,8 @@ from batchgen.engine.actors import Generate
 from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import generate
 from batchgen.input.reader import make_spans, read_columns, read_span
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
 from batchgen.shard import frames

@@ -37,7 +37,8 @@ from batchgen.engine import start
 from batchgen.engine.actors import Generate
 from batchgen.engine.pools import Pools, Reservation
 from batchgen.output.commit import commit_shard
-from batchgen.output.ledger import Ledger, parse_marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import parse_marker
 from batchgen.output.outcome import Outcome
 from batchgen.plan.plan import Plan
 from batchgen.progress.display import Progress

@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen import runner
 from batchgen.output.formats import parquet_bytes
-from batchgen.output.ledger import Counts, Ledger, Marker, Written, data_name
+from batchgen.output.ledger import Ledger, data_name
+from batchgen.output.marker import Counts, Marker, Written
 from batchgen.plan.plan import Plan
 from batchgen.spec.build import build
 from batchgen.storage import open_store

@@ -30,7 +30,8 @@ from batchgen.cluster.join import cluster
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate
 from batchgen.engine.pools import Pools
 from batchgen.engine.stream import generate
-from batchgen.output.ledger import Counts, Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Counts, Marker
 from batchgen.plan.plan import Plan
 from batchgen.shard import frames
 from batchgen.shard.frames import Frame

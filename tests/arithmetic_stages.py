@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from batchgen.input.reader import make_spans, read_columns, read_span
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import Call, ConditionBatch, EncodedBatch, ImageBatch, LatentBatch, Sample
 from batchgen.shard.stages import FusedStages

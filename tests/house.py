@@ -14,14 +14,13 @@ FLOORS: dict[int, dict[str, str]] = {
     9: {"runner": "the job on a page: plan, pending shards, stream, finalize"},
     8: {
         "engine": "the Ray Data graph: readers, pools of actors, retries, watchdogs, metrics",
-        "replay": "one sample of an output again, without Ray",
+        "curate": "finished outputs: which samples to use, one sample again (`replay`)",
     },
     7: {
         "shard": "one shard: rows to samples (`prepare`), the composed stages, encoding and commit "
         "of images; a shard as bytes between actors",
         "report": "dataset card, HTML report, contact sheet",
         "progress": "progress bars, log lines and the log of a run",
-        "curate": "which samples of a finished output to use",
     },
     6: {
         "input": "rows and spans of the input dataset, conditioning images at URIs",
@@ -77,13 +76,13 @@ HOMES = {
     "packaging": ("cluster",),
     "peft": ("models",),
     "pycocotools": ("labels",),
-    "pydantic": ("storage", "spec", "plan", "shard", "replay", "recipes"),
+    "pydantic": ("storage", "spec", "plan", "shard", "curate", "recipes"),
     "pyparsing": ("models",),
     "ray": ("engine", "cluster"),
     "rich": ("progress",),
     "safetensors": ("models", "shard"),
     "tokenizers": ("models",),
-    "torch": ("families", "stages", "models", "shard", "engine", "cluster", "replay"),
+    "torch": ("families", "stages", "models", "shard", "engine", "cluster", "curate"),
     "torchao": ("models",),
     "transformers": ("models",),
     "yaml": ("spec", "cli", "output", "report", "recipes"),

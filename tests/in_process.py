@@ -10,7 +10,8 @@ from batchgen import runner
 from batchgen.attempts import Attempts
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate, Job, StageActor
 from batchgen.input.reader import make_spans, read_columns, read_span
-from batchgen.output.ledger import Ledger, Marker, parse_marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker, parse_marker
 from batchgen.shard.frames import COMMITTED, from_block, from_rows
 from batchgen.spec.spec import Spec
 from batchgen.storage import open_store

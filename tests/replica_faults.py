@@ -20,7 +20,8 @@ from batchgen.engine.listen import HEAR_EVERY_S
 from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import generate
 from batchgen.errors import RetryShard, StorageFailed
-from batchgen.output.ledger import FailedMarker, Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import EncodedBatch, ImageBatch, LatentBatch
 from batchgen.shard import frames

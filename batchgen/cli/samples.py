@@ -44,7 +44,7 @@ def replay(
 
     Exits 0 if both are equal to the byte, or if --set was given; 4 if they differ.
     """
-    from batchgen.replay import replay as replay_sample
+    from batchgen.curate.replay import replay as replay_sample
     from batchgen.storage import configure
 
     configure(parse_storage_options(storage_options))

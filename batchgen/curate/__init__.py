@@ -1,1 +1,1 @@
-"""Finished outputs: which of their samples to use."""
+"""Finished outputs: which of their samples to use, and one sample again."""

@@ -12,7 +12,8 @@ from batchgen.errors import InputError
 from batchgen.output.find import contents
 from batchgen.output.formats import format_of
 from batchgen.output.formats.parquet import Parquet
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.plan.plan import Plan
 
 IMAGES = ("image", "label_mask")  # columns of files, which no condition reads

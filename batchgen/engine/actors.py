@@ -24,7 +24,8 @@ from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.warm_up import compile_before
 from batchgen.engine.watch import Watch
 from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
-from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
 from batchgen.shard import frames, stages

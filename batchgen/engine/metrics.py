@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter
 
-from batchgen.output.ledger import FailedMarker, Marker
+from batchgen.output.marker import FailedMarker, Marker
 
 
 class Metrics:

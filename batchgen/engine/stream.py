@@ -32,7 +32,8 @@ from batchgen.engine.read import Read
 from batchgen.engine.shared import SharedAttempts
 from batchgen.errors import Interrupted, StopJob, StorageFailed, from_facts
 from batchgen.input.reader import Span, make_spans, read_columns
-from batchgen.output.ledger import FailedMarker, Ledger, Marker, parse_failed, parse_marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker, Marker, parse_failed, parse_marker
 from batchgen.plan.plan import Plan
 from batchgen.shard import frames
 from batchgen.shard.frames import Frame

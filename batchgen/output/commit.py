@@ -9,7 +9,8 @@ from dataclasses import replace
 import pyarrow as pa
 
 from batchgen.output.formats import DataFile, format_of
-from batchgen.output.ledger import Ledger, Marker, Written, rejects_name
+from batchgen.output.ledger import Ledger, rejects_name
+from batchgen.output.marker import Marker, Written
 from batchgen.plan.plan import Plan
 from batchgen.storage import Store
 

@@ -11,7 +11,8 @@ from batchgen.output.commit import commit_shard
 from batchgen.output.finished import proven, refuse_nested, refuse_unfinished, refuse_unless_empty
 from batchgen.output.formats import FORMATS
 from batchgen.output.lease import hold_lease
-from batchgen.output.ledger import JOB, Ledger, Marker
+from batchgen.output.ledger import JOB, Ledger
+from batchgen.output.marker import Marker
 from batchgen.output.proof import Prover
 from batchgen.output.restrict import Chosen, restricted
 from batchgen.output.verify import prover_of

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from batchgen.errors import InputError, nearest
 from batchgen.output.formats import UNREADABLE, Format, format_of
 from batchgen.output.formats.parquet import Parquet
-from batchgen.output.ledger import Ledger, Marker, rejects_name
+from batchgen.output.ledger import Ledger, rejects_name
+from batchgen.output.marker import Marker
 from batchgen.output.rejects import by_reason
 from batchgen.plan.keys import row_key
 from batchgen.plan.plan import Plan

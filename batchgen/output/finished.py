@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from batchgen.errors import InputError
 from batchgen.output.lease import LEASES
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.output.proof import Prover
 from batchgen.plan.plan import Plan
 from batchgen.storage import TEMPORARY, Store, is_within

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from batchgen.errors import BatchgenError, Interrupted
-from batchgen.output.ledger import PLAN, RECORDS, Example, FailedMarker, Ledger, Marker, States
+from batchgen.output.ledger import PLAN, RECORDS, Ledger, States
+from batchgen.output.marker import Example, FailedMarker, Marker
 from batchgen.output.tally import Tally
 from batchgen.output.verify import LostFiles, damaged
 from batchgen.plain_text import short

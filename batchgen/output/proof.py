@@ -24,7 +24,8 @@ from batchgen.output.formats import (
     read_parquet,
 )
 from batchgen.output.label_proof import CHECKED, label_faults
-from batchgen.output.ledger import Counts, Ledger, Marker, marker_name, rejects_name
+from batchgen.output.ledger import Ledger, marker_name, rejects_name
+from batchgen.output.marker import Counts, Marker
 from batchgen.output.planned import (
     Names,
     columns_of,

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from batchgen.errors import InputError
 from batchgen.output.formats import REJECT_COLUMNS, read_parquet
-from batchgen.output.ledger import Ledger, Marker, rejects_name
+from batchgen.output.ledger import Ledger, rejects_name
+from batchgen.output.marker import Marker
 from batchgen.records import Dropped
 from batchgen.secrets import redact
 

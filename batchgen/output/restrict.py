@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from batchgen.output.finished import Proven
 from batchgen.output.formats import REJECT_COLUMNS, parquet_bytes, read_parquet, rejects_table
-from batchgen.output.ledger import Example
+from batchgen.output.marker import Example
 from batchgen.plain_text import short
 from batchgen.records import Dropped
 

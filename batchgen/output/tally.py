@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from batchgen.output.ledger import Example
+    from batchgen.output.marker import Example
 
 
 @dataclass

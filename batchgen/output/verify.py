@@ -11,15 +11,8 @@ import numpy as np
 from batchgen.errors import BatchgenError, DamagedRecord, SpecError, VerifyFailed
 from batchgen.output.formats import SCHEMAS, format_of
 from batchgen.output.holdings import is_litter
-from batchgen.output.ledger import (
-    SHARD_FOLDERS,
-    SHARDS,
-    Ledger,
-    Marker,
-    States,
-    marker_name,
-    rejects_name,
-)
+from batchgen.output.ledger import SHARD_FOLDERS, SHARDS, Ledger, States, marker_name, rejects_name
+from batchgen.output.marker import Marker
 from batchgen.output.proof import SKIPPABLE, Proof, Prover
 from batchgen.plan.keys import row_key
 from batchgen.plan.plan import Plan

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from batchgen.output.ledger import FailedMarker, Marker, States
+from batchgen.output.ledger import States
+from batchgen.output.marker import FailedMarker, Marker
 from batchgen.plain_text import plain, short
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact

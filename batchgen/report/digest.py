@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from batchgen.output.ledger import Marker
+from batchgen.output.marker import Marker
 
 MOST_LABELS = 1000
 

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from batchgen.images.files import encode_image
 from batchgen.models import packages_used
 from batchgen.output.commit import commit_shard
@@ -23,7 +25,8 @@ from batchgen.output.formats import (
     parquet_bytes,
     rejects_table,
 )
-from batchgen.output.ledger import Counts, Example, Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Counts, Example, Marker
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, ImageBatch, Sample
@@ -32,9 +35,10 @@ from batchgen.shard.work import ShardWork, Trial
 from batchgen.stages.queue import Later
 from batchgen.stages.scorers.choose import scorer_named
 from batchgen.stages.scorers.filters import FILTERS, Filter
-from batchgen.stages.scorers.scorer import Array
+from batchgen.stages.scorers.scorer import Array, Scored
 
 ENCODE_THREADS = 2
+KNOWN = ("key", "source_id", "variant", "seed", "prompt", "negative_prompt", "class_label")
 DRIVER = Path("/sys/module/nvidia/version")
 PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
 
@@ -86,13 +90,13 @@ class ImagePool:
         """Score a micro-batch, and queue its accepted images for encoding."""
         batch = decoded.result()
         scorers = [scorer_named(name) for name in self._spec.scorers]
-        every: dict[str, Array] = {}
+        every: dict[str, Sequence[Any] | Array] = {}
         for scorer in scorers:
-            every |= scorer(samples, batch)
+            every |= scorer(Scored(list(batch.pixels), _rows(samples)))
         columns = [column.name for scorer in scorers for column in scorer.columns]
         judged: list[Future[Finished] | Dropped] = []
         for index, sample in enumerate(samples):
-            scores = {name: values[index].item() for name, values in every.items()}
+            scores = {name: _plain(values[index]) for name, values in every.items()}
             if not batch.finite[index]:
                 said = "the model produced NaN or infinite pixels"
                 judged.append(_dropped(sample, "failed", "non-finite", said))
@@ -121,6 +125,16 @@ class ImagePool:
             marked=output.provenance == "xmp",
         )
         return Finished(sample, image, batch.truncated[index], scores)
+
+
+def _rows(samples: Sequence[Sample]) -> dict[str, list[Any]]:
+    """The columns of the output that samples know, as scorers read them."""
+    return {name: [getattr(sample, name) for sample in samples] for name in KNOWN}
+
+
+def _plain(value: Any) -> Any:
+    """A score as a Python value."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _dropped(sample: Sample, outcome: str, reason: str, message: str) -> Dropped:

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from batchgen import models
 from batchgen.cli import main
 from batchgen.models.memory_measure import measure
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.output.tally import Tally
 from batchgen.output.verify import verify
 from batchgen.plan.call_settings import usual_call

@@ -14,12 +14,12 @@ from batchgen.records import (
     GENERATOR_STATE_BYTES,
     Call,
     ConditionBatch,
-    ImageBatch,
     LatentBatch,
 )
 from batchgen.stages.denoise import filled, restored_generators
 from batchgen.stages.encode import Encoder, seeded_generator
 from batchgen.stages.scorers.pixel_statistics import PixelStatistics
+from batchgen.stages.scorers.scorer import Scored
 from tests.tiny_models import build_model
 from tests.tiny_stages import (
     PLAIN,
@@ -263,12 +263,11 @@ def test_scores_are_in_8_bit_levels() -> None:
     pixels[1] = 200
     pixels[2, ..., 0] = 255  # one colour, though its channels differ
     pixels[3, 0, 0] = 1
-    scores = PixelStatistics()((), ImageBatch(pixels, (True,) * 4, (False,) * 4))
-    assert scores["is_flat"].tolist() == [True, True, True, False]
-    assert scores["pixel_mean"].tolist() == [0.0, 200.0, 85.0, 0.25]
+    scores = PixelStatistics()(Scored(list(pixels)))
+    assert scores["is_flat"] == [True, True, True, False]
+    assert scores["pixel_mean"] == [0.0, 200.0, 85.0, 0.25]
     deviations = scores["pixel_std"]
-    assert deviations.dtype == np.float32
-    assert deviations[:2].tolist() == [0.0, 0.0]
+    assert deviations[:2] == [0.0, 0.0]
     assert deviations[2] == pytest.approx(np.std([255, 0, 0]))
 
 

@@ -27,7 +27,8 @@ from batchgen.images.files import encode_image
 from batchgen.output.formats import FORMATS, IMAGE
 from batchgen.output.formats.image_folder import label_folder
 from batchgen.output.formats.json_rows import line, samples, table_of
-from batchgen.output.ledger import DATA, PLAN, Ledger, Written
+from batchgen.output.ledger import DATA, PLAN, Ledger
+from batchgen.output.marker import Written
 from batchgen.output.verify import verify
 from batchgen.plan.keys import is_safe
 from batchgen.storage import open_store

@@ -18,7 +18,8 @@ from batchgen.engine import actors, loading, memory
 from batchgen.engine.actors import Generate, Job
 from batchgen.errors import DoesNotFit, from_facts
 from batchgen.input.reader import make_spans, read_columns, read_span
-from batchgen.output.ledger import FailedMarker, Ledger, Marker, parse_failed, parse_marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker, Marker, parse_failed, parse_marker
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.records import ConditionBatch, EncodedBatch, ImageBatch, LatentBatch

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.output.ledger import Marker
+from batchgen.output.marker import Marker
 from batchgen.spec.build import build
 from batchgen.spec.spec import Spec
 from jobs.task_inputs import caption, drawn, png

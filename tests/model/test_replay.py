@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from batchgen.cli import main
+from batchgen.curate.replay import replay
 from batchgen.errors import InputError, ModelError, SpecError
 from batchgen.families import FAMILIES, Family
 from batchgen.models.tiny import BUILDERS
-from batchgen.replay import replay
 from jobs import task_inputs
 from tests.family_specs import family_spec
 from tests.in_process import stream

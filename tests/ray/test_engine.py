@@ -22,7 +22,7 @@ from batchgen.errors import (
     StorageFailed,
     UsageError,
 )
-from batchgen.output.ledger import FailedMarker, Marker
+from batchgen.output.marker import FailedMarker, Marker
 from batchgen.output.verify import verify
 from batchgen.progress.display import Tally
 from batchgen.report.finalize import finalize

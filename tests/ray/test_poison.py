@@ -16,7 +16,8 @@ import ray
 from batchgen.engine.actors import Decode, Denoise, Encode, Generate, StageActor
 from batchgen.engine.pools import Reservation
 from batchgen.engine.stream import generate
-from batchgen.output.ledger import FailedMarker, Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker, Marker
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.records import ConditionBatch, EncodedBatch, LatentBatch

@@ -16,7 +16,8 @@ from PIL import Image
 
 from batchgen import runner
 from batchgen.errors import PlanChanged
-from batchgen.output.ledger import Counts, Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Counts, Marker
 from batchgen.output.outcome import Outcome
 from batchgen.output.verify import verify
 from batchgen.storage import open_store

@@ -14,7 +14,8 @@ import pytest
 from batchgen.engine.actors import Generate
 from batchgen.engine.pools import Pools, Reservation
 from batchgen.engine.stream import generate
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from batchgen.storage import open_store

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from batchgen import runner
 from batchgen.engine.actors import Generate, StageActor
 from batchgen.errors import DoesNotFit, ModelError
-from batchgen.output.ledger import FailedMarker, Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker, Marker
 from batchgen.output.verify import verify
 from batchgen.storage import open_store
 from tests.outputs import spec_for

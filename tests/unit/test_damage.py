@@ -18,7 +18,8 @@ from batchgen.output import ledger as ledger_module
 from batchgen.output import verify as verify_module
 from batchgen.output.formats import FORMATS
 from batchgen.output.lease import acquire_lease
-from batchgen.output.ledger import DATA, SHARD_FOLDERS, Ledger, Written, marker_name
+from batchgen.output.ledger import DATA, SHARD_FOLDERS, Ledger, marker_name
+from batchgen.output.marker import Written
 from batchgen.output.outcome import Outcome
 from batchgen.output.proof import Prover
 from batchgen.output.repair import repair

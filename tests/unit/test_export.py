@@ -17,7 +17,8 @@ from batchgen.output import export as exporting
 from batchgen.output.export import export
 from batchgen.output.formats import FORMATS
 from batchgen.output.lease import acquire_lease
-from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker
 from batchgen.output.verify import verify
 from batchgen.storage import Store, open_store
 from tests.arithmetic_stages import make_output

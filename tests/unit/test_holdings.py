@@ -19,7 +19,8 @@ from batchgen.output.holdings import (
     refuse_unless_free,
     remove_output,
 )
-from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker
 from batchgen.output.verify import verify
 from batchgen.progress.display import Tally
 from batchgen.report.finalize import finalize

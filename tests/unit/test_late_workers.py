@@ -11,7 +11,8 @@ import pytest
 from batchgen.input.reader import make_spans, read_columns, read_span
 from batchgen.output import ledger as ledger_module
 from batchgen.output.formats import FORMATS
-from batchgen.output.ledger import SHARD_FOLDERS, Ledger, Written
+from batchgen.output.ledger import SHARD_FOLDERS, Ledger
+from batchgen.output.marker import Written
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.shard.work import Trial

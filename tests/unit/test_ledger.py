@@ -34,17 +34,8 @@ from batchgen.output.lease import (
     hold_lease,
     holders_of,
 )
-from batchgen.output.ledger import (
-    Counts,
-    FailedMarker,
-    Ledger,
-    Marker,
-    Written,
-    data_name,
-    parse_failed,
-    parse_marker,
-    rejects_name,
-)
+from batchgen.output.ledger import Ledger, data_name, rejects_name
+from batchgen.output.marker import Counts, FailedMarker, Marker, Written, parse_failed, parse_marker
 from batchgen.output.outcome import take_stock
 from batchgen.storage import Store, open_store
 from tests.datasets_on_disk import paper_plan, spec_for

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from batchgen.cli import main
 from batchgen.errors import InputError
-from batchgen.output.ledger import Counts, Example, FailedMarker, Ledger, Marker, parse_marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Counts, Example, FailedMarker, Marker, parse_marker
 from batchgen.output.outcome import count, hopeless, reason_lines, reasons_of, take_stock, verdict
 from batchgen.output.rejects import by_reason
 from batchgen.output.tally import Tally

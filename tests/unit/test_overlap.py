@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.plan.plan import Plan
 from batchgen.shard.work import Trial
 from batchgen.storage import open_store

@@ -19,7 +19,8 @@ from batchgen.errors import BatchgenError
 from batchgen.output.claim import plan_to_keep
 from batchgen.output.holdings import refuse_unless_free
 from batchgen.output.lease import holders_of
-from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker
 from batchgen.output.outcome import take_stock
 from batchgen.output.verify import verify
 from batchgen.storage import open_store

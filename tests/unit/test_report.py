@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from batchgen import report
-from batchgen.output.ledger import FailedMarker, Ledger
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import FailedMarker
 from batchgen.progress.display import Tally
 from batchgen.report.card import CATEGORIES, SHOWN_LABELS, _labels, card_of, cell
 from batchgen.report.digest import Digest

@@ -28,7 +28,7 @@ from batchgen.spec.spec import Spec
 from batchgen.stages.scorers import choose, filters
 from batchgen.stages.scorers.filters import Filter
 from batchgen.stages.scorers.pixel_statistics import PixelStatistics
-from batchgen.stages.scorers.scorer import ScoreColumn, Scores
+from batchgen.stages.scorers.scorer import ScoreColumn, Scored, Scores
 from batchgen.storage import open_store
 from tests.arithmetic_stages import ArithmeticEncoder, make_output
 from tests.datasets_on_disk import plan_for, write_columns
@@ -85,10 +85,13 @@ class Colours:
         ScoreColumn("red", pa.float64(), "mean of the red channel"),
         ScoreColumn("prompt_words", pa.int32(), "words of the prompt"),
     )
+    reads = ("prompt",)
+    compares = False
+    fingerprint = "colours/1"
 
-    def __call__(self, samples: Sequence[Sample], batch: ImageBatch) -> Scores:
-        words = np.array([len(sample.prompt.split()) for sample in samples], np.int32)
-        red = batch.pixels[..., 0].mean(axis=(1, 2))
+    def __call__(self, scored: Scored) -> Scores:
+        words = np.array([len(prompt.split()) for prompt in scored.rows["prompt"]], np.int32)
+        red = np.array([pixels[..., 0].mean() for pixels in scored.pixels])
         return {"red": red, "prompt_words": words, "words": words}
 
 
@@ -136,9 +139,9 @@ def test_images_are_scored_while_the_device_goes_on(
     made: list[int] = []
 
     class Late(PixelStatistics):
-        def __call__(self, samples: Sequence[Sample], batch: ImageBatch) -> Scores:
+        def __call__(self, scored: Scored) -> Scores:
             assert every_batch_made.wait(30), "the device waited for a score"
-            return super().__call__(samples, batch)
+            return super().__call__(scored)
 
     monkeypatch.setattr(images, "scorer_named", lambda name: Late())
     add = images.ImagePool.add

@@ -31,7 +31,8 @@ from batchgen.output.formats import (
     parquet_bytes,
     rejects_table,
 )
-from batchgen.output.ledger import Counts, Ledger, Marker, data_name, rejects_name
+from batchgen.output.ledger import Ledger, data_name, rejects_name
+from batchgen.output.marker import Counts, Marker
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, ShardRows
 from batchgen.shard.prepare import prepare

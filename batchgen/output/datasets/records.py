@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchgen.errors import DamagedRecord
-from batchgen.output.ledger import Marker
+from batchgen.output.marker import Marker
 from batchgen.storage import Store, delete_all
 from batchgen.storage.documents import Count, Version, read_document
 

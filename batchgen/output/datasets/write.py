@@ -26,7 +26,8 @@ from batchgen.output.finished import (
     refuse_unless_empty,
 )
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
-from batchgen.output.ledger import Ledger, Marker
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
 from batchgen.output.proof import Prover
 from batchgen.output.restrict import Chosen
 from batchgen.output.verify import prover_of

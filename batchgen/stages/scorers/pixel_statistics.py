@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
-from batchgen.records import ImageBatch, Sample
-from batchgen.stages.scorers.scorer import ScoreColumn, Scores
+from batchgen.stages.scorers.scorer import Array, ScoreColumn, Scored, Scores
 
 
 class PixelStatistics:
@@ -18,13 +15,22 @@ class PixelStatistics:
         ScoreColumn("pixel_mean", pa.float32(), "mean of the pixel values, 0 to 255"),
         ScoreColumn("pixel_std", pa.float32(), "standard deviation of the pixel values"),
     )
+    reads = ()
+    compares = False
+    fingerprint = "pixel-statistics/1"
 
-    def __call__(self, samples: Sequence[Sample], batch: ImageBatch) -> Scores:
-        pixels = batch.pixels
-        flat = pixels.reshape(len(pixels), -1)  # (n, H*W*3)
-        colours = pixels.reshape(len(pixels), -1, pixels.shape[-1])  # (n, H*W, 3)
+    def __call__(self, images: Scored) -> Scores:
         return {
-            "pixel_mean": flat.mean(axis=1, dtype=np.float64).astype(np.float32),
-            "pixel_std": flat.std(axis=1, dtype=np.float64).astype(np.float32),
-            "is_flat": (colours == colours[:, :1]).all(axis=(1, 2)),
+            "pixel_mean": [_rounded(pixels.mean(dtype=np.float64)) for pixels in images.pixels],
+            "pixel_std": [_rounded(pixels.std(dtype=np.float64)) for pixels in images.pixels],
+            "is_flat": [_is_flat(pixels) for pixels in images.pixels],
         }
+
+
+def _rounded(value: np.float64) -> float:
+    return float(np.float32(value))
+
+
+def _is_flat(pixels: Array) -> bool:
+    """Whether all pixels of the image (height, width, 3) have the same colour."""
+    return bool((pixels == pixels[:1, :1]).all())
