@@ -79,8 +79,12 @@ def _is_free(field: FieldInfo, value: object) -> bool:
         if isinstance(mark, NotCounted):
             return value in mark.values
     if any(isinstance(mark, CountedIfSet) for mark in field.metadata):
-        return bool(value == field.default)
+        return bool(_as_in_json(value) == _as_in_json(field.default))
     return any(isinstance(mark, FreeOnResume) for mark in field.metadata)
+
+
+def _as_in_json(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def counted(section: type[Section], tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from batchgen.errors import nearest
 from batchgen.spec.checks import refusals
 from batchgen.spec.faults import Faults
 from batchgen.spec.labels_section import FROM_LABELS, Labels
-from batchgen.spec.model import AUTO, FREE, Model, Section, counted
+from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, Model, Section, counted
+from batchgen.spec.score_section import ScorerSpec
 from batchgen.spec.sections import (
     Conditioning,
     Input,
@@ -40,6 +41,9 @@ class Spec(Section):
     sampling: Sampling = Sampling()
     conditioning: Conditioning = Conditioning()
     labels: Labels = Labels()
+    score: Annotated[tuple[ScorerSpec, ...], COUNTED_IF_SET] = Field(
+        default=(), description="scorers of the images, which fill columns of the output"
+    )
     variants: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     seed: Seed = 0
     output: Output

@@ -102,6 +102,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "labels.max_repainted": 0.2,
     "labels.are": "kept",
     "labels.ignored_class": 0,
+    "score": [{"scorer": "phash"}],
     "variants": 3,
     "seed": 11,
     "output.format": "webdataset",
@@ -136,6 +137,7 @@ ONLY_IN = {  # parts of a row that some tasks alone take
 # Where and how the work is done, and when it stops: free to differ on resume.
 # Fields that earlier versions lacked: at their default they are not in the fingerprint.
 NOT_COUNTED_UNSET = {
+    "score",
     "output.provenance",
     "resources.decode_batch_size",
     "resources.vae_tiling",

@@ -1,0 +1,75 @@
+"""What each kind of scorer implements: a check without weights, and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.errors import SpecError
+from batchgen.spec.score_section import ScorerSpec, Settled
+from batchgen.stages.scorers.scorer import Scorer, kind_text
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the images to score come with.
+
+    Attributes:
+        schema: the columns of the output that scorers may read, with its metadata.
+        labels: returns the different values of the column ``label``.
+        has_sources: whether the images have conditioning images to compare with.
+    """
+
+    schema: pa.Schema
+    labels: Callable[[], Collection[Any]] = field(default=tuple)
+    has_sources: bool = False
+
+    def refuse_missing(
+        self, spec: ScorerSpec, reads: Iterable[str], compares: bool = False
+    ) -> None:
+        """Refuse a scorer that reads what the images do not come with.
+
+        Raises:
+            SpecError: names the column and those that there are.
+        """
+        for name in reads:
+            if name not in self.schema.names:
+                because = (
+                    f"it reads the column {name!r}, which the output does not have; its columns: "
+                    f"{', '.join(self.schema.names)}"
+                )
+                raise SpecError("score.scorer", spec.scorer, "", because=because)
+        if compares and not self.has_sources:
+            because = "it compares with conditioning images, and this task reads none"
+            raise SpecError("score.scorer", spec.scorer, "", because=because)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of scorer.
+
+    Attributes:
+        settle: checks a scorer against a job and completes its specification, without its weights.
+        load: makes the scorer on a torch device.
+    """
+
+    settle: Callable[[ScorerSpec, Job], ScorerSpec]
+    load: Callable[[ScorerSpec, str], Scorer]
+
+
+def settled(spec: ScorerSpec, scorer: Scorer, **changes: Any) -> ScorerSpec:
+    """The specification with what is known of its scorer, and with changed options."""
+    facts = Settled(
+        fingerprint=scorer.fingerprint,
+        columns={one.name: kind_text(one.kind) for one in scorer.columns},
+        about={one.name: one.about for one in scorer.columns},
+    )
+    return spec.model_copy(update={"settled": facts, **changes})
+
+
+def weightless(make: Callable[[ScorerSpec], Scorer]) -> Kind:
+    """A kind of scorer that reads no model."""
+    return Kind(lambda spec, job: settled(spec, make(spec)), lambda spec, device: make(spec))

@@ -1,0 +1,106 @@
+"""Checks scorers before work starts, and loads them once for each process and device."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from batchgen.errors import ModelError, SpecError
+from batchgen.models.scorers.kind import Job, Kind, weightless
+from batchgen.models.scorers.own import OWN
+from batchgen.spec.score_section import ScorerSpec
+from batchgen.stages.scorers.phash import PerceptualHash
+from batchgen.stages.scorers.quality import Quality
+from batchgen.stages.scorers.scorer import Scorer
+
+KINDS: dict[str, Kind] = {
+    "phash": weightless(lambda spec: PerceptualHash()),
+    "quality": weightless(lambda spec: Quality(**spec.read_options().model_dump())),
+}
+_LOADED: dict[tuple[str, str], Scorer] = {}
+_LOADING = threading.Lock()
+
+
+def check_scorers(
+    specs: Sequence[ScorerSpec],
+    schema: pa.Schema,
+    labels: Callable[[], Collection[Any]] = tuple,
+    has_sources: bool = False,
+) -> tuple[ScorerSpec, ...]:
+    """Check scorers before work starts, without loading weights.
+
+    Args:
+        specs: as the user gave them, or as they were settled before.
+        schema: the columns of the output that the scorers may read, with its metadata.
+        labels: returns the different values of the column ``label``; called if a scorer needs them.
+        has_sources: whether the images have conditioning images to compare with.
+
+    Returns:
+        The same scorers, settled: each with its fingerprint and its columns, with which
+        ``load_scorers`` loads it anywhere.
+
+    Raises:
+        SpecError: an option is wrong, a column is missing, or two scorers fill the same column.
+        ModelError: a model cannot be found, or is of another kind than its scorer needs.
+    """
+    job = Job(schema, labels, has_sources)
+    found = tuple(_kind(spec).settle(spec, job) for spec in specs)
+    for before, now in zip(specs, found, strict=True):
+        _refuse_other(before, now)
+    _refuse_twice(found, schema)
+    return found
+
+
+def load_scorers(specs: Sequence[ScorerSpec], device: str = "cpu") -> list[Scorer]:
+    """Load scorers that ``check_scorers`` settled, with their weights, on a torch device.
+
+    A scorer is loaded once for each process and device, whatever thread asks first.
+
+    Raises:
+        ModelError: a model cannot be found on this machine, or is not the one that was checked.
+    """
+    with _LOADING:
+        return [_loaded(spec, device) for spec in specs]
+
+
+def _loaded(spec: ScorerSpec, device: str) -> Scorer:
+    name = (spec.model_dump_json(), device)
+    if name not in _LOADED:
+        scorer = _kind(spec).load(spec, device)
+        if spec.settled is not None and scorer.fingerprint != spec.settled.fingerprint:
+            raise _changed(spec, scorer.fingerprint)
+        _LOADED[name] = scorer
+    return _LOADED[name]
+
+
+def _kind(spec: ScorerSpec) -> Kind:
+    return KINDS.get(spec.scorer, OWN)
+
+
+def _refuse_other(before: ScorerSpec, now: ScorerSpec) -> None:
+    """Refuse a scorer that was settled with another model or other settings."""
+    assert now.settled is not None
+    if before.settled is not None and before.settled.fingerprint != now.settled.fingerprint:
+        raise _changed(before, now.settled.fingerprint)
+
+
+def _changed(spec: ScorerSpec, found: str) -> ModelError:
+    planned = spec.settled.fingerprint if spec.settled else ""
+    return ModelError(
+        f"scorer {spec.title} is not the one that was planned: its fingerprint was {planned!r}, "
+        f"now it is {found!r}; restore its model and its version, or score into a new output"
+    )
+
+
+def _refuse_twice(specs: Sequence[ScorerSpec], schema: pa.Schema) -> None:
+    """Refuse scorers whose columns have the name of another column."""
+    names = [name for spec in specs if spec.settled for name in spec.settled.columns]
+    for spec in specs:
+        for name in spec.settled.columns if spec.settled else ():
+            if Counter(names)[name] > 1:
+                because = f"two scorers fill the column {name}; remove one of the two"
+                raise SpecError("score.scorer", spec.scorer, "", because=because)

@@ -1,0 +1,145 @@
+"""The field ``score`` of the spec: scorers by name, with their models and their options."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import entry_points
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from batchgen.errors import SpecError, nearest
+from batchgen.spec.faults import Faults, faults_of
+from batchgen.spec.model import Section
+from batchgen.spec.yaml_text import parse_yaml
+
+OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # a user's own scorer, as module:function
+ENTRY_POINTS = "batchgen.scorers"  # group of entry points of installed packages
+FORM = "NAME, NAME=MODEL or {scorer: NAME, ...}"
+Level = Annotated[float, Field(ge=0.0, le=255.0, allow_inf_nan=False)]
+
+
+class NoOptions(Section):
+    """A scorer without options."""
+
+
+class QualityOptions(Section):
+    """From where on an image is blank, dark or blurred."""
+
+    blank_below: Level = Field(
+        default=2.0, description="blank: every channel's standard deviation is below this"
+    )
+    dark_below: Level = Field(
+        default=48.0, description="dark: 99 of 100 pixels have a luma below this"
+    )
+    blurred_below: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
+        default=100.0, description="blurred: the sharpness is below this"
+    )
+
+
+# Scorer -> its options. The scorers of MODELS read a model.
+OPTIONS: dict[str, type[Section]] = {
+    "phash": NoOptions,
+    "quality": QualityOptions,
+}
+MODELS: tuple[str, ...] = ()
+
+
+class Settled(Section):
+    """What planning found out about a scorer; resume refuses a scorer of which it differs.
+
+    Attributes:
+        fingerprint: of its model's files and its settings.
+        columns: column -> its type as text, see ``stages.scorers.scorer.kind_text``.
+        about: column -> its meaning.
+    """
+
+    fingerprint: str
+    columns: dict[str, str]
+    about: dict[str, str] = Field(default={})
+
+
+class ScorerSpec(Section):
+    """One scorer. ``settled`` is filled in while planning."""
+
+    scorer: str = Field(description="name of a scorer, or module:function of your own")
+    model: str | None = Field(default=None, description="folder, hub id or URL of its model")
+    revision: str | None = Field(default=None, description="revision, if the model is a hub id")
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=8, description="images in a call of its model; smaller calls are padded"
+    )
+    options: dict[str, Any] = Field(default={}, description="options of this scorer")
+    settled: Settled | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_alone(cls, value: object) -> object:
+        return _from_text(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> ScorerSpec:
+        name = self.scorer
+        if self.is_own or (self.settled is not None and name not in OPTIONS):
+            return self
+        if name not in OPTIONS:
+            if any(one.name == name for one in entry_points(group=ENTRY_POINTS)):
+                return self
+            known = f"{', '.join(OPTIONS)}, or module:function{nearest(name, OPTIONS)}"
+            raise Faults([SpecError("score.scorer", name, known)])
+        if name in MODELS and self.model is None:
+            needed = f"the folder, hub id or URL of a model for {name}, as in {name}=MODEL"
+            raise Faults([SpecError("score.model", None, needed)])
+        if name not in MODELS and (self.model is not None or self.revision is not None):
+            because = f"{name} reads no model; remove it"
+            raise Faults([SpecError("score.model", self.model, "null", because=because)])
+        self.read_options()
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a user's own scorer, named by ``module:function``."""
+        return OWN.fullmatch(self.scorer) is not None
+
+    @property
+    def title(self) -> str:
+        """The scorer with its model, for messages."""
+        return self.scorer if self.model is None else f"{self.scorer}={self.model}"
+
+    def read_options(self) -> Any:
+        """The options of the scorer, checked, with its defaults.
+
+        Raises:
+            Faults: an option that it does not have, or a value that it does not allow.
+        """
+        kind = OPTIONS[self.scorer]
+        try:
+            return kind.model_validate(self.options)
+        except ValidationError as error:
+            raise Faults(
+                [
+                    SpecError(f"score.options.{fault.field}", fault.given, fault.allowed)
+                    for fault in faults_of(error, kind.model_json_schema())
+                ]
+            ) from None
+
+
+def _from_text(text: str) -> dict[str, str]:
+    """``classifier=PATH`` as a mapping."""
+    name, mark, model = text.partition("=")
+    return {"scorer": name.strip(), **({"model": model.strip()} if mark else {})}
+
+
+def read_scorer(text: str) -> ScorerSpec:
+    """Read a scorer from the command line: its name, NAME=MODEL, or a mapping in YAML.
+
+    Raises:
+        SpecError: it is none of these, or has wrong options.
+    """
+    tree: object = parse_yaml(text, "--scorer") if text.lstrip().startswith("{") else text
+    if not isinstance(tree, str | dict):
+        raise SpecError("--scorer", text, FORM)
+    try:
+        return ScorerSpec.model_validate(tree)
+    except ValidationError as error:
+        found = list(faults_of(error, ScorerSpec.model_json_schema()))
+        raise found[0].beside(found[1:], f"(--scorer {text})") from None
