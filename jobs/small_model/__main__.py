@@ -102,5 +102,25 @@ def control(model: Path, out: Path, images: int, smoke: bool, stop_at: int | Non
         click.echo("stopped early; the same command goes on")
 
 
+@main.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoints.")
+@click.option("--images", default=1_000, show_default=True, help="Drawings to measure by.")
+@click.option("--smoke", is_flag=True, help="Seconds of training that learn nothing.")
+@click.option("--stop-at", type=int, help="End this call after so many steps.")
+def clip(target: Path, out: Path, images: int, smoke: bool, stop_at: int | None) -> None:
+    """Train the small CLIP and, if it is good enough, write it to TARGET."""
+    from jobs.small_model.clip import train_clip
+    from jobs.small_model.clip_export import export_clip
+
+    recipe = recipes.clip_recipe()
+    recipe = recipe.smoke() if smoke else recipe
+    result = train_clip(out, recipe, stop_at)
+    if result.done:
+        click.echo(export_clip(target, result.averaged, recipe, result, images))
+    else:
+        click.echo("stopped early; the same command goes on")
+
+
 if __name__ == "__main__":
     main()

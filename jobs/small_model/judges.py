@@ -83,7 +83,7 @@ def fit_shape_judge(steps: int = JUDGE_STEPS, images: int = DRAWN_IMAGES) -> Sha
     for step in range(steps):
         generator = step_generator(JUDGE_SEED, step)
         i = torch.randint(len(drawn), (JUDGE_BATCH,), generator=generator)  # (B,)
-        x = _worn(to_model_range(drawn.images[i]), generator)  # (B, 3, 32, 32)
+        x = worn(to_model_range(drawn.images[i]), generator)  # (B, 3, 32, 32)
         y = drawn.labels[i]  # (B, 4)
         heads = _heads(network, x)
         losses = [functional.cross_entropy(head, y[:, k]) for k, head in enumerate(heads)]
@@ -112,7 +112,7 @@ def _heads(network: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return network(x).split(sizes, dim=1)  # (B, 6), (B, 8), (B, 8)
 
 
-def _worn(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def worn(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """``x`` (B, 3, 32, 32), each row blurred by its own amount and with faint noise."""
     amount = torch.rand(len(x), 1, 1, 1, generator=generator)  # (B, 1, 1, 1)
     padded = functional.pad(x, (1, 1, 1, 1), mode="replicate")

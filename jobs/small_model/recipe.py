@@ -129,6 +129,21 @@ def control_recipe() -> AddedRecipe:
     return AddedRecipe(stage, digit_share=0.25, dropout=0.1)
 
 
+def clip_recipe() -> AddedRecipe:
+    """The small CLIP; it learns by itself, with no weight of the finished model."""
+    stage = StageRecipe(
+        steps=3_000,
+        batch_size=96,
+        learning_rate=1.5e-3,
+        warmup_steps=150,
+        ema_decay=0.995,
+        checkpoint_every=200,
+    )
+    return AddedRecipe(
+        stage, digit_share=0.5, dropout=0.0, shape_pool=24_000, digit_copies=6
+    )
+
+
 def smoke_recipe() -> Recipe:
     """A recipe that touches every line of the job within seconds; its images mean nothing."""
     stage = StageRecipe(
