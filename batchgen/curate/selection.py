@@ -11,12 +11,11 @@ import io
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.curate.columns import columns_of
+from batchgen.curate.columns import columns_of, quoted
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.output.ledger import Ledger
 from batchgen.plan.plan import Plan
@@ -30,8 +29,6 @@ SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
-MEMORY = "768MB"
-_UNREAD = "reading the stream registered as 'samples' failed: "  # how DuckDB tells Arrow's error
 FITS = '"batchgen: fits"'  # no column of an output has this name
 
 
@@ -92,7 +89,7 @@ def select(ledger: Ledger, plan: Plan, name: str, query: Query) -> Selection:
         InputError: the condition cannot be evaluated, or selects nothing.
     """
     _check(name, query)
-    table, groups = _evaluated(ledger, plan, query)
+    table, groups = _evaluated(ledger, query)
     selected = pa.compute.sum(table.column("selected")).as_py() or 0
     if not selected:
         raise InputError(
@@ -154,41 +151,19 @@ def _check(name: str, query: Query) -> None:
         raise SpecError("--where", None, "a condition, or --top with --by")
 
 
-def _evaluated(
-    ledger: Ledger, plan: Plan, query: Query
-) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
+def _evaluated(ledger: Ledger, query: Query) -> tuple[pa.Table, dict[str, tuple[int, int]]]:
     """Key, verdict and reason of each sample, and the counts of the groups."""
-    duckdb = _duckdb()
-    samples = columns_of(ledger, plan)
-    columns = [field.name for field in samples.schema]
-    for name in query.per:
-        if name not in columns:
-            allowed = f"columns: {', '.join(columns)}{nearest(name, columns)}"
-            raise SpecError("--per", name, allowed)
-    with duckdb.connect(config={"threads": 2, "memory_limit": MEMORY}) as database:
-        database.register("samples", samples)
-        database.execute("SET enable_external_access = false")
-        database.execute("SET lock_configuration = true")
-        try:
-            table = database.sql(_sql(query)).to_arrow_table()
-        except duckdb.Error as error:
-            if _UNREAD in str(error):
-                raise InputError(
-                    f"{ledger.store.url} cannot be read ({_first(error).rpartition(_UNREAD)[2]}); "
-                    f"see `batchgen verify {ledger.store.url}`"
-                ) from error
-            raise InputError(
-                f"the selection cannot be evaluated: {_first(error)}; the columns are "
-                f"{', '.join(columns)}"
-            ) from error
-        groups = _groups(table) if query.per else {}
+    columns = columns_of(ledger)
+    columns.require(query.per, "--per")
+    table = columns.query(_sql(query), [query.where, query.by, *query.per])
+    groups = _groups(table) if query.per else {}
     return table.select(SCHEMA.names).cast(SCHEMA), groups
 
 
 def _sql(query: Query) -> str:
     """A query with one row for each sample: key, selected, reason and group."""
-    per = ", ".join(_quoted(name) for name in query.per)
-    shown = " || ', ' || ".join(f"coalesce({_quoted(one)}::varchar, 'null')" for one in query.per)
+    per = ", ".join(quoted(name) for name in query.per)
+    shown = " || ', ' || ".join(f"coalesce({quoted(one)}::varchar, 'null')" for one in query.per)
     order = "asc" if query.lowest else "desc"
     fits = f"coalesce((\n{query.where}\n), false)" if query.where else "true"
     ranked = (
@@ -219,20 +194,3 @@ def _groups(table: pa.Table) -> dict[str, tuple[int, int]]:
         str(row["group_name"]): (row["selected_count"], row["selected_sum"])
         for row in rows[:MOST_GROUPS]
     }
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _first(error: Exception) -> str:
-    """The first line of DuckDB's message, without the query."""
-    return str(error).partition("\n")[0]
-
-
-def _duckdb() -> Any:
-    try:
-        import duckdb
-    except ModuleNotFoundError as error:
-        raise InputError("select needs DuckDB: `pip install 'batchgen[curate]'`") from error
-    return duckdb

@@ -39,7 +39,7 @@ def find_sample(ledger: Ledger, plan: Plan, key: str) -> Found:
     """
     form, known = format_of(plan), list[str]()
     for marker in ledger.markers(_candidates(ledger, plan, key)):
-        keys = _keys(ledger, form, marker)
+        keys = keys_of(ledger, form, marker)
         if key in keys:
             return Found(_row(ledger, form, marker, key), marker)
         known += keys[:100]
@@ -75,7 +75,7 @@ def shard_of(plan: Plan, key: str) -> int | None:
     return None
 
 
-def _keys(ledger: Ledger, form: Format, marker: Marker) -> list[str]:
+def keys_of(ledger: Ledger, form: Format, marker: Marker) -> list[str]:
     """The keys of a shard's samples; of a Parquet file only that column is read."""
     if isinstance(form, Parquet):
         names = [file.name for file in marker.files if form.is_ours(file.name)]

@@ -64,12 +64,8 @@ def rejects_name(shard: int) -> str:
     return f"{REJECTS}/{shard:05d}.parquet"
 
 
-def marker_name(shard: int) -> str:
-    return f"{SHARDS}/{shard:05d}.json"
-
-
-def _failed_name(shard: int) -> str:
-    return f"{FAILED}/{shard:05d}.json"
+def marker_name(shard: int, folder: str = RECORDS) -> str:
+    return f"{folder}/shards/{shard:05d}.json"
 
 
 def _shard_of(name: str) -> int | None:
@@ -81,9 +77,23 @@ def _shard_of(name: str) -> int | None:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The records under ``_batchgen/`` of one output."""
+    """The records of one output, or of one of its score sets.
+
+    Attributes:
+        store: the output.
+        folder: of the records: ``_batchgen/``, or that of the score set.
+        command: what continues it, for messages.
+    """
 
     store: Store
+    folder: str = RECORDS
+    command: str = "batchgen resume"
+
+    def _marker_name(self, shard: int) -> str:
+        return marker_name(shard, self.folder)
+
+    def _failed_name(self, shard: int) -> str:
+        return f"{self.folder}/failed/{shard:05d}.json"
 
     def plan(self) -> Plan | None:
         """The frozen plan, or None if no run has started here.
@@ -148,10 +158,13 @@ class Ledger:
         return replace(plan, spec=plan.spec.model_copy(update={"policy": policy}))
 
     def states(self, plan: Plan) -> States:
-        planned = range(plan.shards)
-        committed = frozenset(one for one in self._numbers(SHARDS) if one in planned)
-        failed = frozenset(one for one in self._numbers(FAILED) if one in planned)
-        return States(planned, committed, failed - committed)
+        return self.states_of(range(plan.shards))
+
+    def states_of(self, numbers: range) -> States:
+        """The states of the shards with these numbers."""
+        committed = frozenset(one for one in self._numbers("shards") if one in numbers)
+        failed = frozenset(one for one in self._numbers("failed") if one in numbers)
+        return States(numbers, committed, failed - committed)
 
     def strays(self, plan: Plan) -> list[str]:
         """Names of files among the markers that belong to no shard of the plan."""
@@ -166,10 +179,10 @@ class Ledger:
             DamagedRecord: it is not a marker, or that of another shard.
             NewerFormat: a later version wrote it.
         """
-        place = f"{self.store.url}/{marker_name(shard)}"
-        remedy = "`batchgen resume` generates the shard again"
+        place = f"{self.store.url}/{self._marker_name(shard)}"
+        remedy = f"`{self.command}` generates the shard again"
         try:
-            marker = parse_marker(self.store.read_record(marker_name(shard)), place, remedy)
+            marker = parse_marker(self.store.read_record(self._marker_name(shard)), place, remedy)
         except FileNotFoundError:
             return None
         if marker.shard != shard:
@@ -194,9 +207,9 @@ class Ledger:
     def foreign(self, shard: int) -> PlanChanged:
         """The error to raise for a marker that belongs to another plan."""
         return PlanChanged(
-            f"{self.store.url}/{marker_name(shard)} belongs to another plan, with other inputs, "
-            "settings or weights; restore this output's own marker and data, or delete this "
-            "marker: `batchgen resume` then generates the shard again"
+            f"{self.store.url}/{self._marker_name(shard)} belongs to another plan, with other "
+            "inputs, settings or weights; restore this output's own marker and data, or delete "
+            f"this marker: `{self.command}` then generates the shard again"
         )
 
     def markers(self, shards: Iterable[int]) -> Iterator[Marker]:
@@ -224,15 +237,15 @@ class Ledger:
         Raises:
             PlanChanged: there is a marker of another plan.
         """
-        if not self.store.put_new(marker_name(marker.shard), marker.to_json()):
+        if not self.store.put_new(self._marker_name(marker.shard), marker.to_json()):
             first = self._readable(marker.shard)
             if first is not None and not first.shares_plan(marker):
                 raise self.foreign(marker.shard)
             if first is not None and (first.files == marker.files or self._holds(first)):
                 self._remove_others(marker, first)
                 return first
-            self.store.put(marker_name(marker.shard), marker.to_json())
-        self.store.delete(_failed_name(marker.shard))
+            self.store.put(self._marker_name(marker.shard), marker.to_json())
+        self.store.delete(self._failed_name(marker.shard))
         return marker
 
     def _remove_others(self, marker: Marker, first: Marker) -> None:
@@ -253,10 +266,10 @@ class Ledger:
 
     def withdraw(self, shard: int) -> None:
         """Make a committed shard pending again; its files stay."""
-        self.store.delete(marker_name(shard))
+        self.store.delete(self._marker_name(shard))
 
     def fail(self, failed: FailedMarker) -> None:
-        self.store.put(_failed_name(failed.shard), failed.to_json())
+        self.store.put(self._failed_name(failed.shard), failed.to_json())
 
     def failures(self, shards: Iterable[int]) -> list[FailedMarker]:
         """The failed markers of these shards; some may be missing, if a shard was just committed.
@@ -267,10 +280,10 @@ class Ledger:
         return [failure for failure in found if failure is not None]
 
     def _failure(self, shard: int) -> FailedMarker | None:
-        place = f"{self.store.url}/{_failed_name(shard)}"
-        remedy = "`batchgen resume` retries the shard"
+        place = f"{self.store.url}/{self._failed_name(shard)}"
+        remedy = f"`{self.command}` retries the shard"
         try:
-            failed = parse_failed(self.store.read_record(_failed_name(shard)), place, remedy)
+            failed = parse_failed(self.store.read_record(self._failed_name(shard)), place, remedy)
         except FileNotFoundError:
             return None
         except DamagedRecord as error:
@@ -280,13 +293,13 @@ class Ledger:
     def log(self, lease: int, lines: Sequence[str]) -> None:
         """Save the messages so far of the run that holds this lease."""
         text = "".join(f"{line}\n" for line in lines)
-        self.store.without_retries().put(f"{LOGS}/{lease:05d}.txt", text.encode())
+        self.store.without_retries().put(f"{self.folder}/logs/{lease:05d}.txt", text.encode())
 
     def logs(self) -> str:
         """The messages of all runs on this output, the oldest run first."""
         names = sorted(self.store.list(LOGS))
         return "".join(self.store.read(f"{LOGS}/{name}").decode(errors="replace") for name in names)
 
-    def _numbers(self, folder: str) -> Iterator[int]:
-        numbers = (_shard_of(name) for name in self.store.list(folder))
+    def _numbers(self, kind: str) -> Iterator[int]:
+        numbers = (_shard_of(name) for name in self.store.list(f"{self.folder}/{kind}"))
         return (number for number in numbers if number is not None)

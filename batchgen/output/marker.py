@@ -46,9 +46,10 @@ class Example:
 class Marker:
     """The object whose existence makes a shard committed; written after all files that it names.
 
-    ``plan_fingerprint`` is that of the shard's plan. ``examples`` has the first sample of each
-    reason, ``labels`` counts the accepted samples of the most frequent labels. Markers of older
-    versions lack these three, and ``decode_batch_size`` (samples in each call of the decoder).
+    ``plan_fingerprint`` is that of the shard's plan; in a score set, ``spec_fingerprint`` is that
+    of the set. ``examples`` has the first sample of each reason, ``labels`` counts the accepted
+    samples of the most frequent labels. Markers of older versions lack these three, and
+    ``decode_batch_size`` (samples in each call of the decoder).
     """
 
     shard: Count

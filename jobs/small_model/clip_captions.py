@@ -99,7 +99,7 @@ def drawn_caption(kind: int, front: int, back: int, size: int, template: int) ->
 
 def false_caption(shown: list[int], generator: torch.Generator) -> Caption:
     """A training caption that is wrong in one attribute: what is hardest to tell."""
-    kind, front, back, size = shown
+    kind, front, back, _ = shown
     if kind < len(DIGIT_WORDS):
         other = (kind + 1 + _pick(len(DIGIT_WORDS) - 1, generator)) % len(DIGIT_WORDS)
         return Caption(digit_caption(other, _pick(len(DIGIT_TEMPLATES), generator)), other)

@@ -139,9 +139,7 @@ def clip_recipe() -> AddedRecipe:
         ema_decay=0.995,
         checkpoint_every=200,
     )
-    return AddedRecipe(
-        stage, digit_share=0.5, dropout=0.0, shape_pool=24_000, digit_copies=6
-    )
+    return AddedRecipe(stage, digit_share=0.5, dropout=0.0, shape_pool=24_000, digit_copies=6)
 
 
 def smoke_recipe() -> Recipe:

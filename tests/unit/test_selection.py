@@ -153,6 +153,7 @@ def test_a_selection_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_nothing_committed_is_told(tmp_path: Path) -> None:
     plan = plan_for(write_prompts(tmp_path / "in.parquet", 2), tmp_path / "out")
     ledger = Ledger(open_store(plan.spec.output.url))
+    ledger.freeze(plan, plan.spec)
     with pytest.raises(InputError, match="no committed shard"):
         select(ledger, plan, "all", Query("true"))
 

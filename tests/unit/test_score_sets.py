@@ -1,0 +1,197 @@
+"""Score sets: stored per shard beside a finished output, and read with its columns by key."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchgen.curate.columns import columns_of
+from batchgen.curate.score_sets import score_sets, shards_of, store_scores
+from batchgen.curate.selection import Query, select
+from batchgen.errors import DamagedRecord, InputError, NewerFormat, SpecError
+from batchgen.output.find import keys_of
+from batchgen.output.formats import format_of
+from batchgen.output.holdings import holdings_of, remove_output
+from batchgen.output.ledger import Ledger
+from batchgen.output.score_set import (
+    commit_scores,
+    content_of,
+    files_of,
+    ledger_of,
+    read_set,
+    scores_of,
+    set_names,
+)
+from batchgen.output.verify import verify
+from batchgen.stages.scorers.scorer import ScoreColumn
+from tests.unit.test_selection import COUNT, FORMATS, numbers, output_of
+
+TWICE = ScoreColumn("twice", pa.int64(), "two times the row's number")
+HASH = ScoreColumn("phash", pa.uint64(), "a hash")
+VECTOR = ScoreColumn("embedding", pa.list_(pa.float16(), 4), "a vector")
+
+
+def keys(ledger: Ledger) -> list[str]:
+    return [
+        key
+        for plan, marker in shards_of(ledger)
+        for key in keys_of(ledger, format_of(plan), marker)
+    ]
+
+
+def table(ledger: Ledger, *columns: ScoreColumn) -> pa.Table:
+    """Scores of all samples, in another order than the output's."""
+    found = keys(ledger)
+    rows = [int(key.removesuffix("-v0").rpartition("-")[2]) for key in found]
+    values = {
+        "twice": pa.array([2 * row for row in rows], pa.int64()),
+        "phash": pa.array([2**63 + row for row in rows], pa.uint64()),
+        "embedding": pa.array([np.full(4, row, np.float16) for row in rows], VECTOR.kind),
+    }
+    kept = {column.name: values[column.name] for column in columns}
+    return pa.table({"key": found, **kept}).take(np.random.default_rng(0).permutation(len(found)))
+
+
+def stored(ledger: Ledger, name: str, *columns: ScoreColumn) -> None:
+    store_scores(ledger, name, table(ledger, *columns), columns, "f" * 64)
+
+
+@pytest.fixture(params=FORMATS)
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    return output_of(tmp_path, request.param)
+
+
+def test_scores_are_selected_by_in_every_format(ledger: Ledger) -> None:
+    stored(ledger, "numbers", TWICE)
+    stored(ledger, "hashes", HASH, VECTOR)
+    (hashes, first) = sorted(score_sets(ledger), key=lambda one: one.name)
+    assert first.complete and hashes.complete and (first.done, first.shards) == (3, 3)
+    found = select(ledger, ledger.require_plan(), "high", Query("twice >= 14 and number <> 8"))
+    assert (found.selected, found.samples) == (4, COUNT)
+    assert numbers(ledger, "high") == {7, 9, 10, 11}
+    query = Query(f"phash > {2**63}", top=2, by="twice", per=("label",))
+    select(ledger, ledger.require_plan(), "best", query)
+    assert numbers(ledger, "best") == {9, 6, 10, 7, 11, 8}
+    assert verify(ledger).ok
+
+
+def test_the_rows_of_a_shard_are_in_the_order_of_its_samples(ledger: Ledger) -> None:
+    stored(ledger, "numbers", TWICE)
+    own = ledger_of(ledger, "numbers")
+    for plan, marker in shards_of(ledger):
+        scores = own.marker(marker.shard)
+        assert scores is not None and scores.spec_fingerprint == "f" * 64
+        found = scores_of(ledger, scores)
+        assert found.column("key").to_pylist() == keys_of(ledger, format_of(plan), marker)
+
+
+def test_columns_of_two_sets_and_of_the_output_do_not_hide_each_other(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "one", TWICE)
+    stored(ledger, "two", TWICE, HASH)
+    seed = ScoreColumn("number", pa.int64(), "also a column of the output")
+    rows = table(ledger, TWICE).rename_columns(["key", "number"])
+    store_scores(ledger, "three", rows, [seed], "f")
+    columns = columns_of(ledger)
+    assert columns.names[-4:] == ["twice", "two.twice", "phash", "three.number"]
+    sql = 'select count(*) as n from samples where twice = "two.twice" and "three.number" = twice'
+    assert columns.query(sql).to_pylist() == [{"n": COUNT}]
+
+
+def test_a_set_is_read_only_if_a_condition_names_a_column_of_it(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    shutil.rmtree(tmp_path / "out/_batchgen/scores/numbers/data")
+    with pytest.raises(InputError, match="twice"):  # and now it is not complete
+        select(ledger, ledger.require_plan(), "some", Query("twice > 2"))
+    stored(ledger, "numbers", TWICE)
+    for path in (tmp_path / "out/_batchgen/scores/numbers/data").iterdir():
+        path.write_bytes(b"no table")
+    with pytest.raises(InputError, match="verify"):
+        select(ledger, ledger.require_plan(), "some", Query("twice > 2"))
+
+
+def test_vectors_are_kept_and_conditions_that_name_them_are_refused(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "vectors", VECTOR)
+    assert columns_of(ledger).vectors == ("embedding",)
+    with pytest.raises(InputError, match="conditions cannot read vectors: embedding"):
+        select(ledger, ledger.require_plan(), "some", Query("embedding[1] > 0"))
+    (scored,) = score_sets(ledger)
+    assert scored.record.columns[0].type == str(VECTOR.kind)
+
+
+def test_a_set_of_an_output_that_changed_is_not_complete(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    marker = ledger.marker(1)
+    assert marker is not None
+    ledger.withdraw(1)
+    changed = marker.to_json().replace(marker.files[0].sha256.encode(), b"0" * 64)
+    ledger.store.put("_batchgen/shards/00001.json", changed)
+    (scored,) = score_sets(ledger)
+    assert (scored.done, scored.complete) == (2, False)
+    with pytest.raises(InputError, match=r"score set numbers is not complete \(2 of 3 shards\)"):
+        select(ledger, ledger.require_plan(), "some", Query("twice > 2"))
+    with pytest.raises(SpecError, match=r"score set numbers is not complete"):
+        select(ledger, ledger.require_plan(), "some", Query(top=1, by="number", per=("twice",)))
+
+
+def test_what_does_not_cover_the_output_is_refused(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    rows = table(ledger, TWICE)
+    with pytest.raises(InputError, match="the scores have no row of sample"):
+        store_scores(ledger, "some", rows.slice(1), [TWICE], "f")
+    twice = pa.concat_tables([rows, rows.slice(3, 2)])
+    with pytest.raises(InputError, match="2 rows more than the output has samples"):
+        store_scores(ledger, "some", twice, [TWICE], "f")
+    assert set_names(ledger) == []
+
+
+def test_a_set_made_by_scorers_is_not_replaced(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    stored(ledger, "numbers", HASH)  # its own may be
+    assert columns_of(ledger).names[-1] == "phash"
+    path = tmp_path / "out/_batchgen/scores/numbers/scores.json"
+    path.write_text(path.read_text().replace('"scorers": []', '"scorers": [{"scorer": "phash"}]'))
+    with pytest.raises(InputError, match="made by `batchgen score`"):
+        stored(ledger, "numbers", TWICE)
+
+
+def test_a_damaged_or_newer_record_is_named(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    path = tmp_path / "out/_batchgen/scores/numbers/scores.json"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    with pytest.raises(DamagedRecord, match=r"numbers/scores\.json is damaged"):
+        read_set(ledger, "numbers")
+    path.write_text(whole.replace('"version": 1', '"version": 99'))
+    with pytest.raises(NewerFormat, match="newer batchgen"):
+        score_sets(ledger)
+
+
+def test_scores_are_committed_once(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    record, marker = read_set(ledger, "numbers"), ledger.marker(0)
+    assert record is not None and marker is not None
+    first = ledger_of(ledger, "numbers").marker(0)
+    other = pa.table({"key": ["a"] * 4, "twice": [0] * 4})
+    assert commit_scores(ledger, record, marker, other) == first
+    assert files_of(ledger, "numbers").has(marker)
+    assert first is not None and content_of(marker)[:12] in first.files[0].name
+
+
+def test_overwrite_removes_score_sets(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    own = holdings_of(ledger).own
+    assert sum(name.startswith("_batchgen/scores/numbers/") for name in own) == 7
+    remove_output(ledger)
+    assert set_names(ledger) == []
