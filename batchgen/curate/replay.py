@@ -120,6 +120,7 @@ def replay(url: str, key: str, changed: Mapping[str, Any] | None = None) -> Repl
         ModelError: the model here has other weights.
         SpecError: a changed setting is unknown, or its value is not allowed.
     """
+    in_time = models.fix_sums()
     ledger = Ledger(open_store(url))
     plan = ledger.require_plan()
     reach_stores(ledger.job())
@@ -137,7 +138,7 @@ def replay(url: str, key: str, changed: Mapping[str, Any] | None = None) -> Repl
         image == stored,
         psnr(pixels_in(image), pixels_in(stored)),
         given,
-        _differences(found, environment(device, models.packages_used(plan.spec))),
+        _differences(found, environment(device, models.packages_used(plan.spec)), in_time),
         image_extension(plan.spec),
     )
 
@@ -260,8 +261,11 @@ def psnr(one: Array, two: Array) -> float | None:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _differences(found: Found, now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def _differences(found: Found, now: Mapping[str, str], in_time: bool) -> dict[str, tuple[str, str]]:
     then = found.marker.environment
     names = [name for name in {**then, **now} if name != HOST]
     both = {name: (then.get(name, "unknown"), now.get(name, "unknown")) for name in names}
+    if not in_time and now["device"].startswith("CPU"):
+        late = "not set when this process loaded torch; set it before, or use another process"
+        both[models.SUMS] = ("set", late)
     return {name: pair for name, pair in both.items() if pair[0] != pair[1]}

@@ -10,7 +10,7 @@ from batchgen.families.schedulers import (
 from batchgen.models.compiling import check_compile
 from batchgen.models.find import shipped_names
 from batchgen.models.inspection import inspect, packages_used
-from batchgen.models.libraries import import_libraries
+from batchgen.models.libraries import SUMS, fix_sums, import_libraries
 from batchgen.models.load import (
     load_decoder,
     load_denoiser,
@@ -23,10 +23,12 @@ __all__ = [
     "FLOW_SCHEDULERS",
     "REFUSED_SCHEDULERS",
     "SCHEDULERS",
+    "SUMS",
     "check_compile",
     "check_prompt",
     "check_scheduler",
     "chosen_scheduler",
+    "fix_sums",
     "import_libraries",
     "inspect",
     "load_decoder",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from functools import cache
 from typing import Any
+
+SUMS = "MKL_CBWR"
 
 
 def quiet_libraries() -> None:
@@ -24,15 +27,25 @@ def quiet_libraries() -> None:
     diffusers.utils.logging.disable_progress_bar()
 
 
-def prepare(threads: int) -> None:
-    """Import the libraries, and set what a sample's bytes depend on in this process."""
+@cache
+def fix_sums() -> bool:
+    """Have the libraries add in a fixed order; False if torch was loaded before, which may be late.
+
+    MKL and cuBLAS read these variables when they compute for the first time in a process.
+    """
+    late = "torch" in sys.modules and SUMS not in os.environ
     # By default Intel's MKL adds in another order if the memory of the weights is aligned
     # differently: two copies of a model gave latents that differ by 5e-6 (Sapphire Rapids). The
     # setting costs no time.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    # With several streams, cuBLAS gives the same sums only with workspaces of a fixed size. It
-    # reads this when CUDA starts.
+    os.environ.setdefault(SUMS, "AUTO,STRICT")
+    # With several streams, cuBLAS gives the same sums only with workspaces of a fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return not late
+
+
+def prepare(threads: int) -> None:
+    """Import the libraries, and set what a sample's bytes depend on in this process."""
+    fix_sums()
     import_libraries()
     import torch
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,18 @@ def test_the_command_tells_and_saves(output: Path, tmp_path: Path) -> None:
     facts = json.loads(found.stdout)
     assert facts["same"] is False and facts["saved"] == str(place) and facts["psnr_db"] > 0
     assert place.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_process_that_computed_before_is_told(output: Path) -> None:
+    """MKL may then add in another order: one 8-bit level in a few pixels."""
+    key = next(iter(digests_of(output)))
+    code = f"""
+import os
+os.environ.pop("MKL_CBWR", None)
+import torch
+torch.randn(9, 9) @ torch.randn(9, 9)
+from batchgen.curate.replay import replay
+print(*replay({str(output)!r}, {key!r}).lines(), sep="|")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "MKL_CBWR was set, is now not set when this process loaded torch" in done.stdout
