@@ -110,9 +110,8 @@ def control(model: Path, out: Path, images: int, smoke: bool, stop_at: int | Non
 @click.option("--stop-at", type=int, help="End this call after so many steps.")
 def clip(target: Path, out: Path, images: int, smoke: bool, stop_at: int | None) -> None:
     """Train the small CLIP and, if it is good enough, write it to TARGET."""
-    from jobs.small_model.clip_export import export_clip
-
     from jobs.small_model.clip import train_clip
+    from jobs.small_model.clip_export import export_clip
 
     recipe = recipes.clip_recipe()
     recipe = recipe.smoke() if smoke else recipe

@@ -73,7 +73,7 @@ def export(out: Path, target: Path) -> None:
         (staging / SETTINGS_FILE).write_text(json.dumps(card["recommended"], indent=2) + "\n")
         write_readme(staging)
         staging.chmod(0o755)
-        _swap(staging, target)
+        swap(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -103,7 +103,7 @@ def _held_out_psnr_db(vae: AutoencoderKL) -> dict[str, float]:
     return {name: round(reconstruction_psnr(vae, images), 1) for name, images in unseen.items()}
 
 
-def _swap(staging: Path, target: Path) -> None:
+def swap(staging: Path, target: Path) -> None:
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
         target.rename(old / target.name)
