@@ -104,8 +104,9 @@ class ShardRows:
 
     The shard holds the samples ``first_sample`` to ``stop_sample - 1`` of the dataset. Sample g is
     variant ``g % variants`` of row ``g // variants``, counting rows through the files in plan
-    order. ``table`` holds the source columns of those rows; ``source_ids`` and ``row_keys`` have
-    one entry per row of it.
+    order; a part of the output counts from its own first row and variant. ``table`` holds the
+    source columns of those rows; ``source_ids`` and ``row_keys`` have one entry per row of it, and
+    so have ``variants`` if each row has one listed sample.
     """
 
     shard: int
@@ -115,6 +116,7 @@ class ShardRows:
     source_ids: tuple[str, ...]
     row_keys: tuple[str, ...]
     read_bytes: int
+    variants: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

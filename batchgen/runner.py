@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from batchgen.engine.interrupt import interruptible
-from batchgen.engine.planning import plan_for
+from batchgen.engine.planning import plan_for, runnable
 from batchgen.errors import Interrupted
 from batchgen.output.claim import choices_ahead, claim, job_of, plan_to_keep
 from batchgen.output.holdings import refuse_to_remove, refuse_unless_free, remove_output
@@ -68,7 +68,7 @@ def _run(
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
         saved = None if overwrite else plan_to_keep(ledger, whole=shards is None)
         plan, sizes = plan_for(spec, address, saved, planned)
-        part = parse_range(shards, plan.shards)
+        part = parse_range(shards, ledger.parts().shards if saved else plan.shards)
         with (
             interruptible() as interrupt,
             hold_lease(ledger.store, interrupt, part, teller(quiet)) as lease,
@@ -77,18 +77,21 @@ def _run(
             if overwrite:
                 remove_output(ledger, spec.input.path)
             told = list(plan.notes)
-            plan = claim(ledger, plan, asked, told.append, whole=part is None)
-            has_plan, lease.witness = True, PLAN
+            parts = claim(ledger, plan, asked, told.append, whole=part is None)
+            has_plan, lease.witness, stopped = True, PLAN, ""
             if part is None:
                 ledger.store.clear_temporary(older_than_s=LEASE_SECONDS)
-            tally, states = begin(plan, ledger, part, told.append)
-            stopped, sized = "", resized(plan, sizes)
+            tally, states = begin(parts, ledger, part, told.append)
+            todo = runnable(parts, sizes, spec, address, planned, states.pending)
+            first = todo[0] if todo else resized(parts[0], sizes)
             with Progress(tally, quiet) as progress, kept(ledger, lease, progress):
-                for line in (*told, opening(sized, states, tally.samples)):
+                for line in (*told, opening(first, states, tally.samples)):
                     progress.say(line)
-                if states.pending:
-                    stopped = _stream(sized, ledger, states, progress, address, lease, interrupt)
-            outcome = finalize(plan, ledger, tally, part, stopped)
+                for one in todo:
+                    own = states.within(one.numbers)
+                    if stopped := _stream(one, ledger, own, progress, address, lease, interrupt):
+                        break
+            outcome = finalize(parts, ledger, tally, part, stopped)
             lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")  # it may be moved
             return outcome if states.pending or outcome.exit_code else unchanged(outcome)
     except Interrupted as error:
@@ -130,6 +133,7 @@ def _stream(
     from batchgen.engine.stream import generate
 
     tally, pending, stopped = progress.tally, states.pending, ""
+    tally.go_on()
     with ready(plan, ledger, len(pending), address, progress, interrupt) as pools:
         with closing(generate(plan, ledger, pending, pools, progress.hear)) as events:
             for event in events:

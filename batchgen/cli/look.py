@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, storage_option
 from batchgen.errors import Interrupted
 from batchgen.plain_text import short
+
+if TYPE_CHECKING:
+    from batchgen.plan.parts import Parts
 
 
 @main.command()
@@ -40,11 +44,10 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         if not as_json:
             echo(f"cluster  {found.status}")
     ledger = open_ledger(output, storage_options)
-    frozen = ledger.plan()
-    if frozen is None and facts.get("submission_id"):
+    if facts.get("submission_id") and ledger.plan() is None:
         echo(f"{output} is still empty")
         return 3
-    frozen = ledger.in_force(ledger.require_plan())
+    frozen = ledger.in_force(ledger.parts())
     working = at_work(ledger)
     states = ledger.states(frozen)
     tally, exit_code, message = survey(frozen, ledger, states)
@@ -59,6 +62,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         "failed_shards": tally.failed_shards,
         "pending": pending,
         "planned": frozen.samples,
+        "parts": len(frozen),
         "accepted": tally.accepted,
         "rejected": tally.rejected,
         "failed": tally.failed,
@@ -75,13 +79,17 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         echo(
             f"shards   {tally.committed:,} of {frozen.shards:,} committed, "
             f"{tally.failed_shards:,} failed, {pending:,} pending\n"
-            f"samples  {frozen.samples:,} planned, {tally.accepted:,} accepted, "
+            f"samples  {frozen.samples:,} planned{_parts(frozen)}, {tally.accepted:,} accepted, "
             f"{tally.rejected:,} rejected, {tally.failed:,} failed\n"
             f"run      {last.removesuffix(f': {message}')}\n{message}"
         )
         for line in reason_lines(reasons_of(tally), output):
             echo(line)
     return exit_code
+
+
+def _parts(parts: Parts) -> str:
+    return f" in {len(parts):,} parts" if parts[1:] else ""
 
 
 @main.command()

@@ -96,7 +96,7 @@ def select(
     from batchgen.curate.selection import select as select_samples
 
     ledger = open_ledger(output, storage_options)
-    made = select_samples(ledger, ledger.require_plan(), name, Query(where, top, by, per, lowest))
+    made = select_samples(ledger, ledger.parts(), name, Query(where, top, by, per, lowest))
     if as_json:
         echo_json(asdict(made))
         return 0

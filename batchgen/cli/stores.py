@@ -136,7 +136,7 @@ def _chosen(source: Ledger, name: str | None) -> Chosen | None:
     from batchgen.curate.selection import selected_keys
     from batchgen.output.restrict import Chosen
 
-    return Chosen(name, selected_keys(source, source.require_plan(), name))
+    return Chosen(name, selected_keys(source, source.parts(), name))
 
 
 def _export_copy(
@@ -152,8 +152,8 @@ def _export_copy(
     ledger = Ledger(open_store(target))
     with interruptible():
         shards = write_again(source, ledger.store, form, chosen)
-    plan = ledger.require_plan()
-    outcome = finalize(plan, ledger, Tally(plan.shards, plan.samples))
+    parts = ledger.parts()
+    outcome = finalize(parts, ledger, Tally(parts.shards, parts.samples))
     if as_json:
         echo_json({**asdict(outcome), "written_now": shards})
     else:

@@ -122,9 +122,10 @@ def replay(url: str, key: str, changed: Mapping[str, Any] | None = None) -> Repl
     """
     in_time = models.fix_sums()
     ledger = Ledger(open_store(url))
-    plan = ledger.require_plan()
+    parts = ledger.parts()
     reach_stores(ledger.job())
-    found = find_sample(ledger, plan, key)
+    found = find_sample(ledger, parts, key)
+    plan = parts.of(found.marker.shard)
     given = dict(changed or {})
     plan = _changed(_here(plan, found), given)
     sample, prepared = _sample(plan, found, given)
@@ -222,8 +223,8 @@ def _one(plan: Plan, found: Found, table: pa.Table) -> ShardRows:
     """A shard of the one sample."""
     row = found.row
     key = row["key"].removesuffix(f"-v{row['variant']}")
-    first = row["variant"]
-    return ShardRows(found.marker.shard, first, first + 1, table, (row["source_id"],), (key,), 0)
+    ids, variants = (row["source_id"],), (row["variant"],)
+    return ShardRows(found.marker.shard, 0, 1, table, ids, (key,), 0, variants)
 
 
 def _device(plan: Plan) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from batchgen.curate.columns import columns_of, quoted
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.output.ledger import Ledger
-from batchgen.plan.plan import Plan
+from batchgen.plan.parts import Planned
 
 SELECTIONS = "_batchgen/selections"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -79,7 +79,7 @@ class Selection:
 MOST_GROUPS = 1000
 
 
-def select(ledger: Ledger, plan: Plan, name: str, query: Query) -> Selection:
+def select(ledger: Ledger, plan: Planned, name: str, query: Query) -> Selection:
     """Select samples of an output, and store the selection in it under ``name``.
 
     An existing selection of that name is replaced.
@@ -108,7 +108,7 @@ def select(ledger: Ledger, plan: Plan, name: str, query: Query) -> Selection:
     return made
 
 
-def selected_keys(ledger: Ledger, plan: Plan, name: str) -> frozenset[str]:
+def selected_keys(ledger: Ledger, plan: Planned, name: str) -> frozenset[str]:
     """The keys of a stored selection.
 
     Raises:
@@ -124,7 +124,7 @@ def selected_keys(ledger: Ledger, plan: Plan, name: str) -> frozenset[str]:
         raise InputError(
             f"{ledger.store.url} has no selection {name!r}; it has {listed}{nearest(name, known)}"
         ) from error
-    if told.get("plan_fingerprint") != plan.fingerprint:
+    if told.get("plan_fingerprint") not in {one.fingerprint for one in plan.plans}:
         raise InputError(f"selection {name!r} was made of another plan; select again")
     if told.get("sha256") != hashlib.sha256(data).hexdigest():  # or a new one was not completed
         raise InputError(f"selection {name!r} is damaged or incomplete; select again")

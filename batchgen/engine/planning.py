@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from batchgen.cluster.gpus import device_for
 from batchgen.engine.batch_size import sized
 from batchgen.models import check_compile, inspect
 from batchgen.plan.choices import keep_choices, pinned
+from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan, make_plan
-from batchgen.plan.sizes import as_planned
+from batchgen.plan.saved import compare
+from batchgen.plan.sizes import as_planned, resized
 from batchgen.records import DeviceInfo
 from batchgen.spec.sections import Resources
 from batchgen.spec.spec import Spec
@@ -37,8 +40,43 @@ def plan_for(
     if saved is None:
         made = make_plan(spec, model, device)
         return replace(made, notes=(*made.notes, *notes)), spec.resources
-    plan = make_plan(as_planned(spec, planned), model, device, check_keys=False)
-    return plan, spec.resources
+    spec_then = as_planned(spec, planned)
+    plan = make_plan(spec_then, model, device, check_keys=False, place=saved.place)
+    return replace(plan, listing=saved.listing), spec.resources
+
+
+def runnable(
+    parts: Parts,
+    sizes: Resources,
+    spec: Spec,
+    address: str | None,
+    planned: Spec | None,
+    pending: Collection[int],
+) -> list[Plan]:
+    """The parts that have pending shards, with the sizes of this run's calls.
+
+    The first part was planned again by the run; the others are planned again here, from their
+    inputs and the run's spec, and compared with the output's plans.
+
+    Raises:
+        PlanChanged: the input or the model has changed since a part was planned.
+    """
+    found = []
+    for number in sorted({parts.of(shard).place.part for shard in pending}):
+        part, own = parts[number], sizes
+        if number:
+            made, own = plan_for(spec_of(part, spec), address, part, planned and part.spec)
+            part = compare(part, made)
+        found.append(resized(part, own))
+    return found
+
+
+def spec_of(part: Plan, spec: Spec) -> Spec:
+    """The spec of a run for one of its parts, which has its own input and variants."""
+    names = ("path", "limit", "count")
+    own = {name: getattr(part.spec.input, name) for name in names}
+    source = spec.input.model_copy(update=own)
+    return spec.model_copy(update={"input": source, "variants": part.spec.variants})
 
 
 def idle_offload(resources: Resources, device: DeviceInfo | None) -> tuple[str, ...]:

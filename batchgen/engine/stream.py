@@ -138,6 +138,6 @@ def _read(spans: list[Span], plan: Plan, readers: int) -> Dataset:
 
 def _read_ahead(plan: Plan) -> int:
     """Number of shards that a reader may be ahead: fewer if rows are large, such as images."""
-    first, stop = plan.row_range(0)
+    first, stop = plan.row_range(plan.numbers.start)
     per_shard = sum(file.size for file in plan.files) * (stop - first) // plan.rows
     return max(1, min(READ_AHEAD, READ_AHEAD_BYTES // max(1, per_shard)))

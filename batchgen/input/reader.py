@@ -7,13 +7,14 @@ Only a shard that crosses the border of two spans reads a little of the next spa
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import io
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import BinaryIO
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,13 +50,25 @@ class Group:
 
 @dataclass(frozen=True)
 class Slice:
-    """The rows and samples of one shard: rows ``first_row`` to ``stop_row - 1``."""
+    """The rows and samples of one shard: rows ``first_row`` to ``stop_row - 1``.
+
+    If the samples are listed, ``rows`` and ``variants`` have one entry for each of them; other
+    rows between the first and the last do not belong to the shard.
+    """
 
     shard: int
     first_row: int
     stop_row: int
     first_sample: int
     stop_sample: int
+    rows: tuple[int, ...] = ()
+    variants: tuple[int, ...] = ()
+
+    def needs(self, first_row: int, stop_row: int) -> bool:
+        """Whether it has rows from ``first_row`` to ``stop_row - 1``."""
+        if not self.rows:
+            return self.first_row < stop_row and first_row < self.stop_row
+        return bisect.bisect_left(self.rows, first_row) < bisect.bisect_left(self.rows, stop_row)
 
 
 @dataclass(frozen=True)
@@ -73,15 +86,23 @@ def span_from_json(text: str) -> Span:
     tree = json.loads(text)
     return Span(
         tuple(Group(**group) for group in tree["groups"]),
-        tuple(Slice(**part) for part in tree["slices"]),
+        tuple(
+            Slice(**{name: _tupled(value) for name, value in part.items()})
+            for part in tree["slices"]
+        ),
     )
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def make_spans(plan: Plan, pending: Iterable[int], max_spans: int = MAX_SPANS) -> list[Span]:
     """Make spans that cover the pending shards, in row order; at most ``max_spans``."""
     groups = _row_groups(plan.files)
     slices = deque(_slice(plan, shard) for shard in sorted(pending))
-    rows_per_span = max(1, -(-plan.rows // max_spans))
+    rows = sum(file.rows for file in plan.files)
+    rows_per_span = max(1, -(-(rows if plan.place.listed else plan.rows) // max_spans))
     spans: list[Span] = []
     position = 0
     while slices and position < len(groups):
@@ -91,7 +112,7 @@ def make_spans(plan: Plan, pending: Iterable[int], max_spans: int = MAX_SPANS) -
             or groups[position].first_row - groups[start].first_row < rows_per_span
         ):
             position += 1
-        border = groups[position].first_row if position < len(groups) else plan.rows
+        border = groups[position].first_row if position < len(groups) else rows
         mine = []
         while slices and slices[0].first_row < border:
             mine.append(slices.popleft())
@@ -107,10 +128,7 @@ def _is_needed(group: Group, slices: list[Slice]) -> bool:
         or group.first_row + group.rows <= slices[0].first_row
     ):
         return False
-    return any(
-        part.first_row < group.first_row + group.rows and group.first_row < part.stop_row
-        for part in slices
-    )
+    return any(part.needs(group.first_row, group.first_row + group.rows) for part in slices)
 
 
 def _row_groups(files: Iterable[SourceFile]) -> list[Group]:
@@ -127,7 +145,12 @@ def _row_groups(files: Iterable[SourceFile]) -> list[Group]:
 
 
 def _slice(plan: Plan, shard: int) -> Slice:
-    return Slice(shard, *plan.row_range(shard), *plan.sample_range(shard))
+    first, stop = plan.sample_range(shard)
+    whole = Slice(shard, *plan.row_range(shard), first, stop)
+    if not plan.place.listed:
+        return whole
+    rows, variants = (one[first:stop].tolist() for one in (plan.listed.rows, plan.listed.variants))
+    return replace(whole, rows=tuple(rows), variants=tuple(variants))
 
 
 def read_columns(spec: Spec, names: Sequence[str]) -> list[str]:
@@ -146,12 +169,15 @@ def read_span(span: Span, spec: Spec, columns: list[str]) -> Iterator[ShardRows]
         RetryShard: the store failed to deliver it this time.
     """
     waiting = deque(span.slices)
+    listed = sorted({row for part in span.slices for row in part.rows})
     window = _Window()
     with contextlib.closing(_Files(spec.input.path, columns)) as files:
         for group in span.groups:
             position = group.first_row
             for table, read_bytes in files.batches(group):
-                window.add(position, table, group, read_bytes)
+                for start, piece in _pieces(table, position, listed):
+                    window.add(start, piece, group)
+                window.read_bytes += read_bytes
                 position += table.num_rows
                 while waiting and waiting[0].stop_row <= position:
                     yield window.cut(waiting.popleft())
@@ -164,6 +190,15 @@ def read_span(span: Span, spec: Spec, columns: list[str]) -> Iterator[ShardRows]
         f"the input has fewer rows than the plan: it ended before the last row of shard "
         f"{waiting[0].shard}"
     )
+
+
+def _pieces(table: pa.Table, position: int, listed: list[int]) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of a batch to keep: all, or copies of those that are listed, one by one."""
+    if not listed:
+        yield position, table
+    first, stop = (bisect.bisect_left(listed, row) for row in (position, position + table.num_rows))
+    for row in listed[first:stop]:
+        yield row, table.take([row - position])
 
 
 class _Files:
@@ -256,19 +291,15 @@ class _Window:
     pieces: list[tuple[int, pa.Table, Group]] = field(default_factory=list)
     read_bytes: int = 0
 
-    def add(self, first_row: int, table: pa.Table, group: Group, read_bytes: int) -> None:
+    def add(self, first_row: int, table: pa.Table, group: Group) -> None:
         self.pieces.append((first_row, table, group))
-        self.read_bytes += read_bytes
 
     def forget_before(self, row: int) -> None:
         self.pieces = [piece for piece in self.pieces if piece[0] + piece[1].num_rows > row]
 
     def cut(self, part: Slice) -> ShardRows:
         tables, ids, keys = [], [], []
-        for start, table, group in self.pieces:
-            low, high = max(part.first_row, start), min(part.stop_row, start + table.num_rows)
-            if low >= high:
-                continue
+        for low, high, start, table, group in self._spanned(part):
             tables.append(table.slice(low - start, high - low))
             shift = group.file_row - group.first_row
             ids += [f"{group.name}#{row + shift}" for row in range(low, high)]
@@ -282,7 +313,19 @@ class _Window:
             tuple(ids),
             tuple(keys),
             read_bytes,
+            part.variants,
         )
+
+    def _spanned(self, part: Slice) -> Iterator[tuple[int, int, int, pa.Table, Group]]:
+        """The pieces with rows of the shard: its first row and last in each, and the piece."""
+        if part.rows:
+            by_row = {start: (start, table, group) for start, table, group in self.pieces}
+            yield from ((row, row + 1, *by_row[row]) for row in part.rows)
+            return
+        for start, table, group in self.pieces:
+            low, high = max(part.first_row, start), min(part.stop_row, start + table.num_rows)
+            if low < high:
+                yield low, high, start, table, group
 
 
 class CountingFile(WrappedFile):

@@ -8,6 +8,7 @@ from batchgen.errors import DamagedRecord, InputError, PlanChanged, RetryShard, 
 from batchgen.output.holdings import anything_made, forget_failures
 from batchgen.output.ledger import JOB, PLAN, Ledger
 from batchgen.plan.choices import keep_choices
+from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare
 from batchgen.plan.sizes import lowered
@@ -50,20 +51,22 @@ def choices_ahead(spec: Spec) -> Spec:
     return keep_choices(spec, saved)
 
 
-def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], whole: bool) -> Plan:
+def claim(
+    ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], whole: bool
+) -> Parts:
     """Freeze the plan, or continue the output's plan if it is the same.
 
     A different plan is replaced if nothing was generated with it and this run holds the ``whole``
     output.
 
     Returns:
-        The plan that the run uses.
+        The parts that the run generates: its plan, and those that extended the output.
 
     Raises:
         PlanChanged, DamagedRecord: the output's plan is different or damaged, and was used.
     """
     if ledger.freeze(plan, asked):
-        return plan
+        return Parts([plan])
     try:
         plan = compare(ledger.require_plan(), plan)
     except (PlanChanged, DamagedRecord) as error:
@@ -74,9 +77,9 @@ def claim(ledger: Ledger, plan: Plan, asked: Spec, say: Callable[[str], None], w
         forget_failures(ledger)
         ledger.store.put(JOB, asked.to_yaml().encode())
         ledger.store.put(PLAN, plan.to_json().encode())
-        return plan
+        return Parts([plan])
     ledger.keep_job(asked)
-    return plan
+    return Parts([plan, *ledger.parts()[1:]])
 
 
 def job_of(

@@ -26,7 +26,7 @@ def clean(ledger: Ledger, dry_run: bool = False) -> Cleaned:
         InputError: the output has no plan.
         OutputBusy: a run is working on it.
     """
-    ledger.require_plan()
+    ledger.parts()
     if dry_run:
         return _left(ledger)
     with hold_lease(ledger.store, lambda reason: None) as lease:

@@ -44,7 +44,7 @@ def commit_shard(
     start = time.perf_counter()
     files = [
         _put(ledger.store, file)
-        for file in format_of(plan).files(accepted, marker.shard, plan.shards)
+        for file in format_of(plan).files(accepted, marker.shard, plan.numbers.stop)
     ]
     if rejects is not None:
         rows = counts.rejected + counts.failed

@@ -15,7 +15,8 @@ from batchgen.output.ledger import JOB, Ledger
 from batchgen.output.marker import Marker
 from batchgen.output.proof import Prover
 from batchgen.output.restrict import Chosen, restricted
-from batchgen.output.verify import prover_of
+from batchgen.output.verify import exporting
+from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare
 from batchgen.spec.spec import Spec
@@ -45,18 +46,28 @@ def export(source: Ledger, target: Store, format: str, chosen: Chosen | None = N
     """
     if format not in FORMATS:
         raise SpecError("output.format", format, ", ".join(FORMATS))
-    plan = source.require_plan()
-    refuse_unfinished(source, plan, then="export")
+    parts = source.parts()
+    refuse_unfinished(source, parts, then="export")
     refuse_nested(source, target)
-    exported = replace(plan, spec=_moved(plan.spec, target, format, chosen), frozen=None)
+    exported = _exported(parts, target, format, chosen)
     ledger = Ledger(target)
     with hold_lease(target, lambda reason: None) as lease:
         exported = _prepare(source, ledger, exported, chosen)
         pending = ledger.states(exported).pending
-        for _ in _each(source, plan, ledger, exported, pending, chosen):
+        for _ in _each(source, parts, ledger, exported, pending, chosen):
             if lease.lost.is_set():
                 raise Interrupted("another run has taken over the lease of the target")
     return len(pending)
+
+
+def _exported(parts: Parts, target: Store, format: str, chosen: Chosen | None) -> Parts:
+    """The parts of the copy; each continues the one before it, as in the source."""
+    made: list[Plan] = []
+    for plan in parts:
+        place = replace(plan.place, before=made[-1].fingerprint) if made else plan.place
+        spec = _moved(plan.spec, target, format, chosen)
+        made.append(replace(plan, spec=spec, frozen=None, place=place))
+    return Parts(made)
 
 
 def _moved(spec: Spec, target: Store, format: str, chosen: Chosen | None) -> Spec:
@@ -67,24 +78,28 @@ def _moved(spec: Spec, target: Store, format: str, chosen: Chosen | None) -> Spe
     return spec.model_copy(update={"output": output, "policy": policy})
 
 
-def _prepare(source: Ledger, ledger: Ledger, exported: Plan, chosen: Chosen | None) -> Plan:
-    """Freeze the plan in an empty target, or check that the target's plan is the same."""
+def _prepare(source: Ledger, ledger: Ledger, exported: Parts, chosen: Chosen | None) -> Parts:
+    """Freeze the parts in an empty target, or check that the target's are the same.
+
+    A target whose source was extended since gets the further parts.
+    """
     job = _moved(source.job(), ledger.store, exported.spec.output.format, chosen)
-    saved = ledger.plan()
-    if saved is None:
+    if ledger.plan() is None:
         refuse_unless_empty(ledger.store, (SELECTED,))
         if chosen is not None:
             ledger.store.put(SELECTED, chosen.digest.encode())
-        ledger.freeze(exported, job)
-        return exported
-    exported = compare(saved, exported)
+        ledger.freeze(exported[0], job)
+    known = ledger.parts()
+    same = [compare(saved, plan) for saved, plan in zip(known, exported, strict=False)]
     if _selected(ledger) != (chosen and chosen.digest):
         raise PlanChanged(
             f"target {ledger.store.url} is a copy of other samples of the source, or of all; "
             "repeat its selection, or choose an empty folder"
         )
     ledger.store.put(JOB, job.to_yaml().encode())  # the last export may have ended before this
-    return exported
+    for plan in exported[len(known) :]:
+        ledger.add_part(plan)
+    return Parts([*same, *exported[len(known) :]])
 
 
 def _selected(ledger: Ledger) -> str | None:
@@ -97,17 +112,20 @@ def _selected(ledger: Ledger) -> str | None:
 
 def _each(
     source: Ledger,
-    plan: Plan,
+    parts: Parts,
     ledger: Ledger,
-    exported: Plan,
+    exported: Parts,
     shards: list[int],
     chosen: Chosen | None,
 ) -> Iterator[Marker]:
     """Export the shards, several at a time; the first error ends the export."""
-    prover = prover_of(source, plan)
+    provers = exporting(source, parts)
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="export")
     try:
-        yield from pool.map(lambda shard: _shard(prover, ledger, exported, shard, chosen), shards)
+        yield from pool.map(
+            lambda shard: _shard(provers.of(shard), ledger, exported.of(shard), shard, chosen),
+            shards,
+        )
     finally:
         pool.shutdown(cancel_futures=True)
 

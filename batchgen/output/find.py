@@ -17,6 +17,7 @@ from batchgen.output.ledger import Ledger, rejects_name
 from batchgen.output.marker import Marker
 from batchgen.output.rejects import by_reason
 from batchgen.plan.keys import row_key
+from batchgen.plan.parts import Planned
 from batchgen.plan.plan import Plan
 
 
@@ -28,7 +29,7 @@ class Found:
     marker: Marker
 
 
-def find_sample(ledger: Ledger, plan: Plan, key: str) -> Found:
+def find_sample(ledger: Ledger, plan: Planned, key: str) -> Found:
     """Find a sample by its key.
 
     Keys without a key column say their shard. Otherwise the keys of the committed shards are read
@@ -37,8 +38,9 @@ def find_sample(ledger: Ledger, plan: Plan, key: str) -> Found:
     Raises:
         InputError: the output has no such sample; the message says why, and suggests a key.
     """
-    form, known = format_of(plan), list[str]()
+    known = list[str]()
     for marker in ledger.markers(_candidates(ledger, plan, key)):
+        form = format_of(plan.of(marker.shard))
         keys = keys_of(ledger, form, marker)
         if key in keys:
             return Found(_row(ledger, form, marker, key), marker)
@@ -50,12 +52,13 @@ def find_sample(ledger: Ledger, plan: Plan, key: str) -> Found:
     raise InputError(f"{ledger.store.url} has no sample {key}{nearest(key, known)}")
 
 
-def _candidates(ledger: Ledger, plan: Plan, key: str) -> list[int]:
+def _candidates(ledger: Ledger, plan: Planned, key: str) -> list[int]:
     committed = ledger.states(plan).committed
-    if plan.spec.input.columns.key is not None:
-        return sorted(committed)
-    shard = shard_of(plan, key)
-    return [shard] if shard in committed else []
+    named = [one for one in plan.plans if one.spec.input.columns.key is not None]
+    found = {shard_of(one, key) for one in plan.plans if one not in named}
+    return sorted(
+        shard for shard in committed if shard in found or any(shard in one.numbers for one in named)
+    )
 
 
 def shard_of(plan: Plan, key: str) -> int | None:
@@ -67,10 +70,10 @@ def shard_of(plan: Plan, key: str) -> int | None:
         number = stem.removeprefix(start)
         if stem.startswith(start) and number.isdecimal() and variant.isdecimal():
             row, which = int(number), int(variant)
-            if row_key(file.name, row) == stem and row < file.rows and which < plan.spec.variants:
-                sample = (first + row) * plan.spec.variants + which
-                shard = sample // plan.spec.output.samples_per_shard
-                return shard if sample < plan.samples else None
+            if row_key(file.name, row) == stem and row < file.rows:
+                sample = plan.sample_at(first + row, which)
+                size = plan.spec.output.samples_per_shard
+                return None if sample is None else plan.numbers.start + sample // size
         first += file.rows
     return None
 

@@ -11,7 +11,7 @@ from batchgen.output.lease import LEASES
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import Marker
 from batchgen.output.proof import Prover
-from batchgen.plan.plan import Plan
+from batchgen.plan.parts import Planned
 from batchgen.storage import TEMPORARY, Store, is_within
 
 _NAMED = 5
@@ -26,7 +26,7 @@ class Proven:
     rejects: bytes | None
 
 
-def refuse_unfinished(source: Ledger, plan: Plan, then: str) -> None:
+def refuse_unfinished(source: Ledger, plan: Planned, then: str) -> None:
     """Raises InputError if shards of the output are pending; ``then`` is what to repeat after."""
     pending = source.states(plan).pending
     if pending:

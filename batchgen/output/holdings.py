@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from batchgen.errors import InputError
 from batchgen.output.formats import FORMATS
 from batchgen.output.lease import LEASES
-from batchgen.output.ledger import DATA, FAILED, JOB, PLAN, RECORDS, REJECTS, SHARDS, Ledger
+from batchgen.output.ledger import DATA, FAILED, JOB, PARTS, PLAN, RECORDS, REJECTS, SHARDS, Ledger
 from batchgen.spec.spec import Spec
 from batchgen.storage import TEMPORARY, Store, absolute, delete_all, is_within, subfolders
 
@@ -56,9 +56,10 @@ def is_output(ledger: Ledger) -> bool:
 
 
 def anything_made(ledger: Ledger) -> bool:
-    """Whether there is a marker, a data file or a file of rejects."""
+    """Whether there is a marker, a data file, a file of rejects, or a further part."""
     store = ledger.store
-    return bool(store.list(SHARDS) or store.list(REJECTS) or _names(store, DATA))
+    records = (SHARDS, REJECTS, PARTS)
+    return any(store.list(folder) for folder in records) or bool(_names(store, DATA))
 
 
 def refuse_unless_free(ledger: Ledger) -> None:

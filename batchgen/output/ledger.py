@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 from batchgen.errors import DamagedRecord, InputError, PlanChanged, SpecError
 from batchgen.output.marker import FailedMarker, Marker, parse_failed, parse_marker
+from batchgen.plan.parts import Parts, Planned
+from batchgen.plan.place import Listing, Place, read_listing
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import read_plan
 from batchgen.spec.build import stored
@@ -19,6 +21,7 @@ from batchgen.storage import Store
 PLAN = "_batchgen/plan.json"
 JOB = "_batchgen/job.yaml"
 RECORDS = "_batchgen"
+PARTS = "_batchgen/parts"
 SHARDS = "_batchgen/shards"
 FAILED = "_batchgen/failed"
 REJECTS = "_batchgen/rejects"
@@ -43,9 +46,10 @@ class States:
         return [shard for shard in self.numbers if shard not in self.committed]
 
     def within(self, numbers: range) -> States:
-        """The states of only these shards."""
+        """The states of only those of these shards that it has."""
+        first, stop = self.numbers.start, self.numbers.stop
         return States(
-            numbers,
+            range(max(first, numbers.start), min(stop, numbers.stop)),
             frozenset(shard for shard in self.committed if shard in numbers),
             frozenset(shard for shard in self.failed if shard in numbers),
         )
@@ -68,11 +72,35 @@ def marker_name(shard: int, folder: str = RECORDS) -> str:
     return f"{folder}/shards/{shard:05d}.json"
 
 
+def part_name(part: int) -> str:
+    return f"{PARTS}/{part:04d}.json" if part else PLAN
+
+
+def listing_name(place: Place) -> str:
+    """The file that lists a part's samples; two runs that plan a part do not share its name."""
+    return f"{PARTS}/{place.part:04d}-{place.samples_sha256[:16]}.parquet"
+
+
 def _shard_of(name: str) -> int | None:
     """The shard number in a marker's file name; None if it is not such a name."""
     stem = name.removesuffix(".json")
     is_ours = stem.isdecimal() and stem.isascii() and name == f"{int(stem):05d}.json"
     return int(stem) if is_ours else None
+
+
+def _part_number(name: str) -> int | None:
+    """The part of a plan's file name; None if it is not such a name."""
+    stem = name.removesuffix(".json")
+    is_ours = stem.isdecimal() and stem.isascii() and name == f"{int(stem):04d}.json"
+    return int(stem) if is_ours else None
+
+
+def _continues(plan: Plan, part: int, before: Plan) -> bool:
+    """Whether a plan is that of the part after ``before``."""
+    place = plan.place
+    told = (place.part, place.first_shard, place.first_sample, place.before)
+    samples = before.place.first_sample + before.samples
+    return told == (part, before.numbers.stop, samples, before.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -96,16 +124,11 @@ class Ledger:
         return f"{self.folder}/failed/{shard:05d}.json"
 
     def plan(self) -> Plan | None:
-        """The frozen plan, or None if no run has started here.
+        """The frozen plan of the first run, or None if no run has started here.
 
         Its output URL is replaced by this place, since the output may have been moved.
         """
-        try:
-            plan = read_plan(self.store.read_record(PLAN), f"{self.store.url}/{PLAN}")
-        except FileNotFoundError:
-            return None
-        here = plan.spec.output.model_copy(update={"url": self.store.url})
-        return replace(plan, spec=plan.spec.model_copy(update={"output": here}))
+        return self._part(0)
 
     def require_plan(self) -> Plan:
         plan = self.plan()
@@ -113,9 +136,53 @@ class Ledger:
             raise InputError(f"output {self.store.url} has no {PLAN}: no run has started there")
         return plan
 
-    def parts(self) -> tuple[Plan, ...]:
-        """The plans of the output, in order; their shards have different numbers."""
-        return (self.require_plan(),)
+    def parts(self) -> Parts:
+        """The plans of the output, in order: that of the first run, and those that extended it.
+
+        Raises:
+            InputError: there is none.
+            DamagedRecord: one is missing, damaged, or does not continue the one before it.
+        """
+        found = [self.require_plan()]
+        known = self.store.list(PARTS)
+        numbers = sorted(filter(None, (_part_number(name) for name in known)))
+        for number in numbers:
+            plan = self._part(number) if number == len(found) else None
+            before = found[-1]
+            if plan is None or not _continues(plan, number, before):
+                raise DamagedRecord(
+                    f"{self.store.url}/{part_name(number)} does not continue "
+                    f"{part_name(len(found) - 1)}; restore the files of {PARTS}"
+                )
+            found.append(plan)
+        return Parts(found)
+
+    def _part(self, part: int) -> Plan | None:
+        """The plan of a part, None if there is none; with the output's present location."""
+        place = f"{self.store.url}/{part_name(part)}"
+        try:
+            plan = read_plan(self.store.read_record(part_name(part)), place)
+        except FileNotFoundError:
+            return None
+        here = plan.spec.output.model_copy(update={"url": self.store.url})
+        plan = replace(plan, spec=plan.spec.model_copy(update={"output": here}))
+        return replace(plan, listing=self._listing(plan)) if plan.place.listed else plan
+
+    def _listing(self, plan: Plan) -> Listing:
+        name = listing_name(plan.place)
+        try:
+            return read_listing(self.store.read(name), plan.place, f"{self.store.url}/{name}")
+        except FileNotFoundError as error:
+            raise DamagedRecord(
+                f"{self.store.url}/{name}, which {part_name(plan.place.part)} names, is missing; "
+                "restore it"
+            ) from error
+
+    def add_part(self, plan: Plan) -> bool:
+        """Write the plan of a further part, its listed samples first; False if there is one."""
+        if plan.listing is not None:
+            self.store.put(listing_name(plan.place), plan.listing.to_parquet())
+        return self.store.put_new(part_name(plan.place.part), plan.to_json().encode())
 
     def freeze(self, plan: Plan, job: Spec) -> bool:
         """Write the plan and the user's spec (``job.yaml``); False if there is a plan already."""
@@ -149,16 +216,20 @@ class Ledger:
         if self.store.read_record(JOB) != text:
             self.store.put(JOB, text)
 
-    def in_force(self, plan: Plan) -> Plan:
-        """The plan with the policy of the last run, which may have changed it."""
+    def in_force(self, parts: Planned) -> Parts:
+        """The parts with the policy of the last run, which may have changed it."""
         try:
             policy = self.job().policy
         except InputError:
-            return plan
-        return replace(plan, spec=plan.spec.model_copy(update={"policy": policy}))
+            return Parts(parts.plans)
+        update = {"policy": policy}
+        return Parts(
+            replace(plan, spec=plan.spec.model_copy(update=update)) for plan in parts.plans
+        )
 
-    def states(self, plan: Plan) -> States:
-        return self.states_of(range(plan.shards))
+    def states(self, plan: Planned) -> States:
+        """The states of the shards of a part, or of all parts."""
+        return self.states_of(plan.numbers)
 
     def states_of(self, numbers: range) -> States:
         """The states of the shards with these numbers."""
@@ -166,9 +237,9 @@ class Ledger:
         failed = frozenset(one for one in self._numbers("failed") if one in numbers)
         return States(numbers, committed, failed - committed)
 
-    def strays(self, plan: Plan) -> list[str]:
+    def strays(self, plan: Planned) -> list[str]:
         """Names of files among the markers that belong to no shard of the plan."""
-        planned = range(plan.shards)
+        planned = plan.numbers
         names = [name for name in self.store.list(SHARDS) if name.endswith(".json")]
         return sorted(name for name in names if _shard_of(name) not in planned)
 

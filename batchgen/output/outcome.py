@@ -12,7 +12,7 @@ from batchgen.output.marker import Example, FailedMarker, Marker
 from batchgen.output.tally import Tally
 from batchgen.output.verify import LostFiles, damaged
 from batchgen.plain_text import short
-from batchgen.plan.plan import Plan
+from batchgen.plan.parts import Planned
 from batchgen.secrets import redact
 
 MIN_BAD_SHARDS = 3  # fewer may be an accident
@@ -85,7 +85,10 @@ def outcome_of(counted: Tally, run: Tally, url: str, exit_code: int, message: st
 
 
 def take_stock(
-    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+    plan: Planned,
+    ledger: Ledger,
+    states: States,
+    see: Callable[[Marker], None] = lambda marker: None,
 ) -> tuple[Tally, States]:
     """The counts so far, and the states without the shards whose marker cannot be read.
 
@@ -94,13 +97,12 @@ def take_stock(
     Raises:
         PlanChanged: a marker belongs to another plan.
     """
-    first, stop = states.numbers.start, states.numbers.stop
-    samples = plan.sample_range(stop - 1)[1] - plan.sample_range(first)[0]
+    samples = plan.samples_in(states.numbers)
     policy = plan.spec.policy
     tally = Tally(len(states.numbers), samples, policy.failed_limit, policy.rejected_limit)
     committed = set()
     for marker in ledger.markers(states.committed):
-        if not marker.is_of(plan):
+        if not marker.is_of(plan.of(marker.shard)):
             raise ledger.foreign(marker.shard)
         committed.add(marker.shard)
         count(tally, marker)
@@ -111,7 +113,7 @@ def take_stock(
 
 
 def begin(
-    plan: Plan, ledger: Ledger, part: tuple[int, int] | None, say: Callable[[str], None]
+    plan: Planned, ledger: Ledger, part: tuple[int, int] | None, say: Callable[[str], None]
 ) -> tuple[Tally, States]:
     """The counts and states with which a run of these shards starts; failed shards are pending.
 
@@ -173,7 +175,7 @@ def _line(one: Reason) -> str:
     return f"  {one.count:,} {one.reason}{said}"
 
 
-def hopeless(plan: Plan, tally: Tally) -> str:
+def hopeless(plan: Planned, tally: Tally) -> str:
     """Why the run should stop early; empty if it should continue.
 
     It stops if the failed fraction of the finished samples is above ``policy.failed_limit``, or if
@@ -206,7 +208,10 @@ def hopeless(plan: Plan, tally: Tally) -> str:
 
 
 def survey(
-    plan: Plan, ledger: Ledger, states: States, see: Callable[[Marker], None] = lambda marker: None
+    plan: Planned,
+    ledger: Ledger,
+    states: States,
+    see: Callable[[Marker], None] = lambda marker: None,
 ) -> tuple[Tally, int, str]:
     """The counts, the exit code and the message, after a check for committed files that are lost.
 
@@ -226,7 +231,7 @@ def survey(
     return tally, *ending
 
 
-def verdict(plan: Plan, tally: Tally) -> tuple[int, str]:
+def verdict(plan: Planned, tally: Tally) -> tuple[int, str]:
     """The exit code and a sentence: 0 only when nothing is pending or failed."""
     url = plan.spec.output.url
     pending = tally.shards - tally.committed - tally.failed_shards

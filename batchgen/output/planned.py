@@ -44,24 +44,41 @@ class Names:
 
 def names_of(plan: Plan, shard: int) -> Names:
     """A shard's sample names, computed from the plan without reading the input."""
+    if plan.place.listed:
+        return _listed_names(plan, shard)
     first, stop = plan.sample_range(shard)
     per_row = plan.spec.variants
     lead = first % per_row  # variants of the first row that belong to the previous shard
     rows = list(_rows(plan, shard))
     sources = [f"{file.name}#{row}" for file, span in rows for row in span]
     numbers = np.arange(lead, lead + stop - first, dtype=np.int64)
-    variants = pa.array((numbers % per_row).astype(np.int32))
+    lowest = plan.place.first_variant
+    variants = pa.array((lowest + numbers % per_row).astype(np.int32))
     places = pa.array(numbers // per_row)
     keys = None
     if plan.spec.input.columns.key is None:
         stems = [f"{stem}{row:08d}" for stem, span in _stems(rows) for row in span]
-        ends = [f"-v{variant}" for variant in range(per_row)]
+        ends = [f"-v{variant}" for variant in range(lowest, lowest + per_row)]
         if per_row == 1:
-            keys = pa.array([f"{stem}-v0" for stem in stems], pa.string())
+            keys = pa.array([f"{stem}{ends[0]}" for stem in stems], pa.string())
         else:
             every = [stem + end for stem in stems for end in ends]
             keys = pa.array(every[lead : lead + stop - first], pa.string())
     return Names(pa.array(sources, pa.string()).take(places), variants, keys)
+
+
+def _listed_names(plan: Plan, shard: int) -> Names:
+    """The names of a shard of a part that lists its samples."""
+    first, stop = plan.sample_range(shard)
+    variants = plan.listed.variants[first:stop]
+    places = [plan.locate(row) for row in plan.listed.rows[first:stop].tolist()]
+    keys = None
+    if plan.spec.input.columns.key is None:
+        pairs = zip(places, variants.tolist(), strict=True)
+        texts = [f"{row_key(file.name, row)}-v{variant}" for (file, row), variant in pairs]
+        keys = pa.array(texts, pa.string())
+    sources = [f"{file.name}#{row}" for file, row in places]
+    return Names(pa.array(sources, pa.string()), pa.array(variants, pa.int32()), keys)
 
 
 def _rows(plan: Plan, shard: int) -> Iterator[tuple[SourceFile, range]]:

@@ -128,7 +128,7 @@ class Prover:
         rows = {file.name: file.rows for file in marker.files}
         if len(rows) < len(marker.files):
             faults.append("its marker names a file twice")
-        name = self.form.file_name(marker.shard, self.plan.shards)
+        name = self.form.file_name(marker.shard, self.plan.numbers.stop)
         if name is not None and name not in rows:
             faults.append("its marker names no data file")
         dropped = rows.pop(rejects_name(marker.shard), 0)
@@ -149,7 +149,8 @@ class Prover:
     def _is_own(self, name: str, shard: int) -> bool:
         if name.startswith(f"{SCHEMAS}/"):
             return name.count("/") == 2 and name.endswith(".arrow")
-        return name == rejects_name(shard) or self.form.shard_of(name, self.plan.shards) == shard
+        stop = self.plan.numbers.stop
+        return name == rejects_name(shard) or self.form.shard_of(name, stop) == shard
 
     def listed(self, marker: Marker) -> Proof:
         """Check a shard by its marker and the listings only."""

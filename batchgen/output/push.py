@@ -112,9 +112,9 @@ def push(
     found = _PLACE.fullmatch(to)
     if found is None:
         raise SpecError("--to", to, "hf://datasets/USER/NAME")
-    plan = source.require_plan()
-    refuse_unfinished(source, plan, then="push")
-    data, about = _data_files(source, range(plan.shards)), _about_files(source.store)
+    parts = source.parts()
+    refuse_unfinished(source, parts, then="push")
+    data, about = _data_files(source, parts.numbers), _about_files(source.store)
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

@@ -39,7 +39,7 @@ def by_reason(ledger: Ledger, only: str | None = None, limit: int | None = None)
     Raises:
         InputError: the output has no plan, or its rejects cannot be read.
     """
-    states = ledger.states(ledger.require_plan())
+    states = ledger.states(ledger.parts())
     counts: Counter[str] = Counter()
     found: dict[str, list[Dropped]] = {}
 

@@ -77,7 +77,7 @@ def repair(ledger: Ledger, quick: bool = False) -> Repaired:
         OutputBusy: a run is working on the output.
         Interrupted: another run took the lease.
     """
-    ledger.require_plan()
+    ledger.parts()
     store = ledger.store
     with hold_lease(store, lambda reason: None) as lease:
         found = verify(ledger, quick, SKIPPABLE)

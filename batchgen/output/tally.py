@@ -88,6 +88,10 @@ class Tally:
         """This run has finished the shard: its samples no longer count as under way."""
         self._over.add(shard)
 
+    def go_on(self) -> None:
+        """The run generates more: let the clock run, if a part of the run had ended."""
+        self.ended = None
+
     def end(self) -> None:
         """The run generates nothing more: stop the clock, so that its rates no longer change."""
         self.ended = time.monotonic()

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from batchgen.errors import BatchgenError, DamagedRecord, SpecError, VerifyFailed
-from batchgen.output.formats import SCHEMAS, format_of
+from batchgen.output.formats import SCHEMAS, Format, format_of
 from batchgen.output.holdings import is_litter
 from batchgen.output.ledger import SHARD_FOLDERS, SHARDS, Ledger, States, marker_name, rejects_name
 from batchgen.output.marker import Marker
 from batchgen.output.proof import SKIPPABLE, Proof, Prover
 from batchgen.plan.keys import row_key
-from batchgen.plan.plan import Plan
+from batchgen.plan.parts import Parts, planned_twice
 
 MAX_PROBLEMS = 100
 _THREADS = 4  # each holds one shard in memory
@@ -122,17 +122,17 @@ def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> F
     for name in skip:
         if name not in SKIPPABLE:
             raise SpecError("--skip", name, ", ".join(SKIPPABLE))
-    plan = ledger.require_plan()
-    states = ledger.states(plan)
-    findings = Findings(plan.shards, plan.samples)
+    parts = ledger.parts()
+    states = ledger.states(parts)
+    findings = Findings(parts.shards, parts.samples)
     findings.skipped = ["everything but listings and markers"] if quick else sorted(skip)
-    _check_states(plan, states, findings)
-    prover = Prover(ledger, plan, _sizes(ledger), skip)
+    _check_states(parts, states, findings)
+    provers = provers_of(ledger, parts, skip)
     digests: list[bytes] = []
     named: set[str] = set()
     sound: set[int] = set()
     shards = sorted(states.committed)
-    for shard, (marker, proof) in zip(shards, _each_shard(prover, shards, quick), strict=True):
+    for shard, (marker, proof) in zip(shards, _each_shard(provers, shards, quick), strict=True):
         for problem in proof.problems:
             findings.problem(problem)
         if proof.damaged:
@@ -146,8 +146,8 @@ def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> F
             if not proof.broken:
                 sound.add(shard)
                 named |= {file.name for file in marker.files}
-    _check_strays(prover, named, sound, findings)
-    _check_unique(plan, b"".join(digests), findings)
+    _check_strays(provers, named, sound, findings)
+    _check_unique(parts, b"".join(digests), findings)
     _check_sum(findings)
     return findings
 
@@ -187,12 +187,36 @@ def _sizes(ledger: Ledger) -> dict[str, int]:
     }
 
 
-def prover_of(ledger: Ledger, plan: Plan) -> Prover:
-    """A prover for shards to be exported: it reads all columns and decodes no images."""
-    return Prover(ledger, plan, _sizes(ledger), skip=SKIPPABLE, whole=True)
+@dataclass(frozen=True)
+class Provers:
+    """One prover for each part of an output."""
+
+    parts: Parts
+    each: tuple[Prover, ...]
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.each[0].ledger
+
+    def of(self, shard: int) -> Prover:
+        """The prover of the shard's part."""
+        return self.each[self.parts.of(shard).place.part]
 
 
-def _check_states(plan: Plan, states: States, findings: Findings) -> None:
+def provers_of(
+    ledger: Ledger, parts: Parts, skip: Collection[str] = (), whole: bool = False
+) -> Provers:
+    """The provers of an output; see ``Prover``."""
+    sizes = _sizes(ledger)
+    return Provers(parts, tuple(Prover(ledger, plan, sizes, skip, whole) for plan in parts))
+
+
+def exporting(ledger: Ledger, parts: Parts) -> Provers:
+    """Provers for shards to be exported: they read all columns and decode no images."""
+    return provers_of(ledger, parts, SKIPPABLE, whole=True)
+
+
+def _check_states(plan: Parts, states: States, findings: Findings) -> None:
     findings.committed = len(states.committed)
     findings.failed_shards = len(states.failed)
     findings.failed += sum(plan.samples_of(shard) for shard in states.failed)
@@ -207,32 +231,41 @@ def _check_states(plan: Plan, states: States, findings: Findings) -> None:
         )
 
 
-def _check_strays(prover: Prover, named: set[str], sound: set[int], findings: Findings) -> None:
+def _check_strays(provers: Provers, named: set[str], sound: set[int], findings: Findings) -> None:
     """Find files that no marker names: readers of ``data/`` would take them for results.
 
     Files that may belong to a shard without a valid marker do not count: they are overwritten when
     the shard is generated.
     """
-    plan, form = prover.plan, format_of(prover.plan)
-    undone = {rejects_name(shard) for shard in range(plan.shards) if shard not in sound}
-    for name in sorted(prover.sizes.keys() - named):
-        shard = form.shard_of(name, plan.shards)
+    plan, form = provers.parts, format_of(provers.parts[0])
+    undone = {rejects_name(shard) for shard in plan.numbers if shard not in sound}
+    for name in sorted(provers.each[0].sizes.keys() - named):
+        shard = _shard_of(form, name, plan)
         theirs = name in undone or (shard is not None and shard not in sound)
         if not theirs and not name.startswith(f"{SCHEMAS}/") and not is_litter(name):
             findings.strays.append(name)
             findings.problem(f"{name} belongs to no committed shard")
-    for name in prover.ledger.strays(plan):
+    for name in provers.ledger.strays(plan):
         findings.strays.append(f"{SHARDS}/{name}")
         findings.problem(
             f"{SHARDS}/{name} is not the marker of one of the plan's {plan.shards} shards"
         )
 
 
+def _shard_of(form: Format, name: str, parts: Parts) -> int | None:
+    """The shard of an output to which a file belongs; None if to none."""
+    for plan in parts:
+        shard = form.shard_of(name, plan.numbers.stop)
+        if shard is not None and shard in plan.numbers:
+            return shard
+    return None
+
+
 def _each_shard(
-    prover: Prover, shards: Iterable[int], quick: bool
+    provers: Provers, shards: Iterable[int], quick: bool
 ) -> Iterator[tuple[Marker | None, Proof]]:
     def one(shard: int) -> tuple[Marker | None, Proof]:
-        proof = Proof(shard)
+        proof, prover = Proof(shard), provers.of(shard)
         try:
             marker = prover.ledger.marker(shard)
         except BatchgenError as error:
@@ -255,11 +288,15 @@ def _add(findings: Findings, marker: Marker) -> None:
     findings.bytes += sum(file.bytes for file in marker.files)
 
 
-def _check_unique(plan: Plan, digests: bytes, findings: Findings) -> None:
+def _check_unique(parts: Parts, digests: bytes, findings: Findings) -> None:
     """Check that keys are unique. Keys made from file names and row numbers need no reading."""
-    if plan.spec.input.columns.key is None:
-        if len({row_key(file.name, 0) for file in plan.files}) < len(plan.files):
-            findings.problem("two input files of the plan give their rows the same keys")
+    inputs = {plan.place.base: plan.files for plan in parts if not plan.spec.input.columns.key}
+    files = [file for each in inputs.values() for file in each]
+    if len({row_key(file.name, 0) for file in files}) < len(files):
+        findings.problem("two input files of the plan give their rows the same keys")
+    if parts.spec.input.columns.key is None:
+        if common := planned_twice(parts):
+            findings.problem(common)
         return
     halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (samples, 2)
     twice = len(halves) - len(np.unique(halves.view("<u8,<u8")))

@@ -13,13 +13,10 @@ import hashlib
 import itertools
 import json
 import posixpath
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -33,9 +30,10 @@ from batchgen.plan.checks import (
     settle,
 )
 from batchgen.plan.choices import chosen
-from batchgen.plan.columns import plain_type
 from batchgen.plan.keys import row_key
 from batchgen.plan.labels import check_labels, label_notes
+from batchgen.plan.place import FIRST, Listing, Place, source_name
+from batchgen.plan.unique_keys import refuse_duplicate_keys
 from batchgen.records import DeviceInfo, ModelInfo
 from batchgen.spec.spec import Spec
 from batchgen.spec.tree import canonical_json
@@ -94,6 +92,8 @@ class Frozen:
 class Plan:
     """Everything that decides which samples exist, and fingerprints of their sources.
 
+    A plan is one part of its output: the first, or one that ``place`` numbers on from those before
+    it. A part that lists its samples has them in ``listing``, which is in a file of its own.
     ``device`` is not saved: it is that of the machine or cluster for which the plan was made, None
     if it was not asked. Neither are ``notes``, which a user should read before the run.
     """
@@ -104,6 +104,8 @@ class Plan:
     columns: tuple[tuple[str, str], ...]
     rows: int
     frozen: Frozen | None = field(default=None, compare=False)
+    place: Place = FIRST
+    listing: Listing | None = field(default=None, compare=False)
     device: DeviceInfo | None = field(default=None, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -115,30 +117,68 @@ class Plan:
     def shards(self) -> int:
         return -(-self.samples // self.spec.output.samples_per_shard)
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of its shards, which are counted through all parts of the output."""
+        return range(self.place.first_shard, self.place.first_shard + self.shards)
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        return (self,)
+
+    def of(self, shard: int) -> Plan:
+        """The part that has the shard: this one; see ``parts.Parts``."""
+        return self
+
     def sample_range(self, shard: int) -> tuple[int, int]:
-        """Return the first sample of the shard, and one past its last."""
-        size = self.spec.output.samples_per_shard
-        return shard * size, min((shard + 1) * size, self.samples)
+        """Return the first sample of the shard, and one past its last, counted from this part's."""
+        size, number = self.spec.output.samples_per_shard, shard - self.place.first_shard
+        return number * size, min((number + 1) * size, self.samples)
 
     def samples_of(self, shard: int) -> int:
         """Return the number of samples of the shard."""
         first, stop = self.sample_range(shard)
         return stop - first
 
+    def samples_in(self, numbers: range) -> int:
+        """Return the number of samples of those of these shards that the part has."""
+        first = max(numbers.start, self.numbers.start)
+        last = min(numbers.stop, self.numbers.stop) - 1
+        return self.sample_range(last)[1] - self.sample_range(first)[0] if first <= last else 0
+
     def row_range(self, shard: int) -> tuple[int, int]:
-        """Return the first row that the shard needs, and one past its last."""
+        """Return the first row of the input that the shard needs, and one past its last."""
         first, stop = self.sample_range(shard)
-        return first // self.spec.variants, -(-stop // self.spec.variants)
+        if self.place.listed:
+            rows = self.listed.rows[first:stop]
+            return int(rows[0]), int(rows[-1]) + 1
+        start, each = self.place.first_row, self.spec.variants
+        return start + first // each, start - (-stop // each)
+
+    def sample_at(self, row: int, variant: int) -> int | None:
+        """Return the number of a row's sample in this part; None if the part does not have it."""
+        if self.place.listed:
+            return self.listed.places.get((row, variant))
+        row, variant = row - self.place.first_row, variant - self.place.first_variant
+        is_here = 0 <= row < self.rows and 0 <= variant < self.spec.variants
+        return row * self.spec.variants + variant if is_here else None
+
+    @property
+    def listed(self) -> Listing:
+        """The samples that it lists."""
+        assert self.listing is not None
+        return self.listing
 
     def without_files(self) -> Plan:
         """Return the plan without its list of files, for actors; the fingerprints stay the same.
 
-        Actors read no files, and the list can be long.
+        Actors read no files, and the list can be long. Listed samples come with the rows.
         """
-        return replace(self, files=(), frozen=self.frozen or Frozen(self.fingerprints))
+        frozen = self.frozen or Frozen(self.fingerprints)
+        return replace(self, files=(), frozen=frozen, listing=None)
 
     def locate(self, row: int) -> tuple[SourceFile, int]:
-        """Return the file of a row, and the row's number in it."""
+        """Return the file of a row of the input, and the row's number in it."""
         index = bisect.bisect_right(self._first_rows, row) - 1
         return self.files[index], row - self._first_rows[index]
 
@@ -160,6 +200,7 @@ class Plan:
                 "samples": self.samples,
                 "samples_per_shard": self.spec.output.samples_per_shard,
                 "shards": self.shards,
+                **({} if self.place == FIRST else {"place": asdict(self.place)}),
                 "batch_size": self.spec.resources.micro_batch,
                 "model": asdict(self.model),
                 "columns": [list(column) for column in self.columns],
@@ -180,7 +221,7 @@ class Plan:
             return self.frozen.fingerprints
         spec, files = self.spec.fingerprint, [asdict(file) for file in self.files]
         source = input_fingerprint(files, self.columns)
-        return Fingerprints(spec, source, plan_fingerprint(spec, source, self.model))
+        return Fingerprints(spec, source, plan_fingerprint(spec, source, self.model, self.place))
 
 
 def input_fingerprint(files: object, columns: object) -> str:
@@ -188,14 +229,19 @@ def input_fingerprint(files: object, columns: object) -> str:
     return hashlib.sha256(canonical_json([files, columns]).encode()).hexdigest()
 
 
-def plan_fingerprint(spec: str, source: str, model: ModelInfo) -> str:
-    """Hash (SHA-256) the fingerprints of spec, input and weights."""
-    facts = [spec, source, model.manifest_sha256, model.revision]
+def plan_fingerprint(spec: str, source: str, model: ModelInfo, place: Place = FIRST) -> str:
+    """Hash (SHA-256) the fingerprints of spec, input and weights, and the part's place."""
+    facts: list[object] = [spec, source, model.manifest_sha256, model.revision]
+    facts += [] if place == FIRST else [asdict(place)]
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
 
 
 def make_plan(
-    spec: Spec, model: ModelInfo, device: DeviceInfo | None = None, check_keys: bool = True
+    spec: Spec,
+    model: ModelInfo,
+    device: DeviceInfo | None = None,
+    check_keys: bool = True,
+    place: Place = FIRST,
 ) -> Plan:
     """Make the plan from footers. Only the key column is read as data, to check that it is unique.
 
@@ -208,6 +254,7 @@ def make_plan(
             empty dataset, a duplicate key.
     """
     footers = _counted(spec.input.count) if spec.input.count else _footers(spec)
+    footers = [(replace(file, name=source_name(file.name, place)), one) for file, one in footers]
     schema = footers[0][1]
     check_columns(spec, schema, footers[0][0].path)
     spec = check_labels(spec, schema, footers[0][0].path)
@@ -229,7 +276,8 @@ def make_plan(
         model=model,
         files=tuple(file for file, _ in footers),
         columns=columns,
-        rows=min(rows, spec.input.limit or rows),
+        rows=place.listed or max(0, min(rows, spec.input.limit or rows) - place.first_row),
+        place=place,
         device=device,
         notes=tuple(label_notes(spec, columns)),
     )
@@ -295,74 +343,3 @@ def _refuse_equal_keys(files: list[SourceFile]) -> None:
                 f"the rows of input files {other} and {file.path} would get the same keys; rename "
                 "one of the files"
             )
-
-
-def refuse_duplicate_keys(plan: Plan) -> None:
-    """Stream the key column and refuse duplicates.
-
-    It needs 16 bytes of memory for each row, whatever the length of the keys. Rows whose key is
-    null are not refused here; the run rejects them.
-
-    Raises:
-        InputError: names both places.
-    """
-    column = plan.spec.input.columns.key
-    assert column is not None
-    digests = b"".join(_key_digests(plan, column))
-    halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (rows, 2)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))
-    same = (halves[order[1:]] == halves[order[:-1]]).all(axis=1) & halves[order[1:]].any(axis=1)
-    if same.any():
-        at = int(np.flatnonzero(same)[0])
-        places = sorted((int(order[at]), int(order[at + 1])))
-        (one, row), (two, other) = (plan.locate(place) for place in places)
-        raise InputError(
-            f"input.columns.key: column {column!r} has the same key in {one.path} row {row} and "
-            f"{two.path} row {other}; keys must be unique"
-        )
-
-
-def _key_digests(plan: Plan, name: str) -> Iterator[bytes]:
-    """Yield the 16-byte digests of the keys in row order; zeros for a null.
-
-    Here and wherever Arrow reads from a Python file, its own threads are off: they can abort the
-    interpreter at exit (apache/arrow, issues 34314 and 50482; seen once in `verify`).
-    """
-    left = plan.rows
-    for file in plan.files:
-        if left <= 0:
-            return
-        with open_input(file.path, plan.spec.input.path, file.etag) as handle:
-            parquet = pq.ParquetFile(handle, pre_buffer=False)
-            for batch in parquet.iter_batches(65_536, columns=[name], use_threads=False):
-                column = batch.column(0)
-                values = python_values(column.cast(plain_type(column.type)))[:left]
-                left -= len(values)
-                yield b"".join(
-                    bytes(16)
-                    if value is None
-                    else hashlib.blake2b(_key_bytes(value), digest_size=16).digest()
-                    for value in values
-                )
-
-
-def _key_bytes(value: object) -> bytes:
-    return value if isinstance(value, bytes) else str(value).encode()
-
-
-def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """Return a column's values; a text that is not valid UTF-8 is returned as bytes."""
-    try:
-        values: list[Any] = column.to_pylist()
-        return values
-    except UnicodeDecodeError:
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        return [_text_or_bytes(value) for value in column.cast(pa.large_binary()).to_pylist()]
-
-
-def _text_or_bytes(value: bytes | None) -> str | bytes | None:
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        return value

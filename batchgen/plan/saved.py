@@ -8,6 +8,7 @@ from functools import partial, reduce
 from typing import Any
 
 from batchgen.errors import DamagedRecord, NewerFormat, PlanChanged, SpecError
+from batchgen.plan.place import FIRST, Place
 from batchgen.plan.plan import (
     VERSION,
     Fingerprints,
@@ -48,6 +49,7 @@ class _Saved:
     spec_fingerprint: str
     input_fingerprint: str
     plan_fingerprint: str | None = None  # older plans have none
+    place: Place = FIRST
 
 
 def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
@@ -71,12 +73,12 @@ def read_plan(text: str | bytes, place: str = "the plan") -> Plan:
     fingerprints = Fingerprints(
         saved.spec_fingerprint,
         saved.input_fingerprint,
-        plan_fingerprint(saved.spec_fingerprint, saved.input_fingerprint, saved.model),
+        plan_fingerprint(saved.spec_fingerprint, saved.input_fingerprint, saved.model, saved.place),
     )
     known = flatten(spec.model_dump(mode="json"))
     unknown = tuple(sorted(filter(partial(_is_new, known), flatten(saved.spec))))
     frozen = Frozen(fingerprints, unknown, unmarked=saved.plan_fingerprint is None)
-    plan = Plan(spec, saved.model, saved.files, saved.columns, saved.rows, frozen)
+    plan = Plan(spec, saved.model, saved.files, saved.columns, saved.rows, frozen, saved.place)
     changed = _changed_part(plan, saved, text)
     if changed == _OTHER_SPEC and unknown:
         raise NewerFormat(
@@ -99,8 +101,9 @@ def _changed_part(plan: Plan, saved: _Saved, text: str | bytes) -> str | None:
     if input_fingerprint(tree["files"], tree["columns"]) != saved.input_fingerprint:
         return "its files and columns do not match its input_fingerprint"
     if saved.plan_fingerprint not in (None, plan.fingerprint):
-        return "its model does not match its plan_fingerprint"
-    wanted = min(rows, plan.spec.input.limit or rows)
+        return "its model or place does not match its plan_fingerprint"
+    wanted = min(rows, plan.spec.input.limit or rows) - plan.place.first_row
+    wanted = plan.place.listed or wanted
     if not rows or saved.rows != wanted:
         return f"its files and limit give {wanted} rows, but it says {saved.rows}"
     return None
@@ -151,7 +154,13 @@ def compare(saved: Plan, now: Plan) -> Plan:
                 f"input file {path}: {fact}", getattr(there, fact), getattr(here, fact)
             )
     _refuse_if_changed("input columns", saved.columns, now.columns)
+    _refuse_if_changed("place among the parts", _continued(saved), _continued(now))
     return replace(now, frozen=saved.frozen)
+
+
+def _continued(plan: Plan) -> Place:
+    """The place without the fingerprint before it, which later versions may compute otherwise."""
+    return replace(plan.place, before="")
 
 
 def _refuse_if_changed(field: str, before: object, after: object, also: str = "") -> None:

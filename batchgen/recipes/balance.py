@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgen.errors import InputError
-from batchgen.plan.plan import python_values
+from batchgen.plan.columns import python_values
 from batchgen.recipes.draws import Dice
 from batchgen.recipes.recipe import Balance, Recipe
 from batchgen.recipes.sources import Source

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchgen.errors import SpecError
+from batchgen.plan.columns import python_values
 from batchgen.plan.keys import safe_key
-from batchgen.plan.plan import python_values
 from batchgen.recipes.classes import Classes
 from batchgen.recipes.counting import with_names
 from batchgen.recipes.reasons import Refused

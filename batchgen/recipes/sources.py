@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import InputError
 from batchgen.labels.columns import IMAGE, object_fields
-from batchgen.plan.columns import largest_row, plain_table, plain_type
+from batchgen.plan.columns import largest_row, plain_table, plain_type, python_values
 from batchgen.plan.keys import row_key, safe_key
-from batchgen.plan.plan import python_values
 from batchgen.spec.sections import Columns
 from batchgen.spec.tasks import is_image
 from batchgen.storage import Stat, find_files, open_input

@@ -17,7 +17,7 @@ from batchgen.output.ledger import Ledger, States
 from batchgen.output.outcome import reasons_of
 from batchgen.output.tally import Tally
 from batchgen.output.verify import damaged
-from batchgen.plan.plan import Plan
+from batchgen.plan.parts import Planned
 from batchgen.report.card import card_of
 from batchgen.report.digest import Digest
 from batchgen.report.gallery import shown_of
@@ -49,7 +49,7 @@ MEASURES = {
 
 
 def write(
-    plan: Plan,
+    plan: Planned,
     ledger: Ledger,
     states: States,
     tally: Tally,
@@ -60,7 +60,7 @@ def write(
     """Write the card, the page and the contact sheet of an output; replaces those of earlier runs.
 
     Args:
-        plan, ledger: those of the output.
+        plan, ledger: those of the output; its plan may have several parts.
         states: the states of its shards.
         tally, digest: sums over all of its markers.
         exit_code, message: the verdict on the output.
@@ -80,7 +80,7 @@ def write(
     facts: dict[str, Any] = {
         "plan": plan,
         "spec": plan.spec,
-        "model": model_name(plan.model.model_id),
+        "model": model_name(plan.plans[0].model.model_id),
         "tally": tally,
         "digest": digest,
         "failures": ledger.failures(sorted(states.failed)[:SHOWN_FAILURES]),

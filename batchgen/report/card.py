@@ -15,6 +15,7 @@ from batchgen.output.formats import format_of, kept_columns, own_columns
 from batchgen.output.outcome import Reason
 from batchgen.output.tally import Tally
 from batchgen.plain_text import plain, short
+from batchgen.plan.parts import Planned
 from batchgen.plan.plan import Plan
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, approximations, model_name
@@ -61,8 +62,19 @@ _MEANINGS = {
 }
 
 
+WHY = {
+    "": "the first run",
+    "variants": "further variants of the rows",
+    "limit": "further rows of the input",
+    "input": "rows of another input",
+    "again": "samples that were rejected or failed, with new seeds",
+    "remake": "rejected samples, with new seeds",
+    "quota": "candidates for groups that lacked accepted samples",
+}
+
+
 def card_of(
-    plan: Plan,
+    plan: Planned,
     tally: Tally,
     digest: Digest,
     reasons: Iterable[Reason],
@@ -72,12 +84,13 @@ def card_of(
     """The text of the card, Markdown with a YAML head.
 
     Args:
-        plan: that of the output.
+        plan: that of the output, or its parts.
         tally, digest, reasons: sums over its markers.
         sheet: relative path from the card to the contact sheet; None if there are no images.
         names: those of the labels, if the input declares them and the data files do not.
     """
-    spec, form = plan.spec, format_of(plan)
+    first = plan.plans[0]
+    spec, form = first.spec, format_of(first)
     front = {
         "license": spec.output.license,
         "task_categories": [*CATEGORIES[spec.task], *_of_labels(spec)],
@@ -96,11 +109,12 @@ def card_of(
         "synthetic, not photographs or records of anything.\n",
         _table(("", "samples"), counts),
         "## How they were generated\n",
-        _table(("", ""), [(name, str(value)) for name, value in _facts(plan)]),
+        _table(("", ""), [(name, str(value)) for name, value in _facts(first)]),
+        *_parts(plan.plans),
         *_labels(digest.labels, tally.accepted),
         *_categories(spec.labels.names),
         "## Columns\n",
-        _columns(plan),
+        _columns(first),
         f"## How to load them\n\nIn the folder of this dataset:\n\n```python\n"
         f"{form.how_to_load(spec, names)}\n```\n\nFrom the Hugging Face Hub, `folder` is "
         "`hf://datasets/` and the dataset's name.\n",
@@ -139,6 +153,16 @@ def _facts(plan: Plan) -> list[tuple[str, object]]:
         ("images per row", spec.variants),
         ("run seed", spec.seed),
     ]
+
+
+def _parts(plans: Sequence[Plan]) -> list[str]:
+    """A table of the parts, if the output was extended."""
+    if not plans[1:]:
+        return []
+    rows: list[tuple[object, ...]] = [
+        (plan.place.part, WHY[plan.place.why], plan.samples, plan.numbers.start) for plan in plans
+    ]
+    return ["## Parts\n", _table(("part", "what it adds", "samples", "first shard"), rows)]
 
 
 def _labels(labels: Counter[str], accepted: int) -> list[str]:

@@ -8,12 +8,12 @@ from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Outcome, outcome_of, survey
 from batchgen.output.shard_range import ShardRange, range_text
 from batchgen.output.tally import Tally
-from batchgen.plan.plan import Plan
+from batchgen.plan.parts import Planned
 from batchgen.report.digest import Digest
 
 
 def finalize(
-    plan: Plan, ledger: Ledger, tally: Tally, part: ShardRange | None = None, stopped: str = ""
+    plan: Planned, ledger: Ledger, tally: Tally, part: ShardRange | None = None, stopped: str = ""
 ) -> Outcome:
     """Count from storage once more, write the card and the report, and return the outcome.
 

@@ -17,6 +17,7 @@ from batchgen.labels.columns import OBJECTS
 from batchgen.output.formats import format_of
 from batchgen.output.ledger import DATA, Ledger
 from batchgen.plain_text import short
+from batchgen.plan.parts import Planned
 from batchgen.plan.plan import Plan
 
 IMAGES = 64
@@ -55,7 +56,7 @@ class Shown:
 
 
 def shown_of(
-    plan: Plan, ledger: Ledger, committed: list[int], unreadable: list[str]
+    plan: Planned, ledger: Ledger, committed: list[int], unreadable: list[str]
 ) -> Iterator[Shown]:
     """Yields images from shards spread over the output, reading as little as possible.
 
@@ -69,11 +70,11 @@ def shown_of(
     per_shard = -(-IMAGES // len(shards))
     for marker in ledger.markers(shards):
         names = [file.name for file in marker.files if file.name.startswith(f"{DATA}/")]
-        damaged_name = names[0] if names else ""
+        damaged_name, part = names[0] if names else "", plan.of(marker.shard)
         try:
-            for row in format_of(plan).peek(ledger.store, names, per_shard):
+            for row in format_of(part).peek(ledger.store, names, per_shard):
                 damaged_name = next((name for name in names if row["key"] in name), names[0])
-                yield _thumb(row, plan)
+                yield _thumb(row, part)
         except _UNREADABLE:
             unreadable.append(damaged_name)
 

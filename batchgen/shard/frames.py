@@ -113,6 +113,7 @@ def _row_facts(rows: ShardRows) -> dict[str, object]:
         "source_ids": rows.source_ids,
         "row_keys": rows.row_keys,
         "read_bytes": rows.read_bytes,
+        "variants": rows.variants,
     }
 
 
@@ -125,6 +126,7 @@ def _rows(frame: Frame, facts: dict[str, object]) -> ShardRows:
         source_ids=tuple(facts["source_ids"]),  # type: ignore[arg-type]
         row_keys=tuple(facts["row_keys"]),  # type: ignore[arg-type]
         read_bytes=int(str(facts["read_bytes"])),
+        variants=tuple(facts["variants"]),  # type: ignore[arg-type]
     )
 
 

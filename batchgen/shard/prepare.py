@@ -20,8 +20,9 @@ from batchgen.input.uris import uris_of
 from batchgen.labels.row import RowLabels
 from batchgen.models import check_prompt
 from batchgen.plan.call_settings import Settings, read_setting
+from batchgen.plan.columns import python_values
 from batchgen.plan.keys import null_key, safe_key
-from batchgen.plan.plan import Plan, python_values
+from batchgen.plan.plan import Plan
 from batchgen.records import Call, Dropped, Sample, ShardRows, derive_seed
 from batchgen.shard.labels import labels_of, table_of
 from batchgen.shard.row_images import fit_images, image_values, open_images
@@ -81,7 +82,7 @@ def prepare(
     one_call = _is_one_call(spec)
     labels: list[RowLabels | None] = [None] * len(listed)
     for row, values in enumerate(listed):
-        variants = _variants(rows, spec.variants, row)
+        variants = _variants(rows, plan, row)
         key, source_id = _key(values, spec, rows.row_keys[row]), rows.source_ids[row]
         failing = {one: sample_key(key, one) for one in variants if sample_key(key, one) in without}
         dropped += [left_out(it, source_id, one, without[it]) for one, it in failing.items()]
@@ -166,12 +167,15 @@ def _values(rows: ShardRows, spec: Spec) -> Iterator[Mapping[str, Any]]:
         yield {part: values[row] for part, values in lists.items()}
 
 
-def _variants(rows: ShardRows, per_row: int, row: int) -> list[int]:
+def _variants(rows: ShardRows, plan: Plan, row: int) -> list[int]:
     """The row's variants that belong to this shard: all, except in its first and last row."""
+    if rows.variants:
+        return [rows.variants[row]]
+    per_row, lowest = plan.spec.variants, plan.place.first_variant
     global_row = rows.first_sample // per_row + row
     first = max(rows.first_sample, global_row * per_row)
     stop = min(rows.stop_sample, (global_row + 1) * per_row)
-    return [sample - global_row * per_row for sample in range(first, stop)]
+    return [lowest + sample - global_row * per_row for sample in range(first, stop)]
 
 
 def _key(values: Mapping[str, Any], spec: Spec, fallback: str) -> str:

@@ -20,7 +20,8 @@ from batchgen.images.conditions import (
 )
 from batchgen.images.geometry import Size, orientation_of
 from batchgen.images.source import Turn, open_image, open_mask
-from batchgen.plan.plan import Plan, python_values
+from batchgen.plan.columns import python_values
+from batchgen.plan.plan import Plan
 from batchgen.records import Call
 from batchgen.spec.spec import Spec
 

@@ -42,10 +42,10 @@ def export_to(
         raise SpecError("--void", void, ", ".join(VOID))
     if segments and name != "yolo":
         raise SpecError("--segments", name, "", because=f"{name} has no use for it; use --to yolo")
-    plan = source.require_plan()
-    layout = _layout(source, plan, name, segments)
+    parts = source.parts()
+    layout = _layout(source, parts[0], name, segments)
     settings = {"to": name, "void": void, "segments": segments}
-    return export_dataset(source, plan, target, layout, void, settings, chosen)
+    return export_dataset(source, parts, target, layout, void, settings, chosen)
 
 
 def _layout(source: Ledger, plan: Plan, name: str, segments: bool) -> Layout:

@@ -35,7 +35,7 @@ class LabelledImage:
     """One accepted sample and its labels, in pixels of the image.
 
     Attributes:
-        number: of the sample in the plan, from 0 on.
+        number: of the sample in the output's parts, from 0 on.
         split: a name that is safe as a folder.
         file: the name of its file: the key and the extension.
         data: the file's bytes.
@@ -132,7 +132,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 def _numbers(plan: Plan, shard: int) -> dict[tuple[str, int], int]:
     """Source row and variant -> the number of the sample in the plan."""
     names = names_of(plan, shard)
-    first, _ = plan.sample_range(shard)
+    first = plan.place.first_sample + plan.sample_range(shard)[0]
     pairs = zip(names.sources.to_pylist(), names.variants.to_pylist(), strict=True)
     return {pair: first + place for place, pair in enumerate(pairs)}
 

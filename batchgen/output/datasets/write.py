@@ -28,10 +28,9 @@ from batchgen.output.finished import (
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import Marker
-from batchgen.output.proof import Prover
 from batchgen.output.restrict import Chosen
-from batchgen.output.verify import prover_of
-from batchgen.plan.plan import Plan
+from batchgen.output.verify import Provers, exporting
+from batchgen.plan.parts import Parts
 from batchgen.storage import Store
 
 _THREADS = 4  # each holds one shard
@@ -93,8 +92,8 @@ class Job:
     """One export: its source and plan, its target's records, and what is written."""
 
     source: Ledger
-    prover: Prover
-    plan: Plan
+    provers: Provers
+    parts: Parts
     target: Store
     layout: Layout
     void: str
@@ -107,12 +106,12 @@ class Job:
 
     @property
     def shards(self) -> range:
-        return range(self.plan.shards)
+        return self.parts.numbers
 
 
 def export_dataset(
     source: Ledger,
-    plan: Plan,
+    parts: Parts,
     target: Store,
     layout: Layout,
     void: str,
@@ -125,7 +124,7 @@ def export_dataset(
     files after all records, so a file of annotations is complete if it exists.
 
     Args:
-        source, plan: the output.
+        source, parts: the output.
         target: an empty folder, or one with an unfinished export of the same settings.
         layout: what is written.
         void: what to do with images whose labels are void: ``skip``, ``empty`` or ``refuse``.
@@ -137,11 +136,11 @@ def export_dataset(
             no image is left; the target has other files, or one of the two is inside the other.
         OutputBusy, Interrupted: another process writes to the target.
     """
-    refuse_unfinished(source, plan, then="export")
+    refuse_unfinished(source, parts, then="export")
     refuse_nested(source, target)
     if chosen is not None:
         settings = {**settings, "selection": chosen.digest}
-    job = Job(source, prover_of(source, plan), plan, target, layout, void, settings, chosen)
+    job = Job(source, exporting(source, parts), parts, target, layout, void, settings, chosen)
     with hold_lease(target, lambda reason: None) as lease:
         target.clear_temporary(older_than_s=LEASE_SECONDS)
         return _export(job, lease)
@@ -150,12 +149,12 @@ def export_dataset(
 def _export(job: Job, lease: Lease) -> Totals:
     records = job.records
     request = records.request()
-    if request is None or not request.is_same(job.plan.fingerprint, job.settings):
+    if request is None or not request.is_same(job.parts.fingerprint, job.settings):
         refuse_unless_empty(job.target, OURS)
         records.remove_shards()
         classes = _classes(job)
         _refuse_void(job, classes)
-        request = Request(job.plan.fingerprint, job.settings, classes.to_json())
+        request = Request(job.parts.fingerprint, job.settings, classes.to_json())
         records.keep_request(request)
     digest = digest_of(job.source.markers(job.shards))
     if request.source:
@@ -174,7 +173,7 @@ def _export(job: Job, lease: Lease) -> Totals:
         )
     splits = sorted(totals.splits)
     entries = partial(records.entries, job.shards)
-    for name, data in job.layout.last(splits, entries, classes, job.plan):
+    for name, data in job.layout.last(splits, entries, classes, job.parts[0]):
         job.target.put(name, data)
     records.keep_request(replace(request, source=digest, totals=totals.to_json()))
     records.remove_shards()
@@ -213,7 +212,7 @@ def _shard(job: Job, classes: Classes, shard: int) -> tuple[ShardRecord, bool]:
     marker = job.source.marker(shard)
     if done is not None and marker is not None and done.source == digest_of([marker]):
         return replace(done, entries={}), False
-    found = proven(job.prover, shard)
+    found = proven(job.provers.of(shard), shard)
     record = _write(job, classes, found)
     job.records.keep_shard(record)
     return replace(record, entries={}), True
@@ -229,7 +228,7 @@ def _write(job: Job, classes: Classes, found: Proven) -> ShardRecord:
         table, others = job.chosen.split(table)
         if others.num_rows:
             left_out.update({f"not in the selection {job.chosen.name!r}": others.num_rows})
-    for image in images_of(table, job.plan, shard, classes, column, job.void):
+    for image in images_of(table, job.parts.of(shard), shard, classes, column, job.void):
         if isinstance(image, str):
             left_out[image] += 1
             continue
@@ -247,15 +246,15 @@ def _write(job: Job, classes: Classes, found: Proven) -> ShardRecord:
 
 def _classes(job: Job) -> Classes:
     """The categories that the spec declares, else those that occur, which takes a read of all."""
-    declared = job.plan.spec.labels.categories
+    declared = job.parts.spec.labels.categories
     if declared is not None:
         classes = Classes(declared)
-    elif job.plan.spec.input.columns.objects is None:
+    elif job.parts.spec.input.columns.objects is None:
         classes = Classes(())
     else:
         found: set[Value] = set()
         for marker in _markers(job):
-            found |= _values(proven(job.prover, marker.shard))
+            found |= _values(proven(job.provers.of(marker.shard), marker.shard))
         classes = classes_found(found)
     assert classes.ids is not None  # raises if two categories share an id
     return classes
@@ -276,9 +275,10 @@ def _refuse_void(job: Job, classes: Classes) -> None:
     if job.void != "refuse":
         return
     for marker in _markers(job):
-        table = proven(job.prover, marker.shard).table
+        table = proven(job.provers.of(marker.shard), marker.shard).table
         if job.chosen is not None:
             table, _ = job.chosen.split(table)
         column = job.layout.column
-        for _ in images_of(table, job.plan, marker.shard, classes, column, job.void):
+        plan, shard = job.parts.of(marker.shard), marker.shard
+        for _ in images_of(table, plan, shard, classes, column, job.void):
             pass
