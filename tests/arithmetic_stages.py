@@ -89,6 +89,15 @@ def make_output(plan: Plan, ledger: Ledger) -> list[Marker]:
     """A whole run without Ray: freeze the plan, read every pending shard, make and commit it."""
     if ledger.plan() is None:
         ledger.freeze(plan, plan.spec)
+    return _made(plan, ledger)
+
+
+def make_parts(ledger: Ledger) -> list[Marker]:
+    """The same for the pending shards of all parts of an output."""
+    return [marker for plan in ledger.parts() for marker in _made(plan, ledger)]
+
+
+def _made(plan: Plan, ledger: Ledger) -> list[Marker]:
     stages = arithmetic_stages()
     columns = read_columns(plan.spec, [name for name, _ in plan.columns])
     return [

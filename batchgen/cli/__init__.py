@@ -1,12 +1,13 @@
 """The command line: one module for each kind of command."""
 
-from batchgen.cli import catalogue, cluster, look, make, recipes, samples, sources, stores
+from batchgen.cli import catalogue, cluster, extend, look, make, recipes, samples, sources, stores
 from batchgen.cli.options import FIELDS, main
 
 __all__ = [
     "FIELDS",
     "catalogue",
     "cluster",
+    "extend",
     "look",
     "main",
     "make",

@@ -59,10 +59,10 @@ def run(
         return 0
     from batchgen import runner
 
-    _check_address(address)
+    check_address(address)
     if overwrite and not yes:
         _ask_to_remove(spec)
-    return _finish(runner.run(spec, address, as_json, shards, overwrite), as_json)
+    return finish(runner.run(spec, address, as_json, shards, overwrite), as_json)
 
 
 def _ask_to_remove(spec: Spec) -> None:
@@ -136,12 +136,12 @@ def resume(
         return resume_on(address, output, storage_options, shards, sizes, not no_requirements)
     from batchgen import runner
 
-    _check_address(address)
+    check_address(address)
     options = parse_storage_options(storage_options)
     outcome = runner.resume(
         output, address, as_json, options, shards, batch_size, decode_batch_size
     )
-    return _finish(outcome, as_json)
+    return finish(outcome, as_json)
 
 
 @main.command()
@@ -171,7 +171,7 @@ def plan(spec: Spec, print_spec: bool, memory: bool, as_json: bool) -> int:
     return 0
 
 
-def _check_address(address: str | None) -> None:
+def check_address(address: str | None) -> None:
     """Check the address of the cluster, before anything is planned."""
     from batchgen.cluster.addresses import check_head, joined
 
@@ -191,7 +191,7 @@ def _withdraw(output: str, storage_options: tuple[str, ...]) -> None:
         raise VerifyFailed(mended.sentence(output))
 
 
-def _finish(outcome: Outcome, as_json: bool) -> int:
+def finish(outcome: Outcome, as_json: bool) -> int:
     from batchgen.output.outcome import reason_lines
 
     if as_json:

@@ -65,8 +65,8 @@ def claim(
     Raises:
         PlanChanged, DamagedRecord: the output's plan is different or damaged, and was used.
     """
-    if ledger.freeze(plan, asked):
-        return Parts([plan])
+    if ledger.freeze(plan, asked):  # also if the very same plan is there
+        return Parts([plan, *ledger.parts()[1:]])
     try:
         plan = compare(ledger.require_plan(), plan)
     except (PlanChanged, DamagedRecord) as error:

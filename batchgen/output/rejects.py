@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -65,6 +65,17 @@ def by_reason(ledger: Ledger, only: str | None = None, limit: int | None = None)
         for reason, count in ordered
         if only in (None, reason)
     ]
+
+
+def dropped_of(ledger: Ledger, shards: Iterable[int]) -> Iterator[Dropped]:
+    """The rejected and failed samples of committed shards.
+
+    Raises:
+        InputError: rejects cannot be read.
+    """
+    for marker in ledger.markers(shards):
+        if marker.counts.rejected or marker.counts.failed:
+            yield from _rejects(ledger, marker)
 
 
 def _rejects(ledger: Ledger, marker: Marker) -> Iterator[Dropped]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from batchgen.errors import InputError, NewerFormat, SpecError
 from batchgen.plan.parts import Parts
-from batchgen.plan.place import Listing, Place, listing_of
+from batchgen.plan.place import Place, listing_of
 from batchgen.plan.plan import Plan, make_plan
 from batchgen.plan.unique_keys import refuse_duplicate_keys
 from batchgen.spec.spec import Spec
@@ -94,9 +94,7 @@ def more_input(parts: Parts, path: str) -> list[Plan]:
     return [plan]
 
 
-def listed_part(
-    parts: Parts, base: int, samples: Samples, why: str, round: int = 0
-) -> tuple[Plan, Listing]:
+def listed_part(parts: Parts, base: int, samples: Samples, why: str, round: int = 0) -> Plan:
     """A part with exactly these samples of rows of an input."""
     listing = listing_of(samples)
     digest = hashlib.sha256(listing.to_parquet()).hexdigest()
@@ -104,10 +102,9 @@ def listed_part(
     first = max(_dense_parts(parts, base), key=lambda one: one.place.first_row + one.rows)
     spec = first.spec.model_copy(update={"variants": 1})
     place = place_of(parts, base, why, **facts)
-    made = replace(
+    return replace(
         first, spec=spec, rows=len(samples), frozen=None, place=place, listing=listing, notes=()
     )
-    return made, listing
 
 
 def place_of(parts: Parts, base: int, why: str, **facts: Any) -> Place:

@@ -141,13 +141,16 @@ def compare(saved: Plan, now: Plan) -> Plan:
         )
     before, after = saved.spec.result_fields(), now.spec.result_fields()
     for field in sorted(before.keys() | after.keys()):
-        _refuse_if_changed(field, before.get(field), after.get(field), _RESUME.get(field, ""))
+        pair = before.get(field), after.get(field)
+        _refuse_if_changed(field, *pair, _RESUME.get(field) or _extension(saved, field, *pair))
     _refuse_if_changed("model weights", saved.model.manifest_sha256, now.model.manifest_sha256)
     old, new = ({file.path: file for file in plan.files} for plan in (saved, now))
+    url = saved.spec.output.url
     for path in sorted(old.keys() | new.keys()):
         there, here = (files.get(path) for files in (old, new))
         if there is None or here is None:
-            _refuse_if_changed(f"input file {path}", there and "present", here and "present")
+            more = f"; `batchgen extend {url} --input FILE` adds a file" if here else ""
+            _refuse_if_changed(f"input file {path}", there and "present", here and "present", more)
             continue
         for fact in ("size", "row_groups", "etag"):
             _refuse_if_changed(
@@ -156,6 +159,19 @@ def compare(saved: Plan, now: Plan) -> Plan:
     _refuse_if_changed("input columns", saved.columns, now.columns)
     _refuse_if_changed("place among the parts", _continued(saved), _continued(now))
     return replace(now, frozen=saved.frozen)
+
+
+def _extension(saved: Plan, field: str, before: Any, after: Any) -> str:
+    """How to add what a changed field asks for, if ``batchgen extend`` can."""
+    command = f"`batchgen extend {saved.spec.output.url}"
+    if field in ("variants", "input.count") and isinstance(before, int) and isinstance(after, int):
+        option = "--variants" if field == "variants" else "--limit"
+        return f"; {command} {option} {after - before}` adds them" if after > before else ""
+    if field == "input.limit" and before and (after is None or after > before):
+        return f"; {command} --limit {after - before if after else 'N'}` adds rows"
+    if field == "input.path":
+        return f"; {command} --input PATH` adds the rows of another input"
+    return ""
 
 
 def _continued(plan: Plan) -> Place:

@@ -165,7 +165,11 @@ def edited(*path: str | int, value: object) -> str:
         (("files", 0, "row_groups"), [8], "its files and columns do not"),
         (("files", 1, "etag"), "x", "its files and columns do not"),
         (("columns", 0, 1), "int64", "its files and columns do not"),
-        (("model", "manifest_sha256"), "e" * 64, "its model or place does not match its plan_fingerprint"),
+        (
+            ("model", "manifest_sha256"),
+            "e" * 64,
+            "its model or place does not match its plan_fingerprint",
+        ),
         (("plan_fingerprint",), "e" * 64, "its model or place does not match its plan_fingerprint"),
         (("rows",), 9, "its files and limit give 8 rows, but it says 9"),
         (("rows",), 2**70, r"rows: should be less than or equal to"),
