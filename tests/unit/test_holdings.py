@@ -126,11 +126,11 @@ def say_nothing(text: str) -> None:
 
 def test_a_plan_by_which_nothing_was_made_is_replaced(ledger: Ledger) -> None:
     wrong, right = paper_plan([[5]], seed=1), paper_plan([[5]], seed=2)
-    assert claim(ledger, wrong, wrong.spec, say_nothing, whole=True) == wrong
+    assert claim(ledger, wrong, wrong.spec, say_nothing, whole=True) == (wrong,)
     ledger.fail(FailedMarker(0, 5, "ModelError", "a LoRA of another base"))
     assert plan_to_keep(ledger) is None
     told: list[str] = []
-    assert claim(ledger, right, right.spec, told.append, whole=True) == right
+    assert claim(ledger, right, right.spec, told.append, whole=True) == (right,)
     assert told[0].startswith(
         "the plan is replaced, since nothing was generated with it (seed has chan"
     )
@@ -139,7 +139,11 @@ def test_a_plan_by_which_nothing_was_made_is_replaced(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["_batchgen/shards/00000.json", "data/x.parquet", "_batchgen/rejects/00000.parquet"]
+    "name",
+    [
+        *("_batchgen/shards/00000.json", "data/x.parquet", "_batchgen/rejects/00000.parquet"),
+        "_batchgen/parts/0001.json",
+    ],
 )
 def test_a_plan_by_which_something_was_made_binds(ledger: Ledger, name: str) -> None:
     wrong, right = paper_plan([[5]], seed=1), paper_plan([[5]], seed=2)
@@ -165,7 +169,7 @@ def test_a_damaged_plan_is_replaced_or_named(ledger: Ledger, data: bytes) -> Non
     plan = paper_plan([[5]])
     ledger.store.put("_batchgen/plan.json", data)
     assert plan_to_keep(ledger) is None
-    assert claim(ledger, plan, plan.spec, say_nothing, whole=True) == plan
+    assert claim(ledger, plan, plan.spec, say_nothing, whole=True) == (plan,)
     ledger.store.put("_batchgen/plan.json", data)
     ledger.store.put("_batchgen/shards/00000.json", b"{}")
     with pytest.raises(DamagedRecord, match=r"plan\.json is damaged"):
