@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 Prompts = Callable[..., Path]
 
 
-def added(output: Path, **wanted: int) -> Ledger:
+def added(output: Path, **wanted: Any) -> Ledger:
     """The output with a further part, of which nothing is generated yet."""
     ledger = Ledger(open_store(str(output)))
     extend(ledger, further_parts(ledger, Extension(**wanted)))
@@ -37,7 +38,7 @@ def test_an_extended_output_has_the_images_of_one_run(prompts: Prompts, tmp_path
     assert runner.run(whole, quiet=True).exit_code == 0
     first = spec_for(source, tmp_path / "out", variants=2, input__limit=5)
     assert runner.run(first, quiet=True).images_made == 10
-    with pytest.raises(PlanChanged, match="batchgen extend .*out --variants 1` adds them"):
+    with pytest.raises(PlanChanged, match=r"batchgen extend .*out --variants 1` adds them"):
         runner.run(spec_for(source, tmp_path / "out", variants=3, input__limit=5), quiet=True)
     added(tmp_path / "out", limit=1)
     ledger = added(tmp_path / "out", variants=1)

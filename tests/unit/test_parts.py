@@ -62,8 +62,16 @@ def keys_read(plan: Plan) -> list[str]:
     return [key for shard in plan.numbers for key in found[shard]]
 
 
+def keys_named(plan: Plan, shard: int) -> list[str]:
+    """The keys of a shard, as verification computes them."""
+    keys = names_of(plan, shard).keys
+    assert keys is not None
+    found: list[str] = keys.to_pylist()
+    return found
+
+
 @st.composite
-def steps(draw: st.DrawFn) -> list[tuple[str, Any]]:
+def steps(draw: st.DrawFn) -> list[tuple[str, int, list[int]]]:
     kinds = st.sampled_from(["variants", "limit", "listed"])
     return draw(
         st.lists(
@@ -137,7 +145,7 @@ def check(parts: Parts, expected: list[set[Sample]], size: int) -> None:
         keys = []
         for file, row, variant in ((*plan.locate(row), variant) for row, variant in order):
             keys.append(f"{file.name.removesuffix('.parquet')}-{row:08d}-v{variant}")
-        named = [key for shard in plan.numbers for key in names_of(plan, shard).keys.to_pylist()]
+        named = [key for shard in plan.numbers for key in keys_named(plan, shard)]
         assert named == keys == keys_read(plan)
         for number, ((row, variant), key) in enumerate(zip(order, keys, strict=True)):
             assert plan.sample_at(row, variant) == number
