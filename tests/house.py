@@ -11,7 +11,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "code.md"
 # Room -> what it is for. A room imports from lower floors only, never from its own.
 FLOORS: dict[int, dict[str, str]] = {
     10: {"cli": "commands, options to spec, exit codes, task pages, `doctor`"},
-    9: {"runner": "the job on a page: plan, pending shards, stream, finalize"},
+    9: {
+        "runner": "the job on a page: plan, pending shards, stream, finalize",
+        "scoring": "the job of `score`: the scorers, shards that are not scored, stream, counts",
+    },
     8: {
         "engine": "the Ray Data graph: readers, pools of actors, retries, watchdogs, metrics",
         "curate": "finished outputs: which samples to use, one sample again (`replay`)",
@@ -76,7 +79,7 @@ HOMES = {
     "packaging": ("cluster",),
     "peft": ("models",),
     "pycocotools": ("labels",),
-    "pydantic": ("storage", "spec", "plan", "shard", "curate", "recipes"),
+    "pydantic": ("storage", "spec", "plan", "shard", "curate", "recipes", "scoring"),
     "pyparsing": ("models",),
     "ray": ("engine", "cluster"),
     "rich": ("progress",),

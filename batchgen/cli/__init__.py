@@ -1,6 +1,17 @@
 """The command line: one module for each kind of command."""
 
-from batchgen.cli import catalogue, cluster, extend, look, make, recipes, samples, sources, stores
+from batchgen.cli import (
+    catalogue,
+    cluster,
+    extend,
+    look,
+    make,
+    recipes,
+    samples,
+    scores,
+    sources,
+    stores,
+)
 from batchgen.cli.options import FIELDS, main
 
 __all__ = [
@@ -13,6 +24,7 @@ __all__ = [
     "make",
     "recipes",
     "samples",
+    "scores",
     "sources",
     "stores",
 ]

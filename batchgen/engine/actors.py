@@ -25,7 +25,7 @@ from batchgen.engine.warm_up import compile_before
 from batchgen.engine.watch import Watch
 from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
 from batchgen.output.ledger import Ledger
-from batchgen.output.marker import FailedMarker
+from batchgen.output.marker import FailedMarker, Marker
 from batchgen.plan.plan import Plan
 from batchgen.secrets import redact
 from batchgen.shard import frames, stages
@@ -258,7 +258,7 @@ class StageActor(ABC):
 
     def _settled(self, number: int) -> Frame | None:
         """The shard's result, if it ended in this run but its actor died before returning it."""
-        marker = self.ledger.committed(self.plan, number)
+        marker = self.committed(number)
         if marker is not None:
             return Frame(number, frames.COMMITTED, marker.attempt, marker.to_json())
         for failed in self.ledger.failures([number]):
@@ -266,11 +266,19 @@ class StageActor(ABC):
                 return Frame(number, frames.FAILED, failed.attempts, failed.to_json())
         return None
 
+    def committed(self, number: int) -> Marker | None:
+        """The shard's marker, if it is committed."""
+        return self.ledger.committed(self.plan, number)
+
+    def samples_of(self, number: int) -> int:
+        """How many samples the shard has."""
+        first, stop = self.plan.sample_range(number)
+        return stop - first
+
     def _fail(self, frame: Frame, error: BaseException, attempts: int) -> Frame:
-        first, stop = self.plan.sample_range(frame.shard)
         failed = FailedMarker(
             shard=frame.shard,
-            planned=stop - first,
+            planned=self.samples_of(frame.shard),
             error=type(error).__name__,
             message=redact(str(error)),
             traceback=redact("".join(traceback.format_exception(error))),

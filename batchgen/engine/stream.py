@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 # Ray reads this on import. It hides messages that batchgen reports itself (retried shards, a lost
 # raylet), and a warning about many processes on one node, which the spec may have asked for.
@@ -67,8 +67,43 @@ def generate(
     attempts = SharedAttempts(starts)
     spans = make_spans(plan, pending)
     readers = max(2, *starts.values())
-    _set_up_ray_data(plan)
+    _set_up_ray_data(_read_ahead(plan))
     stream = _read(spans, plan, min(readers, len(spans)))
+    stream = _through(stream, pools, plan.spec.resources.shards_in_flight, (job, attempts))
+    for event in events(stream, attempts, hear):
+        metrics.count(event)
+        yield event
+
+
+def stream_of(
+    frames: Sequence[Frame],
+    pools: Pools,
+    shards_in_flight: int,
+    job: Job,
+    hear: Callable[[News], None] | None = None,
+) -> Generator[Marker | FailedMarker, None, None]:
+    """Send frames through pools whose actors read what they need; yields markers as ``generate``.
+
+    Args:
+        frames: one for each shard.
+        pools: actor classes and what each replica reserves.
+        shards_in_flight: shards that an actor works on at a time.
+        job: the argument of the actors.
+        hear: called in a separate thread with news for the display.
+    """
+    starts = {actor.__name__: reservation.start_replicas for actor, reservation in pools}
+    attempts = SharedAttempts(starts)
+    _set_up_ray_data(READ_AHEAD)
+    items = [asdict(frame) for frame in frames]
+    stream = ray.data.from_items(items, override_num_blocks=len(items))
+    stream = _through(stream, pools, shards_in_flight, (job, attempts))
+    yield from events(stream, attempts, hear)
+
+
+def _through(
+    stream: Dataset, pools: Pools, shards_in_flight: int, arguments: tuple[Job, SharedAttempts]
+) -> Dataset:
+    """The stream after these pools of actors."""
     for actor, reservation in pools:
         stream = stream.map_batches(
             actor,
@@ -77,33 +112,39 @@ def generate(
             compute=ActorPoolStrategy(
                 min_size=reservation.start_replicas,
                 max_size=reservation.max_replicas,
-                max_concurrent_calls_per_actor=plan.spec.resources.shards_in_flight,
+                max_concurrent_calls_per_actor=shards_in_flight,
                 enable_true_multi_threading=True,
             ),
             num_cpus=reservation.num_cpus,
             num_gpus=reservation.num_gpus,
             accelerator_type=reservation.accelerator_type,
             resources=dict(reservation.resources) or None,
-            fn_constructor_args=(job, attempts),
+            fn_constructor_args=arguments,
         )
+    return stream
+
+
+def events(
+    stream: Dataset, attempts: SharedAttempts, hear: Callable[[News], None] | None
+) -> Generator[Marker | FailedMarker, None, None]:
+    """The markers and failed markers that a stream returns; ends the record of attempts."""
     try:
         with listening(attempts, hear) as end:
             for row in stream.iter_rows():
                 event = _event(Frame(**row))
                 end(event.shard)
-                metrics.count(event)
                 yield event
     except ray.exceptions.RayError as error:
         raise Interrupted(f"Ray ended the stream: {type(error).__name__}: {error}") from error
     attempts.end()  # not after an error: without a head, Ray would wait for it
 
 
-def _set_up_ray_data(plan: Plan) -> None:
+def _set_up_ray_data(read_ahead: int) -> None:
     context = DataContext.get_current()
     # Each shard becomes a block of its own. With Ray's default of 128 MB all prompts of a dataset
     # would be one block, and one actor would do all the work.
     context.target_max_block_size = 1
-    context._max_num_blocks_in_streaming_gen_buffer = _read_ahead(plan)
+    context._max_num_blocks_in_streaming_gen_buffer = read_ahead
     # Ray Data would walk the memory map of each replica once a second and shard in flight (10 ms
     # with torch loaded, during which the replica cannot allocate), for a metric that nobody reads.
     context.memory_usage_poll_interval_s = None

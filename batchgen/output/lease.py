@@ -104,24 +104,24 @@ def clock(at: float) -> str:
     return time.strftime(form, there)
 
 
-def holders_of(store: Store) -> list[Holder]:
+def holders_of(store: Store, folder: str = LEASES) -> list[Holder]:
     """The holder of every lease of this output, in the order of the leases' numbers."""
-    return _holders(store, _leases(store))
+    return _holders(store, folder, _leases(store, folder))
 
 
-def _holders(store: Store, numbers: list[int]) -> list[Holder]:
+def _holders(store: Store, folder: str, numbers: list[int]) -> list[Holder]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda number: _holder(store, number), numbers)
+        found = pool.map(lambda number: _holder(store, folder, number), numbers)
         return [holder for holder in found if holder is not None]
 
 
-def _holder(store: Store, number: int) -> Holder | None:
+def _holder(store: Store, folder: str, number: int) -> Holder | None:
     """The holder of a lease; None if the lease is missing or damaged, until its run renews it.
 
     Raises:
         NewerFormat: a later version wrote it.
     """
-    name = _lease_name(number)
+    name = _lease_name(folder, number)
     try:
         data = store.read_record(name)
         saved = read_document(_Saved, data, f"{store.url}/{name}", LEASE_VERSION, "")
@@ -150,6 +150,7 @@ class Lease:
     ending: str = ""
     gone: bool = False
     witness: str = ""
+    folder: str = LEASES
     started_at: float = field(default_factory=time.time)
     _end: threading.Event = field(default_factory=threading.Event)
     _strangers: set[int] = field(default_factory=set)  # later leases, of other parts
@@ -167,21 +168,21 @@ class Lease:
 
     def beat(self, released: bool = False) -> None:
         """Renew it once, without retries: the next heartbeat is the retry."""
-        self.store.without_retries().put(_lease_name(self.number), self.text(released))
+        self.store.without_retries().put(_lease_name(self.folder, self.number), self.text(released))
 
     def is_gone(self) -> bool:
         """Whether the output was deleted or moved: its lease or its witness no longer exists."""
         store = self.store.without_retries()
-        wanted = [_lease_name(self.number), *filter(None, [self.witness])]
+        wanted = [_lease_name(self.folder, self.number), *filter(None, [self.witness])]
         return not all(_is_there(store, name) for name in wanted)
 
     def still_held(self) -> bool:
         """Whether no other run has taken a later lease with shards of this one."""
         store = self.store.without_retries()
-        for number in _leases(store):
+        for number in _leases(store, self.folder):
             if number <= self.number or number in self._strangers:
                 continue
-            later = _holder(store, number)
+            later = _holder(store, self.folder, number)
             if later is None or later.meets(self.part):
                 return False
             self._strangers.add(number)
@@ -231,13 +232,16 @@ def hold_lease(
     on_lost: Callable[[str], None],
     part: ShardRange | None = None,
     say: Callable[[str], None] = lambda words: None,
+    folder: str = LEASES,
 ) -> Iterator[Lease]:
     """Hold a lease on the output, or on the shards ``part``, while the block runs.
+
+    ``folder`` is where the leases are: a score set has its own.
 
     Raises:
         OutputBusy: another run holds these shards; names the holder.
     """
-    lease = acquire_lease(store, part, say)
+    lease = acquire_lease(store, part, say, folder)
     thread = threading.Thread(target=lease.keep, args=(on_lost,), name="lease", daemon=True)
     thread.start()
     try:
@@ -253,21 +257,24 @@ def hold_lease(
 
 
 def acquire_lease(
-    store: Store, part: ShardRange | None = None, say: Callable[[str], None] = lambda words: None
+    store: Store,
+    part: ShardRange | None = None,
+    say: Callable[[str], None] = lambda words: None,
+    folder: str = LEASES,
 ) -> Lease:
     """Take the next lease, unless an active run has shards in common with it."""
     owner = f"{_process_identity()} {uuid.uuid4().hex[:8]}"
     dead: set[int] = set()
     for _ in range(_TRIES):
-        numbers = _leases(store)
-        if _wait_for_doubtful(store, _holders(store, numbers), part, dead, say):
+        numbers = _leases(store, folder)
+        if _wait_for_doubtful(store, folder, part, dead, say):
             continue
-        lease = Lease(store, max(numbers, default=0) + 1, owner, part)
+        lease = Lease(store, max(numbers, default=0) + 1, owner, part, folder=folder)
         alone = store.supports_create_only()
-        created = store.put_new(_lease_name(lease.number), lease.text())
+        created = store.put_new(_lease_name(folder, lease.number), lease.text())
         if not alone:  # two runs may have created the name: the one that wrote last gets it
             time.sleep(SETTLE_SECONDS)
-            taker = _holder(store, lease.number)
+            taker = _holder(store, folder, lease.number)
             created = created and taker is not None and taker.owner == owner
         if created:
             lease.store = store.in_place()
@@ -280,7 +287,7 @@ def acquire_lease(
 
 def _wait_for_doubtful(
     store: Store,
-    holders: list[Holder],
+    folder: str,
     part: ShardRange | None,
     dead: set[int],
     say: Callable[[str], None],
@@ -296,6 +303,7 @@ def _wait_for_doubtful(
     Raises:
         OutputBusy: a run is active.
     """
+    holders = holders_of(store, folder)
     known = [
         one
         for place, one in enumerate(holders)
@@ -316,7 +324,7 @@ def _wait_for_doubtful(
     )
     time.sleep(WATCH_SECONDS)
     for one in known:
-        now = _holder(store, one.lease)
+        now = _holder(store, folder, one.lease)
         if now is not None and now.may_live and now.renewed_at != one.renewed_at:
             raise OutputBusy(_busy(store, now))
         dead.add(one.lease)
@@ -339,14 +347,14 @@ def _is_there(store: Store, name: str) -> bool:
     return base in store.list(folder)
 
 
-def _leases(store: Store) -> list[int]:
-    stems = (name.removesuffix(".json") for name in store.list(LEASES))
+def _leases(store: Store, folder: str) -> list[int]:
+    stems = (name.removesuffix(".json") for name in store.list(folder))
     numbers = (int(stem) for stem in stems if stem.isascii() and stem.isdecimal())
     return sorted(numbers)
 
 
-def _lease_name(number: int) -> str:
-    return f"{LEASES}/{number:05d}.json"
+def _lease_name(folder: str, number: int) -> str:
+    return f"{folder}/{number:05d}.json"
 
 
 def _process_identity() -> str:

@@ -10,17 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from batchgen.errors import InputError, nearest
+from batchgen.errors import InputError, PlanChanged, nearest
 from batchgen.output.formats import parquet_bytes, read_parquet
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import Counts, Marker, Written
-from batchgen.stages.scorers.scorer import ScoreColumn
+from batchgen.stages.scorers.scorer import ScoreColumn, kind_text
 from batchgen.storage import subfolders
 from batchgen.storage.documents import Time, Version, read_document
 
@@ -35,7 +35,7 @@ _FILE = re.compile(r"(\d{5,})-([0-9a-f]{12})\.parquet")
 
 @dataclass(frozen=True)
 class SetColumn:
-    """A column of a score set: its name, its Arrow type as text, and its meaning."""
+    """A column of a score set: its name, its type (see ``kind_text``) and its meaning."""
 
     name: str
     type: str
@@ -69,7 +69,7 @@ class ScoreSet:
 
 def told(columns: Iterable[ScoreColumn]) -> tuple[SetColumn, ...]:
     """The columns of scorers as a record tells them."""
-    return tuple(SetColumn(one.name, str(one.kind), one.about) for one in columns)
+    return tuple(SetColumn(one.name, kind_text(one.kind), one.about) for one in columns)
 
 
 def folder_of(name: str) -> str:
@@ -80,6 +80,11 @@ def folder_of(name: str) -> str:
 def ledger_of(ledger: Ledger, name: str) -> Ledger:
     """The ledger of a score set; its markers and failed markers are like an output's."""
     return Ledger(ledger.store, folder_of(name), "batchgen score")
+
+
+def lease_folder(name: str) -> str:
+    """Where the leases of the runs that score a set are."""
+    return f"{folder_of(name)}/lease"
 
 
 def set_names(ledger: Ledger) -> list[str]:
@@ -113,6 +118,53 @@ def require_set(ledger: Ledger, name: str) -> ScoreSet:
             f"{nearest(name, known)}"
         )
     return found
+
+
+def claim_set(ledger: Ledger, record: ScoreSet) -> ScoreSet:
+    """Write the record of a new set, or continue the set of that name.
+
+    Returns:
+        The record that is valid now; its plans are those of the output.
+
+    Raises:
+        PlanChanged: the set has other scorers, or scores of another output.
+    """
+    if ledger.store.put_new(f"{folder_of(record.name)}/{RECORD}", record.to_json()):
+        return record
+    found = require_set(ledger, record.name)
+    refuse_other(ledger, found, record)
+    if found.plans != record.plans:
+        found = replace(found, plans=record.plans)
+        keep_set(ledger, found)
+    return found
+
+
+def refuse_other(ledger: Ledger, found: ScoreSet, asked: ScoreSet) -> None:
+    """Refuse to continue a set with other scorers, or on another output than it was made of.
+
+    Raises:
+        PlanChanged: names the set and what differs.
+    """
+    place = f"score set {found.name!r} of {ledger.store.url}"
+    if found.fingerprint != asked.fingerprint:
+        before, now = (shown_scorers(one) or "another command" for one in (found, asked))
+        raise PlanChanged(
+            f"{place} was made by {before}, now asked for: {now}, with another model or other "
+            "settings; choose another --name, or the same scorers"
+        )
+    if found.plans != asked.plans[: len(found.plans)]:
+        raise PlanChanged(
+            f"{place} has scores of another plan: the output was made again since; choose another "
+            f"--name, or remove the folder {folder_of(found.name)}"
+        )
+
+
+def shown_scorers(record: ScoreSet) -> str:
+    """The scorers of a set with their models, for messages."""
+    return ", ".join(
+        f"{one.get('scorer')}{'=' if one.get('model') else ''}{one.get('model') or ''}"
+        for one in record.scorers
+    )
 
 
 def keep_set(ledger: Ledger, record: ScoreSet) -> None:
@@ -167,7 +219,9 @@ def files_of(ledger: Ledger, name: str) -> SetFiles:
     return SetFiles(name, marked, ledger.store.list(f"{folder_of(name)}/data"))
 
 
-def commit_scores(ledger: Ledger, record: ScoreSet, source: Marker, table: pa.Table) -> Marker:
+def commit_scores(
+    ledger: Ledger, record: ScoreSet, source: Marker, table: pa.Table, told: Marker | None = None
+) -> Marker:
     """Write the scores of a shard, then their marker. If they are committed, nothing is written.
 
     Args:
@@ -175,28 +229,30 @@ def commit_scores(ledger: Ledger, record: ScoreSet, source: Marker, table: pa.Ta
         record: of the score set.
         source: the output's marker of the shard.
         table: the key and the set's columns, one row for each accepted sample, in their order.
+        told: the marker without its files; default: one that says that all were scored.
 
     Returns:
         The marker that is in storage now.
     """
-    count, content = table.num_rows, content_of(source)
+    count = table.num_rows
     if count != source.counts.accepted:
         raise AssertionError(f"{count} scores for {source.counts.accepted} samples")
-    own, name = ledger_of(ledger, record.name), file_of(record.name, source.shard, content)
+    own = ledger_of(ledger, record.name)
+    name = file_of(record.name, source.shard, content_of(source))
     committed = own.marker(source.shard)
-    if committed is not None and committed.files and committed.files[0].name == name:
+    if committed is not None and [file.name for file in committed.files] == [name]:
         return committed
     data = parquet_bytes(table)
     ledger.store.put(name, data)
-    return own.commit(
-        Marker(
-            shard=source.shard,
-            counts=Counts(count, count, 0, 0),
-            files=(Written(name, len(data), hashlib.sha256(data).hexdigest(), count),),
-            spec_fingerprint=record.fingerprint,
-            plan_fingerprint=source.plan_fingerprint,
-        )
+    file = Written(name, len(data), hashlib.sha256(data).hexdigest(), count)
+    marker = told or Marker(
+        shard=source.shard,
+        counts=Counts(count, count, 0, 0),
+        files=(),
+        spec_fingerprint=record.fingerprint,
+        plan_fingerprint=source.plan_fingerprint,
     )
+    return own.commit(replace(marker, files=(file,)))
 
 
 def withdraw(ledger: Ledger, files: SetFiles, shard: int) -> None:

@@ -36,6 +36,7 @@ class Progress:
         self._phase = "starting"
         self._turn = threading.RLock()
         self.said: list[str] = []
+        self.doing = "generating"
 
     def __enter__(self) -> Progress:
         if not self._quiet and self._stream.isatty():
@@ -94,7 +95,7 @@ class Progress:
         starting = self.tally.began is None
         self.tally.hear(news.under_way, news.began_before_s)
         if starting and self.tally.start_up_s is not None:
-            self.enter_phase(f"generating, after {duration(self.tally.start_up_s)} of start-up")
+            self.enter_phase(f"{self.doing}, after {duration(self.tally.start_up_s)} of start-up")
         self.show()
 
     def line(self) -> str:

@@ -1,0 +1,170 @@
+"""Scores the images of a committed shard: reads them from the output and calls the scorers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchgen.errors import InputError, ModelError, OutOfMemory, RetryShard
+from batchgen.images.files import pixels_in
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.output.find import contents
+from batchgen.output.formats import format_of
+from batchgen.output.ledger import Ledger
+from batchgen.output.marker import Marker
+from batchgen.output.score_set import KEY
+from batchgen.plan.plan import Plan
+from batchgen.shard.prepare import prepare
+from batchgen.shard.work import Trial
+from batchgen.stages.out_of_memory import is_out_of_memory
+from batchgen.stages.scorers.scorer import Array, Scored, Scorer
+
+AT_ONCE = 64  # images that are decoded at a time
+COMPARED = ("image", "control")  # the parts of a row that scorers compare the image with
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """The scores of a shard.
+
+    Attributes:
+        table: the key and the scores of each accepted sample; null if it has none.
+        failed: key -> error, of samples that could not be scored.
+        timings_s: seconds of reading and of scoring.
+    """
+
+    table: pa.Table
+    failed: Mapping[str, str]
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+
+def rescore(
+    scorers: Sequence[Scorer], output: Ledger, plan: Plan, marker: Marker, trial: Trial
+) -> Rescored:
+    """Score all images of a shard.
+
+    Args:
+        scorers: what computes the scores.
+        output: the ledger of the output.
+        plan: the plan of the shard's part.
+        marker: of the shard.
+        trial: how to make this attempt.
+
+    Raises:
+        RetryShard: the shard's files, or its rows of the input, cannot be read.
+        OutOfMemory: a scorer ran out of memory.
+        ModelError: a scorer did not return the columns that it names.
+    """
+    start = time.perf_counter()
+    names = {name for scorer in scorers for name in scorer.reads}
+    try:
+        rows = _rows(output, plan, marker, {KEY, "image", *names})
+        sources = _sources(plan, marker) if any(one.compares for one in scorers) else {}
+    except InputError as error:
+        raise RetryShard(str(error)) from error
+    read = time.perf_counter()
+    keys: list[str] = rows.column(KEY).to_pylist()
+    found: dict[str, list[Any]] = {
+        column.name: [None] * len(keys) for scorer in scorers for column in scorer.columns
+    }
+    for places in groups(keys, trial):
+        trial.working_on(keys[place] for place in places)
+        some = rows.take(pa.array(places, pa.int64()))
+        scored = Scored(
+            [pixels_in(image["bytes"]) for image in some.column("image").to_pylist()],
+            {name: some.column(name).to_pylist() for name in names},
+            [sources.get(keys[place]) for place in places] if sources else (),
+        )
+        for scorer in scorers:
+            for name, values in scores_by(scorer, scored).items():
+                for place, value in zip(places, values, strict=True):
+                    found[name][place] = value
+        trial.made(len(places))
+    table = _table(keys, scorers, found)
+    done = time.perf_counter()
+    timings = {"read": round(read - start, 6), "score": round(done - read, 6)}
+    return Rescored(
+        table, {key: trial.without[key] for key in keys if key in trial.without}, timings
+    )
+
+
+def groups(keys: Sequence[str], trial: Trial) -> Iterator[list[int]]:
+    """The places of the samples that are scored together; suspects are scored one by one."""
+    usual = [
+        place
+        for place, key in enumerate(keys)
+        if key not in trial.alone and key not in trial.without
+    ]
+    for start in range(0, len(usual), AT_ONCE):
+        yield usual[start : start + AT_ONCE]
+    for place, key in enumerate(keys):
+        if key in trial.alone and key not in trial.without:
+            yield [place]
+
+
+def scores_by(scorer: Scorer, images: Scored) -> dict[str, Sequence[Any]]:
+    """The columns of a scorer for some images.
+
+    Raises:
+        OutOfMemory: it ran out of memory.
+        ModelError: a column is missing, or has another number of values than there are images.
+    """
+    try:
+        scores = scorer(images)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory("score", str(error)) from error
+        raise
+    found: dict[str, Sequence[Any]] = {}
+    for column in scorer.columns:
+        values = scores.get(column.name)
+        if values is None or len(values) != len(images.pixels):
+            got = "nothing" if values is None else f"{len(values)} values"
+            raise ModelError(
+                f"scorer {scorer.fingerprint} returned {got} of its column {column.name} for "
+                f"{len(images.pixels)} images; needed: one value for each image"
+            )
+        found[column.name] = [_plain(value) for value in values]
+    return found
+
+
+def _table(keys: list[str], scorers: Sequence[Scorer], found: Mapping[str, list[Any]]) -> pa.Table:
+    columns: dict[str, pa.Array] = {KEY: pa.array(keys, pa.string())}
+    for scorer in scorers:
+        for column in scorer.columns:
+            try:
+                columns[column.name] = pa.array(found[column.name], column.kind)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                raise ModelError(
+                    f"scorer {scorer.fingerprint}: the values of its column {column.name} are not "
+                    f"of the type {column.kind} that it names: {error}"
+                ) from error
+    return pa.table(columns)
+
+
+def _rows(output: Ledger, plan: Plan, marker: Marker, names: set[str]) -> pa.Table:
+    """The columns that are needed of a shard's accepted samples."""
+    return format_of(plan).read(dict(contents(output, marker)), names)
+
+
+def _sources(plan: Plan, marker: Marker) -> dict[str, Array]:
+    """Key -> the conditioning image as the model got it, from the rows of the input."""
+    columns = read_columns(plan.spec, [name for name, _ in plan.columns])
+    found: dict[str, Array] = {}
+    for span in make_spans(plan, [marker.shard]):
+        for rows in read_span(span, plan.spec, columns):
+            prepared = prepare(rows, plan)
+            part = next((one for one in COMPARED if one in prepared.images), None)
+            images = {} if part is None else prepared.images[part]
+            found |= {one.key: images[one.row] for one in prepared.samples if one.row in images}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A score as a Python value."""
+    return value.item() if isinstance(value, np.generic) else value
