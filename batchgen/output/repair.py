@@ -9,6 +9,7 @@ from batchgen.errors import Interrupted, VerifyFailed
 from batchgen.output.lease import hold_lease
 from batchgen.output.ledger import Ledger, is_of_a_shard, marker_name
 from batchgen.output.proof import SKIPPABLE
+from batchgen.output.score_proof import withdraw_scores
 from batchgen.output.verify import Findings, numbers, verify
 
 ASIDE = "_batchgen/aside"
@@ -22,16 +23,22 @@ class Repaired:
         found: the findings of the verification before it.
         withdrawn: shards whose markers were removed; they are pending now.
         aside: old name -> new name of each file that belonged to no shard.
+        scores: a line for each shard of a score set that was withdrawn.
     """
 
     found: Findings
     withdrawn: tuple[int, ...]
     aside: dict[str, str]
+    scores: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """One line for each shard and file that was changed."""
         told = [f"withdrawn: shard {shard}" for shard in self.withdrawn]
-        return told + [f"set aside: {name}, to {place}" for name, place in self.aside.items()]
+        return (
+            told
+            + list(self.scores)
+            + [f"set aside: {name}, to {place}" for name, place in self.aside.items()]
+        )
 
     def sentence(self, url: str) -> str:
         """The result in one line, with what to do next."""
@@ -45,6 +52,10 @@ class Repaired:
         )
         if pending:
             told += f"; shards pending: {pending}, `batchgen resume {url}` generates them"
+        if found.flaws:
+            told += (
+                f"; shards of score sets: {len(self.scores)}, `batchgen score {url}` scores them"
+            )
         if found.other:
             told += (
                 f"; {len(found.other)} of {found.shards} shards are undamaged but do not match the "
@@ -59,7 +70,8 @@ class Repaired:
     @property
     def exit_code(self) -> int:
         """0: nothing is wrong; 3: a run generates what is missing; 4: something else is wrong."""
-        if self.found.ok or not (self.found.other or self.found.pending or self.withdrawn):
+        found, undone = self.found, (*self.withdrawn, *self.scores)
+        if found.ok or not (found.other or found.pending or undone):
             return 0
         return VerifyFailed.exit_code if self.found.other else Interrupted.exit_code
 
@@ -95,4 +107,5 @@ def repair(ledger: Ledger, quick: bool = False) -> Repaired:
             step()
         for name, place in aside.items():
             store.move(name, place)
-    return Repaired(found, tuple(found.damaged), aside)
+        scores = withdraw_scores(ledger, found.flaws)
+    return Repaired(found, tuple(found.damaged), aside, tuple(scores))

@@ -14,6 +14,7 @@ from batchgen.output.holdings import is_litter
 from batchgen.output.ledger import SHARD_FOLDERS, SHARDS, Ledger, States, marker_name, rejects_name
 from batchgen.output.marker import Marker
 from batchgen.output.proof import SKIPPABLE, Proof, Prover
+from batchgen.output.score_proof import Flaw, flaws_of
 from batchgen.plan.keys import row_key
 from batchgen.plan.parts import Parts, planned_twice
 
@@ -32,6 +33,7 @@ class Findings:
         other: undamaged shards that do not match the plan.
         strays: files in ``data/`` and among the records that belong to no shard.
         skipped: checks that were skipped.
+        flaws: what is wrong with score sets.
     """
 
     shards: int
@@ -48,6 +50,7 @@ class Findings:
     other: list[int] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    flaws: list[Flaw] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     more_problems: int = 0
 
@@ -91,6 +94,13 @@ class Findings:
                 f"({numbers(self.other)}): remove their markers ({marker_name(self.other[0])}"
                 f"{', ...' if self.other[1:] else ''}), and {resume} regenerates them"
             )
+        if self.flaws:
+            names = sorted({flaw.name for flaw in self.flaws})
+            yield (
+                f"score sets are damaged ({', '.join(names)}): `batchgen verify {url} --repair` "
+                f"withdraws the damaged shards, then `batchgen score {url} --name {names[0]}` "
+                "scores them again"
+            )
         undone = self.pending + self.failed_shards
         if undone:
             yield f"{undone} of {self.shards} shards are pending or failed: {resume} generates them"
@@ -108,7 +118,8 @@ def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> F
     size and SHA-256; that counts add up to the plan; that the shard's samples are exactly the
     planned ones; that keys, seeds, settings and columns follow from the plan; that every image
     matches its ``sha256`` column and can be decoded at its size; that no key occurs twice in the
-    output; and that ``data/`` contains nothing else.
+    output; that ``data/`` contains nothing else; and that the scores of each score set are those of
+    the shard's samples.
 
     Args:
         ledger: the ledger of the output.
@@ -149,6 +160,9 @@ def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> F
     _check_strays(provers, named, sound, findings)
     _check_unique(parts, b"".join(digests), findings)
     _check_sum(findings)
+    findings.flaws = flaws_of(ledger, quick)
+    for flaw in findings.flaws:
+        findings.problem(flaw.text)
     return findings
 
 

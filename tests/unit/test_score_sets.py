@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from batchgen.output.find import keys_of
 from batchgen.output.formats import format_of
 from batchgen.output.holdings import holdings_of, remove_output
 from batchgen.output.ledger import Ledger
+from batchgen.output.repair import repair
 from batchgen.output.score_set import (
     commit_scores,
     content_of,
@@ -25,6 +27,7 @@ from batchgen.output.score_set import (
     read_set,
     scores_of,
     set_names,
+    withdraw,
 )
 from batchgen.output.verify import verify
 from batchgen.stages.scorers.scorer import ScoreColumn
@@ -195,3 +198,40 @@ def test_overwrite_removes_score_sets(tmp_path: Path) -> None:
     assert sum(name.startswith("_batchgen/scores/numbers/") for name in own) == 7
     remove_output(ledger)
     assert set_names(ledger) == []
+
+
+def test_verify_finds_damaged_scores_and_repair_withdraws_them(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    assert verify(ledger).ok and verify(ledger, quick=True).ok
+    own = ledger_of(ledger, "numbers")
+    first, second = own.marker(0), own.marker(1)
+    assert first is not None and second is not None
+    whole = ledger.store.read(first.files[0].name)
+    ledger.store.put(first.files[0].name, whole[:-1] + b"?")
+    ledger.store.delete(second.files[0].name)
+    assert [flaw.shard for flaw in verify(ledger, quick=True).flaws] == [1]
+    found = verify(ledger)
+    assert [flaw.shard for flaw in found.flaws] == [0, 1]
+    assert "batchgen score" in found.sentence("out")
+    mended = repair(ledger)
+    assert mended.exit_code == 3 and "score set numbers" in mended.lines()[0]
+    assert verify(ledger).ok and files_of(ledger, "numbers").marked == {2}
+
+
+def test_verify_finds_scores_of_other_samples(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    own, record = ledger_of(ledger, "numbers"), read_set(ledger, "numbers")
+    source, files = ledger.marker(0), files_of(ledger, "numbers")
+    assert record is not None and source is not None
+    rows = next(iter(own.markers([0])))
+    swapped = scores_of(ledger, rows).take(pa.array([1, 0, 2, 3]))
+    withdraw(ledger, files, 0)
+    commit_scores(ledger, record, source, swapped)
+    assert "keys are not those" in verify(ledger).problems[0]
+    withdraw(ledger, files, 0)
+    commit_scores(ledger, replace(record, fingerprint="other"), source, swapped)
+    assert "other scorers" in verify(ledger, quick=True).problems[0]
+    (tmp_path / "out/_batchgen/scores/numbers/scores.json").write_text("{")
+    assert "scores.json is damaged" in verify(ledger).problems[0]
