@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, parse_storage_options, storage_option
+from batchgen.errors import SpecError
+
+if TYPE_CHECKING:
+    from batchgen.curate.selection import Query, Selection, Stored
 
 SHOWN_GROUPS = 20
 
@@ -73,26 +79,32 @@ def score(
 
 @main.command()
 @click.argument("output")
-@click.option("--name", required=True, help="Name of the selection; an older one is replaced.")
+@click.option("--name", help="Name of the selection; an older one is replaced. [default: list all]")
 @click.option("--where", default="", help="Condition over the columns, in DuckDB's SQL.")
 @click.option("--top", type=int, help="Select at most so many samples, or so many of each group.")
 @click.option("--by", default="", help="With --top: the column that ranks; the highest first.")
 @click.option("--lowest", is_flag=True, help="With --top: the lowest first.")
 @click.option("--per", multiple=True, help="With --top: a column that makes groups, such as label.")
+@click.option("--again", is_flag=True, help="Select again with the stored query of --name.")
+@click.option("--remove", is_flag=True, help="Remove the selection --name; images stay.")
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def select(
     output: str,
-    name: str,
+    name: str | None,
     where: str,
     top: int | None,
     by: str,
     lowest: bool,
     per: tuple[str, ...],
+    again: bool,
+    remove: bool,
     storage_options: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Select samples of OUTPUT by their columns; images are neither read nor changed.
+    """Select samples of OUTPUT by their columns and scores; images are neither read nor changed.
+
+    Without --name it lists the selections.
 
     \b
     batchgen select out/images --name bright --where "pixel_mean > 60"
@@ -100,14 +112,54 @@ def select(
     """
     from dataclasses import asdict
 
-    from batchgen.curate.selection import Query
-    from batchgen.curate.selection import select as select_samples
+    from batchgen.curate import selection
 
     ledger = open_ledger(output, storage_options)
-    made = select_samples(ledger, ledger.parts(), name, Query(where, top, by, per, lowest))
+    query, parts = selection.Query(where, top, by, per, lowest), ledger.parts()
+    if name is None:
+        _refuse_nameless(query, again, remove)
+        return _list(selection.stored_selections(ledger), as_json)
+    if (again or remove) and query != selection.Query():
+        raise SpecError("--again" if again else "--remove", True, "", because=_ALONE)
+    if remove:
+        made = selection.remove_selection(ledger, name)
+        echo_json(asdict(made)) if as_json else echo(f"removed: selection {name}")
+        return 0
+    if again:
+        query = selection.read_selection(ledger, name).query
+    made = selection.select(ledger, parts, name, query)
     if as_json:
         echo_json(asdict(made))
-        return 0
+    else:
+        _show(made)
+    return 0
+
+
+_ALONE = "the stored query counts; give it without --where, --top, --by, --per and --lowest"
+
+
+def _refuse_nameless(query: Query, again: bool, remove: bool) -> None:
+    from batchgen.curate.selection import Query as Asked
+
+    if query != Asked() or again or remove:
+        raise SpecError("--name", None, "a name for the selection: letters, digits, _ and -")
+
+
+def _list(found: list[Stored], as_json: bool) -> int:
+    from dataclasses import asdict
+
+    if as_json:
+        echo_json([{**asdict(one.selection), "stale": one.stale} for one in found])
+    for one in () if as_json else found:
+        made = one.selection
+        stale = f" (stale: {one.stale})" if one.stale else ""
+        echo(f"{made.name}: {made.selected:,} of {made.samples:,} samples, {made.query}{stale}")
+    if not found and not as_json:
+        echo("no selection yet; `batchgen select OUTPUT --name NAME --where CONDITION` makes one")
+    return 0
+
+
+def _show(made: Selection) -> None:
     echo(f"{made.name}: {made.selected:,} of {made.samples:,} samples selected")
     for reason, count in made.reasons.items():
         told = {"where": "do not meet the condition", "rank": "rank too low"}[reason]
@@ -116,4 +168,3 @@ def select(
         echo(f"  {group}: {selected:,} of {samples:,}")
     if len(made.groups) > SHOWN_GROUPS:
         echo(f"  and {len(made.groups) - SHOWN_GROUPS} more groups")
-    return 0

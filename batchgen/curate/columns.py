@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from batchgen.output.formats import UNREADABLE, format_of
 from batchgen.output.formats.parquet import Parquet
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import Marker
-from batchgen.output.score_set import KEY
+from batchgen.output.score_set import KEY, content_of
 from batchgen.plan.plan import Plan
 
 IMAGES = ("image", "label_mask")  # columns of files, which no condition reads
@@ -46,6 +47,8 @@ class Columns:
         joined: its complete score sets.
         left_out: the incomplete ones, whose columns are not in the table.
         vectors: columns that DuckDB cannot read, such as embeddings.
+        contents: a fingerprint of all committed shards.
+        shards: their number.
     """
 
     url: str
@@ -53,6 +56,8 @@ class Columns:
     joined: tuple[Joined, ...] = ()
     left_out: tuple[Scored, ...] = ()
     vectors: tuple[str, ...] = ()
+    contents: str = ""
+    shards: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -80,6 +85,11 @@ class Columns:
                 return database.sql(sql).to_arrow_table()
             except duckdb.Error as error:
                 raise self._refused(error) from error
+
+    def used(self, mentions: Iterable[str]) -> dict[str, str]:
+        """Name -> fingerprint of the score sets that a query with these texts reads."""
+        needed = self._needed(list(mentions))
+        return {one.scored.name: one.scored.record.fingerprint for one in needed}
 
     def require(self, names: Iterable[str], option: str) -> None:
         """Raise SpecError for a name that is no column; ``option`` is where it was given."""
@@ -162,7 +172,23 @@ def columns_of(ledger: Ledger) -> Columns:
             vectors += unread
             joined.append(Joined(one, table, names))
     left_out = tuple(one for one in sets if not one.complete)
-    return Columns(ledger.store.url, found, tuple(joined), left_out, tuple(vectors))
+    return Columns(
+        ledger.store.url,
+        found,
+        tuple(joined),
+        left_out,
+        tuple(vectors),
+        contents_of(markers),
+        len(markers),
+    )
+
+
+def contents_of(markers: Iterable[Marker]) -> str:
+    """A fingerprint of the files of all these shards."""
+    digest = hashlib.sha256()
+    for marker in sorted(markers, key=lambda one: one.shard):
+        digest.update(f"{marker.shard} {content_of(marker)}\n".encode())
+    return digest.hexdigest()
 
 
 def quoted(name: str) -> str:

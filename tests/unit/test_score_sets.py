@@ -12,7 +12,7 @@ import pytest
 
 from batchgen.curate.columns import columns_of
 from batchgen.curate.score_sets import score_sets, shards_of, store_scores
-from batchgen.curate.selection import Query, select
+from batchgen.curate.selection import Query, select, selected_keys, stored_selections
 from batchgen.errors import DamagedRecord, InputError, NewerFormat, SpecError
 from batchgen.output.find import keys_of
 from batchgen.output.formats import format_of
@@ -235,3 +235,17 @@ def test_verify_finds_scores_of_other_samples(tmp_path: Path) -> None:
     assert "other scorers" in verify(ledger, quick=True).problems[0]
     (tmp_path / "out/_batchgen/scores/numbers/scores.json").write_text("{")
     assert "scores.json is damaged" in verify(ledger).problems[0]
+
+
+def test_a_selection_by_scores_is_stale_when_they_were_made_otherwise(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    stored(ledger, "hashes", HASH)
+    select(ledger, ledger.parts(), "some", Query("twice > 6"))
+    stored(ledger, "hashes", TWICE)  # a set that the query does not read
+    assert selected_keys(ledger, ledger.parts(), "some")
+    store_scores(ledger, "numbers", table(ledger, TWICE), [TWICE], "other settings")
+    with pytest.raises(InputError, match="its score set numbers was made again"):
+        selected_keys(ledger, ledger.parts(), "some")
+    shutil.rmtree(tmp_path / "out/_batchgen/scores/numbers")
+    assert "numbers was removed" in stored_selections(ledger)[0].stale

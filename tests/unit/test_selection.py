@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgen.cli import main
-from batchgen.curate.selection import Query, names_in, select, selected_keys
+from batchgen.curate.selection import (
+    Query,
+    names_in,
+    select,
+    selected_keys,
+    stored_selections,
+)
 from batchgen.errors import InputError, PlanChanged, SpecError
 from batchgen.output.export import export
 from batchgen.output.find import find_sample
@@ -275,3 +281,76 @@ def test_a_damaged_selection_or_output_is_named(tmp_path: Path) -> None:
     data.unlink()
     with pytest.raises(InputError, match="is missing or damaged; see `batchgen verify"):
         find_sample(ledger, plan, "in-00000005-v0")
+
+
+def command(*words: str) -> str:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_several_selections_are_listed_made_again_and_removed(tmp_path: Path) -> None:
+    url = output_of(tmp_path).store.url
+    assert "no selection yet" in command("select", url)
+    command("select", url, "--name", "high", "--where", "number >= 7")
+    command("select", url, "--name", "best", "--top", "1", "--by", "number", "--per", "label")
+    listed = command("select", url)
+    assert "high: 5 of 12 samples, where number >= 7" in listed
+    assert "best: 3 of 12 samples, the 1 highest by number of each label" in listed
+    assert "5 of 12" in command("select", url, "--name", "high", "--again")
+    found = json.loads(command("select", url, "--json"))
+    assert [(one["name"], one["stale"]) for one in found] == [("best", ""), ("high", "")]
+    assert "removed: selection best" in command("select", url, "--name", "best", "--remove")
+    assert names_in(Ledger(open_store(url))) == ["high"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--where", "number > 1"], "--name"),
+        (["--remove"], "--name"),
+        (["--name", "some", "--remove"], "has no selection 'some'; it has none"),
+        (["--name", "some", "--again", "--where", "number > 1"], "the stored query counts"),
+        (["--name", "some", "--where", "label = 'catt'"], "the labels are cat, dog"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, ["select", output_of(tmp_path).store.url, *words])
+    assert result.exit_code == 1 and said in result.output
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("number between 3 and 8", {3, 4, 5, 6, 7, 8}),
+        ("case label when 'cat' then number > 5 when 'dog' then number < 5 end", {6, 9, 1, 4}),
+        ("number > avg(number) over (partition by label)", {6, 9, 7, 10, 8, 11}),
+        (
+            "row_number() over (partition by label order by number) between 2 and 3",
+            {3, 6, 4, 7, 5, 8},
+        ),
+    ],
+)
+def test_bands_thresholds_of_classes_and_ranks(tmp_path: Path, where: str, kept: set[int]) -> None:
+    ledger = output_of(tmp_path)
+    select(ledger, ledger.parts(), "some", Query(where))
+    assert numbers(ledger, "some") == kept
+
+
+def test_a_selection_says_that_it_is_stale(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    select(ledger, ledger.parts(), "some", Query("number > 3"))
+    assert [one.stale for one in stored_selections(ledger)] == [""]
+    marker = ledger.marker(2)
+    assert marker is not None
+    ledger.withdraw(2)
+    assert stored_selections(ledger)[0].stale == "the output had 3 shards, now it has 2"
+    with pytest.raises(InputError, match=r"stale: the output had 3 shards.*--again"):
+        selected_keys(ledger, ledger.parts(), "some")
+    digest = marker.files[0].sha256
+    ledger.store.put(
+        "_batchgen/shards/00002.json", marker.to_json().replace(digest.encode(), b"0" * 64)
+    )
+    assert "generated again" in stored_selections(ledger)[0].stale
+    ledger.store.put("_batchgen/shards/00002.json", marker.to_json())
+    assert stored_selections(ledger)[0].stale == ""
