@@ -2,8 +2,9 @@
 
     python benchmarks/selection.py [--samples 1000000]
 
-Makes an output whose samples have scores and 200 bytes of image each, and runs the command three
-times for each of two queries, in processes of their own. Writes ``results/selection.json``.
+Makes an output whose samples have 200 bytes of image each and columns of their own, and two score
+sets, and runs the command three times for each query, in processes of their own: over the output's
+columns alone, and joined with the score sets. Writes ``results/selection.json``.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen import runner
+from batchgen.curate.score_sets import store_scores
 from batchgen.output.formats import parquet_bytes
 from batchgen.output.ledger import Ledger, data_name
 from batchgen.output.marker import Counts, Marker, Written
 from batchgen.plan.plan import Plan
 from batchgen.spec.build import build
+from batchgen.stages.scorers.scorer import ScoreColumn
 from batchgen.storage import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +46,25 @@ IMAGE = 200  # bytes
 QUERIES = {
     "band": ["--where", "pixel_std between 20 and 60 and pixel_mean > 40"],
     "best of each class": ["--top", "500", "--by", "pixel_std", "--per", "label"],
+    "band of a score": ["--where", "class_agrees and class_margin between 0.05 and 0.4"],
+    "best of each class by a score": ["--top", "500", "--by", "class_margin", "--per", "label"],
+    "columns of both score sets": [
+        "--where",
+        "class_margin > 0.1 and bit_count(phash) > 20 and not is_blank and pixel_std > 20",
+    ],
 }
+CLASSIFIER = (
+    ScoreColumn("predicted_label", pa.string(), "made up"),
+    ScoreColumn("class_agrees", pa.bool_(), "made up"),
+    ScoreColumn("class_probability", pa.float32(), "made up"),
+    ScoreColumn("class_margin", pa.float32(), "made up"),
+    ScoreColumn("class_entropy", pa.float32(), "made up"),
+)
+LOOKS = (
+    ScoreColumn("phash", pa.uint64(), "made up"),
+    ScoreColumn("sharpness", pa.float32(), "made up"),
+    ScoreColumn("is_blank", pa.bool_(), "made up"),
+)
 
 
 def make(folder: Path, samples: int) -> Ledger:
@@ -95,6 +116,25 @@ def table_of(plan: Plan, shard: int) -> pa.Table:
     )
 
 
+def score(ledger: Ledger, samples: int) -> None:
+    """Two score sets, as `batchgen score` makes them."""
+    drawn = np.random.default_rng(1)
+    keys = pa.array([f"in-{number:08d}-v0" for number in range(samples)])
+    real = {name: drawn.uniform(0, 1, samples).astype(np.float32) for name in "abcd"}
+    classes = [f"class {number}" for number in drawn.integers(0, 100, samples)]
+    agrees = drawn.uniform(0, 1, samples) > 0.2
+    values = [classes, agrees, real["a"], real["b"], real["c"]]
+    named = {column.name: one for column, one in zip(CLASSIFIER, values, strict=True)}
+    store_scores(ledger, "probe", pa.table({"key": keys, **named}), CLASSIFIER, "a")
+    hashes = drawn.integers(0, 2**64, samples, np.uint64)
+    looks = {
+        "phash": hashes,
+        "sharpness": real["d"],
+        "is_blank": drawn.uniform(0, 1, samples) < 0.01,
+    }
+    store_scores(ledger, "looks", pa.table({"key": keys, **looks}), LOOKS, "b")
+
+
 def run(url: str, words: list[str]) -> dict[str, Any]:
     """Seconds and peak memory of one command, and what it has selected."""
     command = [sys.executable, "-m", "batchgen", "select", url, "--name", "one", "--json", *words]
@@ -113,7 +153,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/selection.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        url = make(Path(folder), given.samples).store.url
+        ledger = make(Path(folder), given.samples)
+        score(ledger, given.samples)
+        url = ledger.store.url
         found = {name: [run(url, words) for _ in range(3)] for name, words in QUERIES.items()}
     told = {
         "measured": datetime.now(UTC).date().isoformat(),

@@ -23,7 +23,7 @@ PAGES = [README, *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tasks/*.md"))]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_HERE = {"make test", ". .venv/bin/activate"}  # these tests are part of the first
 STARTS_A_JOB = re.compile(
-    r"^(batchgen|make) (run|resume|extend|replay|submit|demo)\b", re.MULTILINE
+    r"^(batchgen|make) (run|resume|extend|replay|score|submit|demo)\b", re.MULTILINE
 )
 S3_SERVER = "tests.object_store.server"  # in blocks that need programs beside Python's
 
