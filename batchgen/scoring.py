@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from batchgen.curate.columns import IMAGES, columns_of
 from batchgen.curate.score_sets import shards_of
+from batchgen.curate.summary import show_scores
 from batchgen.engine.interrupt import interruptible
 from batchgen.errors import InputError, Interrupted, LimitExceeded, SpecError
 from batchgen.models.scorers import check_scorers
@@ -144,6 +145,7 @@ def score(
                 if pending:
                     stopped = _stream(job, pending, progress, lease, interrupt)
             outcome = _outcome(job, part, tally, stopped)
+            outcome = _reported(ledger, outcome)
             lease.ending = outcome.message.replace(f"{ledger.store.url}/", "")
             return outcome
     except Interrupted as error:
@@ -357,6 +359,17 @@ def _outcome(job: _Job, part: ShardRange | None, run: Tally, stopped: str) -> Ou
     if part is not None:
         message = f"shards {range_text(part)}: {message}"
     return outcome_of(tally, run, ledger.store.url, code, message)
+
+
+def _reported(ledger: Ledger, outcome: Outcome) -> Outcome:
+    """Put the scores into the report; without DuckDB the outcome says that they are not there."""
+    if not outcome.images_made:
+        return outcome
+    try:
+        show_scores(ledger)
+    except InputError as error:
+        return replace(outcome, message=f"{outcome.message}; not in the report: {error}")
+    return outcome
 
 
 def _verdict(job: _Job, tally: Tally, unmade: int) -> tuple[int, str]:

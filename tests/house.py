@@ -76,6 +76,7 @@ HOMES = {
     "isal": ("images",),
     "jinja2": ("report", "recipes"),
     "PIL": ("images", "families", "labels", "importing"),
+    "markupsafe": ("report",),
     "packaging": ("cluster",),
     "peft": ("models",),
     "pycocotools": ("labels",),

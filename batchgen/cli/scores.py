@@ -113,6 +113,7 @@ def select(
     from dataclasses import asdict
 
     from batchgen.curate import selection
+    from batchgen.curate.summary import show_selections
 
     ledger = open_ledger(output, storage_options)
     query, parts = selection.Query(where, top, by, per, lowest), ledger.parts()
@@ -123,11 +124,13 @@ def select(
         raise SpecError("--again" if again else "--remove", True, "", because=_ALONE)
     if remove:
         made = selection.remove_selection(ledger, name)
+        show_selections(ledger)
         echo_json(asdict(made)) if as_json else echo(f"removed: selection {name}")
         return 0
     if again:
         query = selection.read_selection(ledger, name).query
     made = selection.select(ledger, parts, name, query)
+    show_selections(ledger)
     if as_json:
         echo_json(asdict(made))
     else:

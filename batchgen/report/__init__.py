@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from batchgen import __version__
 from batchgen.errors import LimitExceeded, VerifyFailed
@@ -21,13 +22,13 @@ from batchgen.plan.parts import Planned
 from batchgen.report.card import card_of
 from batchgen.report.digest import Digest
 from batchgen.report.gallery import shown_of
+from batchgen.report.scores import BEGIN, END, PAGE, read_summary, section
 from batchgen.report.settings import differing, model_name
 
 __all__ = ["OTHER_CARD", "PAGE", "SHEET", "write"]
 
 OTHER_CARD = "_batchgen/README.md"  # used if README.md is a file of the user
 SHEET = "_batchgen/contact-sheet.png"
-PAGE = "_batchgen/report.html"
 SHOWN_FAILURES = 20
 # Name of a stage in a marker's timings -> its name in the report.
 STAGES = {
@@ -91,6 +92,7 @@ def write(
         "stages": STAGES,
         "measures": MEASURES,
         "version": __version__,
+        "scores": Markup(f"{BEGIN}{section(read_summary(ledger))}{END}"),
         "changed": changed,
         "others": others,
     }
