@@ -27,9 +27,11 @@ GROUPS = {  # fixture -> the files whose tests use it
     "ray_session": (
         *("test_addresses", "test_engine", "test_old_outputs", "test_poison", "test_pools"),
         *("test_more_runs", "test_ray_reads", "test_replica_faults", "test_run", "test_tail"),
+        "test_extend",
     ),
     "s3_server": (
         *("test_s3_faults", "test_s3_run", "test_s3_chaos", "test_s3_import", "test_s3_long"),
+        "test_s3_scores",
     ),
 }
 GROUP = {file: fixture for fixture, files in GROUPS.items() for file in files}

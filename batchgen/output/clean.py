@@ -24,7 +24,7 @@ def clean(ledger: Ledger, dry_run: bool = False) -> Cleaned:
 
     Raises:
         InputError: the output has no plan.
-        OutputBusy: a run is working on it.
+        OutputBusy: a run is working on it, or on one of its score sets.
     """
     ledger.parts()
     if dry_run:

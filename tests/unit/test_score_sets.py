@@ -13,16 +13,19 @@ import pytest
 from batchgen.curate.columns import columns_of
 from batchgen.curate.score_sets import score_sets, shards_of, store_scores
 from batchgen.curate.selection import Query, select, selected_keys, stored_selections
-from batchgen.errors import DamagedRecord, InputError, NewerFormat, SpecError
+from batchgen.errors import DamagedRecord, InputError, NewerFormat, OutputBusy, SpecError
+from batchgen.output.clean import clean
 from batchgen.output.find import keys_of
 from batchgen.output.formats import format_of
 from batchgen.output.holdings import holdings_of, remove_output
+from batchgen.output.lease import hold_lease
 from batchgen.output.ledger import Ledger
 from batchgen.output.repair import repair
 from batchgen.output.score_set import (
     commit_scores,
     content_of,
     files_of,
+    lease_folder,
     ledger_of,
     read_set,
     scores_of,
@@ -249,3 +252,14 @@ def test_a_selection_by_scores_is_stale_when_they_were_made_otherwise(tmp_path: 
         selected_keys(ledger, ledger.parts(), "some")
     shutil.rmtree(tmp_path / "out/_batchgen/scores/numbers")
     assert "numbers was removed" in stored_selections(ledger)[0].stale
+
+
+def test_clean_waits_for_runs_that_score(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    with (
+        hold_lease(ledger.store, print, folder=lease_folder("numbers")),
+        pytest.raises(OutputBusy, match="score set numbers"),
+    ):
+        clean(ledger)
+    assert clean(ledger).temporary_files == ()
