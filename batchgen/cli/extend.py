@@ -57,8 +57,9 @@ def extend(
         raise click.UsageError("one of --variants, --limit, --input and --again is needed")
     if reason is not None and again is None:
         raise click.UsageError("--reason needs --again")
-    from batchgen.output.extension import Extension, further_parts
-    from batchgen.output.extension import extend as add
+    from batchgen.engine.planning import extend_output, planned_parts
+    from batchgen.errors import StopJob
+    from batchgen.output.extension import Extension
     from batchgen.storage import absolute, configure
 
     check_address(address)
@@ -67,8 +68,9 @@ def extend(
     job, options = ledger.job(), parse_storage_options(storage_options)
     configure({**job.storage_options, **options}, job.storage.limits())
     place = None if source is None else absolute(source)
-    plans = further_parts(ledger, Extension(variants, limit, place, again, reason))
+    wanted = Extension(variants, limit, place, again, reason)
     if plan_only:
+        plans = planned_parts(ledger, wanted, address)
         if as_json:
             echo_json([json.loads(plan.to_json()) for plan in plans], indent=1)
         for plan in plans if not as_json else ():
@@ -76,10 +78,14 @@ def extend(
         return 0
     from batchgen import runner
 
-    add(ledger, plans)
+    plans = extend_output(ledger, wanted, address)
     for plan in plans:
         echo(f"added {described(plan)}", err=True)
-    return finish(runner.resume(output, address, as_json, options), as_json)
+    try:
+        return finish(runner.resume(output, address, as_json, options), as_json)
+    except StopJob as error:
+        added = f"the output has the new part; continue with `batchgen resume {output}`"
+        raise type(error)(f"{error} ({added})") from error
 
 
 def described(plan: Plan) -> str:

@@ -7,8 +7,13 @@ from dataclasses import replace
 
 from batchgen.cluster.gpus import device_for
 from batchgen.engine.batch_size import sized
+from batchgen.engine.interrupt import interruptible
 from batchgen.models import check_compile, inspect
+from batchgen.output.extension import Extension, extend, further_parts
+from batchgen.output.lease import hold_lease
+from batchgen.output.ledger import Ledger
 from batchgen.plan.choices import keep_choices, pinned
+from batchgen.plan.extend import unfinished
 from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan, make_plan
 from batchgen.plan.saved import compare
@@ -69,6 +74,30 @@ def runnable(
             part = compare(part, made)
         found.append(resized(part, own))
     return found
+
+
+def extend_output(ledger: Ledger, wanted: Extension, address: str | None) -> list[Plan]:
+    """Add the parts that an extension needs to an output, which this process then holds.
+
+    Raises:
+        OutputBusy: a run holds the output.
+        PlanChanged: the input or the model has changed since the output was planned.
+    """
+    with interruptible() as interrupt, hold_lease(ledger.store, interrupt) as lease:
+        extend(ledger, unfinished(ledger.parts()))
+        plans = planned_parts(ledger, wanted, address)
+        extend(ledger, plans)
+        lease.ending = f"extended by {len(plans)} part{'' if len(plans) == 1 else 's'}"
+    return plans
+
+
+def planned_parts(ledger: Ledger, wanted: Extension, address: str | None) -> list[Plan]:
+    """The parts that the extension adds, if a run can make them as they are; writes nothing."""
+    asked = ledger.job()
+    plans = further_parts(ledger, wanted, asked)
+    for plan in plans:
+        compare(plan, plan_for(spec_of(plan, asked), address, plan, plan.spec)[0])
+    return plans
 
 
 def spec_of(part: Plan, spec: Spec) -> Spec:

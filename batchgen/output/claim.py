@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from batchgen.errors import DamagedRecord, InputError, PlanChanged, RetryShard, StorageFailed
+from batchgen.output.extension import extend
 from batchgen.output.holdings import anything_made, forget_failures
-from batchgen.output.ledger import JOB, PLAN, Ledger
+from batchgen.output.ledger import JOB, PARTS, PLAN, Ledger
 from batchgen.plan.choices import keep_choices
+from batchgen.plan.extend import unfinished
 from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare
@@ -66,11 +68,11 @@ def claim(
         PlanChanged, DamagedRecord: the output's plan is different or damaged, and was used.
     """
     if ledger.freeze(plan, asked):  # also if the very same plan is there
-        return Parts([plan, *ledger.parts()[1:]])
+        return _all_parts(ledger, plan, whole)
     try:
         plan = compare(ledger.require_plan(), plan)
     except (PlanChanged, DamagedRecord) as error:
-        if not whole or anything_made(ledger):
+        if not whole or anything_made(ledger) or ledger.store.list(PARTS):
             raise type(error)(f"{error}, or {_ANEW}") from error
         why = str(error).partition(";")[0]
         say(f"the plan is replaced, since nothing was generated with it ({why})")
@@ -79,6 +81,13 @@ def claim(
         ledger.store.put(PLAN, plan.to_json().encode())
         return Parts([plan])
     ledger.keep_job(asked)
+    return _all_parts(ledger, plan, whole)
+
+
+def _all_parts(ledger: Ledger, plan: Plan, whole: bool) -> Parts:
+    """The parts of the output; an extension that was interrupted is completed by a whole run."""
+    if whole:
+        extend(ledger, unfinished(ledger.parts()))
     return Parts([plan, *ledger.parts()[1:]])
 
 

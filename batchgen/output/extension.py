@@ -20,8 +20,10 @@ from batchgen.plan.extend import (
 )
 from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan
+from batchgen.plan.saved import read_plan
 from batchgen.reasons import FAILURES
 from batchgen.records import Dropped
+from batchgen.spec.spec import Spec
 from batchgen.stages.scorers.filters import FILTERS
 
 OUTCOMES = ("rejected", "failed")
@@ -48,8 +50,8 @@ class Extension:
     reason: str | None = None
 
 
-def further_parts(ledger: Ledger, wanted: Extension) -> list[Plan]:
-    """The parts that the extension adds; writes nothing.
+def further_parts(ledger: Ledger, wanted: Extension, asked: Spec) -> list[Plan]:
+    """The parts that the extension adds; writes nothing. ``asked`` is the user's spec.
 
     Raises:
         SpecError: a value is not allowed.
@@ -61,7 +63,7 @@ def further_parts(ledger: Ledger, wanted: Extension) -> list[Plan]:
     if wanted.limit is not None:
         return more_rows(parts, wanted.limit)
     if wanted.input is not None:
-        return more_input(parts, wanted.input)
+        return more_input(parts, wanted.input, asked.labels)
     if wanted.again not in OUTCOMES:
         raise SpecError("--again", wanted.again, ", ".join(OUTCOMES))
     return _again(ledger, parts, wanted.again, wanted.reason)
@@ -74,6 +76,7 @@ def extend(ledger: Ledger, plans: Iterable[Plan]) -> None:
         OutputBusy: another process added a part meanwhile.
     """
     for plan in plans:
+        read_plan(plan.to_json(), "the new part")  # a part that cannot be read blocks the output
         if not ledger.add_part(plan):
             raise OutputBusy(
                 f"output {ledger.store.url}: another process added "

@@ -147,3 +147,19 @@ def _text_or_bytes(value: bytes | None) -> str | bytes | None:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return value
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Column -> the names of its classes, for columns that are declared as ClassLabel."""
+    try:
+        tree = json.loads((schema.metadata or {}).get(b"huggingface", b""))
+    except (ValueError, RecursionError):
+        return {}
+    for name in ("info", "features"):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    features = tree.items() if isinstance(tree, dict) else ()
+    return {
+        name: [str(one) for one in told["names"]]
+        for name, told in features
+        if isinstance(told, dict) and isinstance(told.get("names"), list)
+    }

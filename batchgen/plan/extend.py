@@ -7,12 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from batchgen.errors import InputError, NewerFormat, SpecError
+from batchgen.plain_text import short
+from batchgen.plan.columns import class_names
+from batchgen.plan.keys import row_key
 from batchgen.plan.parts import Parts
 from batchgen.plan.place import Place, listing_of
 from batchgen.plan.plan import Plan, make_plan
 from batchgen.plan.unique_keys import refuse_duplicate_keys
+from batchgen.spec.labels_section import Labels
+from batchgen.spec.sections import MAX_COUNT
 from batchgen.spec.spec import Spec
+from batchgen.storage import open_input
 
 MOST_VARIANTS = 1_000_000  # of a row, as in the spec
 Samples = list[tuple[int, int, int]]  # row of the input, variant, the variant that it replaces
@@ -26,8 +34,22 @@ def more_variants(parts: Parts, count: int) -> list[Plan]:
         InputError: an input has changed.
     """
     _check_count("--variants", count)
+    return _further_variants(parts, inputs_of(parts), count)
+
+
+def unfinished(parts: Parts) -> list[Plan]:
+    """The parts that an extension still lacks, since it was interrupted between two of them."""
+    last = parts[-1]
+    if not last.place.left:
+        return []
+    bases = [base for base in inputs_of(parts) if base > last.place.base]
+    return _further_variants(parts, bases, last.spec.variants)
+
+
+def _further_variants(parts: Parts, bases: Sequence[int], count: int) -> list[Plan]:
+    """One part for each of these inputs."""
     added: list[Plan] = []
-    for base in inputs_of(parts):
+    for number, base in enumerate(bases, start=1):
         so_far = Parts([*parts, *added])
         rows, first = rows_of(so_far, base), next_variant(so_far, base)
         if first + count > MOST_VARIANTS:
@@ -36,7 +58,9 @@ def more_variants(parts: Parts, count: int) -> list[Plan]:
             )
             raise SpecError("--variants", count, allowed)
         spec = _with(_first(so_far, base).spec, rows, count)
-        added.append(_dense(so_far, spec, place_of(so_far, base, "variants", first_variant=first)))
+        left = len(bases) - number
+        place = place_of(so_far, base, "variants", first_variant=first, left=left)
+        added.append(_dense(so_far, spec, place))
     return added
 
 
@@ -53,7 +77,7 @@ def more_rows(parts: Parts, count: int) -> list[Plan]:
     for base in inputs_of(parts):
         spec, rows = _first(parts, base).spec, rows_of(parts, base)
         there = sum(file.rows for file in _first(parts, base).files)
-        left = count if spec.input.count else min(count, there - rows)
+        left = min(count, (MAX_COUNT if spec.input.count else there) - rows)
         if left < 1:
             continue
         place = place_of(parts, base, "limit", first_row=rows)
@@ -66,11 +90,16 @@ def more_rows(parts: Parts, count: int) -> list[Plan]:
     )
 
 
-def more_input(parts: Parts, path: str) -> list[Plan]:
+def more_input(parts: Parts, path: str, labels: Labels) -> list[Plan]:
     """A part with the rows of another input, which has the same columns.
 
+    Args:
+        parts: of the output.
+        path: of the input.
+        labels: the section ``labels`` as the user gave it; the rest comes from the input.
+
     Raises:
-        InputError: the input cannot be used, its columns differ, or keys are not unique.
+        InputError: the input cannot be used, its columns or classes differ, or keys are not unique.
     """
     first = parts[0]
     if first.spec.input.count:
@@ -79,7 +108,8 @@ def more_input(parts: Parts, path: str) -> list[Plan]:
             "write to a new output"
         )
     source = first.spec.input.model_copy(update={"path": path, "limit": None})
-    spec = first.spec.model_copy(update={"input": source, "variants": _variants(parts, 0)})
+    own = {"input": source, "variants": _variants(parts, 0), "labels": labels}
+    spec = first.spec.model_copy(update=own)
     place = place_of(parts, len(parts), "input")
     plan = make_plan(spec, first.model, first.device, check_keys=False, place=place)
     there, here = dict(first.columns), dict(plan.columns)
@@ -90,8 +120,45 @@ def more_input(parts: Parts, path: str) -> list[Plan]:
                 f"--input {path}: column {name!r} is {other}, but {one} in the output's first "
                 f"input {first.spec.input.path}; all inputs of an output need the same columns"
             )
+    _refuse_other_classes(first, plan)
     _refuse_equal_keys(parts, plan)
     return [plan]
+
+
+def _refuse_other_classes(first: Plan, added: Plan) -> None:
+    """Refuse an input whose numbers mean other classes than those of the first input."""
+    one, other = first.spec.labels.names, added.spec.labels.names
+    if one != other:
+        raise _other_classes(added, "the objects", other, one)
+    there, here = _declared(first), _declared(added)
+    for name in dict.fromkeys([*there, *here]):
+        if there.get(name) != here.get(name):
+            raise _other_classes(added, f"column {name!r}", here.get(name), there.get(name))
+
+
+def _declared(plan: Plan) -> dict[str, list[str]]:
+    """Column -> the class names that the first file of its input declares (ClassLabel)."""
+    if not plan.files:
+        return {}
+    file = plan.files[0]
+    with open_input(file.path, plan.spec.input.path, file.etag) as handle:
+        schema = pq.read_schema(handle)
+    return class_names(schema)
+
+
+def _other_classes(
+    added: Plan, what: str, here: Sequence[str] | None, there: Sequence[str] | None
+) -> InputError:
+    path = added.spec.input.path
+    return InputError(
+        f"--input {path}: the classes of {what} are {_listed(here)}, but {_listed(there)} in the "
+        "output's first input; the same number must mean the same class in all inputs"
+    )
+
+
+def _listed(names: Sequence[str] | None) -> str:
+    """Class names for a message."""
+    return "not declared" if not names else short(", ".join(names))
 
 
 def listed_part(parts: Parts, base: int, samples: Samples, why: str, round: int = 0) -> Plan:
@@ -192,7 +259,7 @@ def _refuse_equal_keys(parts: Parts, added: Plan) -> None:
     known: dict[str, str] = {}
     for plan in (*parts, added):
         for file in plan.files:
-            other = known.setdefault(file.name, file.path)
+            other = known.setdefault(row_key(file.name, 0), file.path)
             if other != file.path:
                 raise InputError(f"the rows of {other} and {file.path} would get the same keys")
     if added.spec.input.columns.key is not None and added.spec.input.check_keys:

@@ -41,6 +41,7 @@ class Place:
         round: of a quota, or of remaking, from 1 on; 0 for other parts.
         listed: number of samples that it lists one by one; 0 if it has all variants of its rows.
         samples_sha256: of the file that lists them.
+        left: number of further parts of the same extension: one for each further input.
     """
 
     part: Count = 0
@@ -54,6 +55,7 @@ class Place:
     round: Count = 0
     listed: Count = 0
     samples_sha256: str = ""
+    left: Count = 0
 
 
 FIRST = Place()

@@ -28,7 +28,7 @@ Prompts = Callable[..., Path]
 def added(output: Path, **wanted: Any) -> Ledger:
     """The output with a further part, of which nothing is generated yet."""
     ledger = Ledger(open_store(str(output)))
-    extend(ledger, further_parts(ledger, Extension(**wanted)))
+    extend(ledger, further_parts(ledger, Extension(**wanted), ledger.job()))
     return ledger
 
 

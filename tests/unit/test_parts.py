@@ -14,11 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchgen.cli import main
 from batchgen.curate.selection import Query, select, selected_keys
 from batchgen.errors import DamagedRecord, InputError, OutputBusy, PlanChanged, SpecError
 from batchgen.input.reader import make_spans, read_columns, read_span, span_from_json
@@ -191,7 +189,7 @@ def files_of(ledger: Ledger) -> dict[str, str]:
 
 
 def add(ledger: Ledger, **wanted: Any) -> list[Plan]:
-    plans = further_parts(ledger, Extension(**wanted))
+    plans = further_parts(ledger, Extension(**wanted), ledger.job())
     extend(ledger, plans)
     make_parts(ledger)
     return plans
@@ -324,17 +322,17 @@ def test_what_cannot_be_added_is_refused(
 ) -> None:
     ledger = output_of(tmp_path)
     with pytest.raises(error, match=words):
-        further_parts(ledger, Extension(**wanted))
+        further_parts(ledger, Extension(**wanted), ledger.job())
 
 
 def test_an_input_with_other_columns_is_refused(tmp_path: Path) -> None:
     ledger = output_of(tmp_path)
     write_columns(tmp_path / "more.parquet", {"prompt": ["x"], "kind": [3]})
     with pytest.raises(InputError, match="column 'kind' is int64, but string"):
-        further_parts(ledger, Extension(input=str(tmp_path / "more.parquet")))
+        further_parts(ledger, Extension(input=str(tmp_path / "more.parquet")), ledger.job())
     write_prompts(tmp_path / "in.parquet", 9)
     with pytest.raises(InputError, match=r"kind|has changed"):
-        further_parts(ledger, Extension(limit=1))
+        further_parts(ledger, Extension(limit=1), ledger.job())
 
 
 def test_rows_without_an_input_are_numbered_on(tmp_path: Path) -> None:
@@ -350,7 +348,9 @@ def test_rows_without_an_input_are_numbered_on(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_add_the_same_part(tmp_path: Path) -> None:
     ledger = output_of(tmp_path)
-    one, other = (further_parts(ledger, Extension(variants=count)) for count in (1, 2))
+    one, other = (
+        further_parts(ledger, Extension(variants=count), ledger.job()) for count in (1, 2)
+    )
     extend(ledger, one)
     with pytest.raises(OutputBusy, match=r"parts/0001.json meanwhile"):
         extend(ledger, other)
@@ -420,21 +420,6 @@ def test_old_and_new_files_are_loaded_together(form: str, tmp_path: Path) -> Non
         images = datasets.load_dataset(place, split="train", cache_dir=cache, **more)
         name = {"webdataset": "__key__"}.get(form, "key")
         assert set(images[name]) == keys
-
-
-def test_extend_shows_the_part_and_writes_nothing(tmp_path: Path) -> None:
-    ledger = output_of(tmp_path)
-    before = files_of(ledger)
-    out = str(tmp_path / "out")
-    shown = CliRunner().invoke(main, ["extend", out, "--variants", "3", "--plan-only"])
-    assert shown.output == "part 1 (variants): 18 samples in shards 2:7: 3 variants of 6 rows\n"
-    told = CliRunner().invoke(main, ["extend", out, "--again", "rejected", "--plan-only", "--json"])
-    assert '"listed": 1' in told.output and told.exit_code == 0
-    assert files_of(ledger) == before
-    none = CliRunner().invoke(main, ["extend", out])
-    assert none.exit_code and "one of --variants" in none.output
-    both = CliRunner().invoke(main, ["extend", out, "--limit", "1", "--reason", "x"])
-    assert "--reason needs --again" in both.output
 
 
 def test_labels_of_all_parts_are_exported(tmp_path: Path) -> None:
