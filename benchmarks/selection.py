@@ -162,6 +162,7 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python "
         f"{platform.python_version()}",
         "versions": {name: version(name) for name in ("duckdb", "pyarrow")},
+        "load_average": round(os.getloadavg()[0], 1),  # of other programs too
         "samples": given.samples,
         "median_seconds": {
             name: statistics.median(one["seconds"] for one in runs) for name, runs in found.items()

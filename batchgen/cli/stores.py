@@ -142,6 +142,7 @@ def _chosen(source: Ledger, name: str | None) -> Chosen | None:
 def _export_copy(
     source: Ledger, target: str, form: str, chosen: Chosen | None, as_json: bool
 ) -> int:
+    from batchgen.curate.score_sets import copy_scores
     from batchgen.engine.interrupt import interruptible
     from batchgen.output.export import export as write_again
     from batchgen.output.ledger import Ledger
@@ -152,12 +153,14 @@ def _export_copy(
     ledger = Ledger(open_store(target))
     with interruptible():
         shards = write_again(source, ledger.store, form, chosen)
+        sets = copy_scores(source, ledger)
     parts = ledger.parts()
     outcome = finalize(parts, ledger, Tally(parts.shards, parts.samples))
     if as_json:
-        echo_json({**asdict(outcome), "written_now": shards})
+        echo_json({**asdict(outcome), "written_now": shards, "score_sets": sets})
     else:
-        echo(f"{shards} shards written now; {outcome.message}")
+        scores = f"; score sets: {', '.join(sets)}" if sets else ""
+        echo(f"{shards} shards written now; {outcome.message}{scores}")
     return outcome.exit_code
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,13 +17,16 @@ from batchgen.output.marker import Marker
 from batchgen.output.score_set import (
     KEY,
     ScoreSet,
+    claim_set,
     commit_scores,
     content_of,
     file_of,
     files_of,
     keep_set,
+    ledger_of,
     read_set,
     remove_set,
+    scores_of,
     set_names,
     told,
 )
@@ -122,6 +125,33 @@ def store_scores(
         commit_scores(ledger, record, marker, rows)
     keep_set(ledger, record)
     return record
+
+
+def copy_scores(source: Ledger, target: Ledger) -> list[str]:
+    """Copy the complete score sets of an output to its export; returns their names.
+
+    A copy may have a part of the samples, by a selection. What the target has already is kept, so
+    an interrupted copy continues.
+
+    Raises:
+        PlanChanged: the target has another set of that name.
+    """
+    plans = tuple(plan.fingerprint for plan in target.parts())
+    copied = []
+    for one in score_sets(source):
+        if one.complete:
+            record, own = replace(one.record, plans=plans), ledger_of(source, one.name)
+            claim_set(target, record)
+            files = files_of(target, one.name)
+            for plan, marker in shards_of(target):
+                scored = None if files.has(marker) else own.marker(marker.shard)
+                if scored is not None:
+                    rows = scores_of(source, scored)
+                    wanted = pa.array(keys_of(target, format_of(plan), marker), pa.string())
+                    places = pc.index_in(wanted, rows.column(KEY).combine_chunks())
+                    commit_scores(target, record, marker, rows.take(places))
+            copied.append(one.name)
+    return copied
 
 
 def _by_shard(

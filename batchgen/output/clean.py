@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchgen.output.lease import hold_lease
+from batchgen.errors import OutputBusy
+from batchgen.output.lease import hold_lease, holders_of
 from batchgen.output.ledger import Ledger
+from batchgen.output.score_set import lease_folder, set_names
 from batchgen.storage import TEMPORARY, abort, unfinished_uploads
 
 
@@ -29,6 +31,10 @@ def clean(ledger: Ledger, dry_run: bool = False) -> Cleaned:
     ledger.parts()
     if dry_run:
         return _left(ledger)
+    for name in set_names(ledger):
+        at_work = [one for one in holders_of(ledger.store, lease_folder(name)) if one.at_work]
+        if at_work:
+            raise OutputBusy(f"score set {name} of {ledger.store.url} is being made ({at_work[0]})")
     with hold_lease(ledger.store, lambda reason: None) as lease:
         left = _left(ledger)
         for upload in unfinished_uploads(ledger.store):

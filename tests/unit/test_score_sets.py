@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
+from batchgen.cli import main
 from batchgen.curate.columns import columns_of
 from batchgen.curate.score_sets import score_sets, shards_of, store_scores
 from batchgen.curate.selection import Query, select, selected_keys, stored_selections
@@ -34,6 +36,7 @@ from batchgen.output.score_set import (
 )
 from batchgen.output.verify import verify
 from batchgen.stages.scorers.scorer import ScoreColumn
+from batchgen.storage import open_store
 from tests.unit.test_selection import COUNT, FORMATS, numbers, output_of
 
 TWICE = ScoreColumn("twice", pa.int64(), "two times the row's number")
@@ -263,3 +266,21 @@ def test_clean_waits_for_runs_that_score(tmp_path: Path) -> None:
     ):
         clean(ledger)
     assert clean(ledger).temporary_files == ()
+
+
+def test_an_export_has_the_scores_of_its_samples(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE, VECTOR)
+    select(ledger, ledger.parts(), "some", Query("twice >= 6 and number <> 8"))
+    for target, words in (("all", ()), ("part", ("--selection", "some"))):
+        command = ["export", ledger.store.url, str(tmp_path / target), "--format", "webdataset"]
+        for _ in range(2):  # the second has nothing to do
+            result = CliRunner().invoke(main, [*command, *words])
+            assert result.exit_code == 0 and "score sets: numbers" in result.output, result.output
+    copy = Ledger(open_store(str(tmp_path / "part")))
+    assert [one.complete for one in score_sets(copy)] == [True]
+    found = columns_of(copy).query("select key, twice, number from samples order by key")
+    assert [row["twice"] for row in found.to_pylist()] == [6, 8, 10, 12, 14, 18, 20, 22]
+    assert all(row["twice"] == 2 * row["number"] for row in found.to_pylist())
+    checked = verify(copy)
+    assert checked.ok, checked.problems
