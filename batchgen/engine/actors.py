@@ -24,6 +24,7 @@ from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.warm_up import compile_before
 from batchgen.engine.watch import Watch
 from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
+from batchgen.models.scorers import load_scorers
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import FailedMarker, Marker
 from batchgen.plan.plan import Plan
@@ -307,6 +308,7 @@ class Generate(StageActor):
             models.load_denoiser(self.plan.model, self.plan.spec, self.devices),
             models.load_decoder(self.plan.model, self.plan.spec, self.devices),
             self.devices[0],
+            load_scorers(self.plan.spec.score, self.devices[0]),
         )
 
     def held(self) -> Mapping[str, Any]:
@@ -374,6 +376,7 @@ class Decode(StageActor):
     def load(self) -> None:
         import_libraries()
         self.stage = models.load_decoder(self.plan.model, self.plan.spec, self.devices)
+        self.scorers = load_scorers(self.plan.spec.score, self.devices[0])
 
     def held(self) -> Mapping[str, Any]:
         return {"decode": self.stage}
@@ -391,5 +394,6 @@ class Decode(StageActor):
             self.ledger,
             frame.attempt,
             trial,
+            self.scorers,
         )
         return Frame(frame.shard, frames.COMMITTED, frame.attempt, marker.to_json())

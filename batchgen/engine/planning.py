@@ -8,6 +8,7 @@ from dataclasses import replace
 from batchgen.cluster.gpus import device_for
 from batchgen.engine.batch_size import sized
 from batchgen.engine.interrupt import interruptible
+from batchgen.engine.scoring import with_scorers
 from batchgen.models import check_compile, inspect
 from batchgen.output.extension import Extension, extend, further_parts
 from batchgen.output.lease import hold_lease
@@ -17,6 +18,7 @@ from batchgen.plan.extend import unfinished
 from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan, make_plan
 from batchgen.plan.saved import compare
+from batchgen.plan.scores import keep_settled
 from batchgen.plan.sizes import as_planned, resized
 from batchgen.records import DeviceInfo
 from batchgen.spec.sections import Resources
@@ -37,17 +39,17 @@ def plan_for(
     Returns:
         The plan, without any ``auto``, and the resources with the sizes of this run's calls.
     """
-    spec = keep_choices(spec, saved)
+    spec = keep_settled(keep_choices(spec, saved), saved)
     model, device = inspect(pinned(spec.model, saved), spec.task), device_for(spec, address)
     check_compile(spec, model)
     spec, notes = sized(spec, model, device)
     notes = (*notes, *idle_offload(spec.resources, device))
     if saved is None:
-        made = make_plan(spec, model, device)
+        made = with_scorers(make_plan(spec, model, device))
         return replace(made, notes=(*made.notes, *notes)), spec.resources
     spec_then = as_planned(spec, planned)
     plan = make_plan(spec_then, model, device, check_keys=False, place=saved.place)
-    return replace(plan, listing=saved.listing), spec.resources
+    return with_scorers(replace(plan, listing=saved.listing)), spec.resources
 
 
 def runnable(

@@ -18,6 +18,7 @@ from batchgen.plan.plan import (
     input_fingerprint,
     plan_fingerprint,
 )
+from batchgen.plan.scores import compare_scorers
 from batchgen.records import ModelInfo
 from batchgen.spec.build import stored
 from batchgen.spec.spec import spec_fingerprint
@@ -140,6 +141,8 @@ def compare(saved: Plan, now: Plan) -> Plan:
             f"know ({', '.join(saved.frozen.unknown)}): use the newer version"
         )
     before, after = saved.spec.result_fields(), now.spec.result_fields()
+    if before.get("score") != after.get("score"):
+        compare_scorers(saved.spec.score, now.spec.score)
     for field in sorted(before.keys() | after.keys()):
         pair = before.get(field), after.get(field)
         _refuse_if_changed(field, *pair, _RESUME.get(field) or _extension(saved, field, *pair))

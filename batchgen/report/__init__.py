@@ -37,6 +37,7 @@ STAGES = {
     "encode": "encoding prompts and images",
     "denoise": "denoising",
     "decode": "decoding latents to pixels",
+    "score": "scoring images",
     "image_wait": "waiting for image files to be encoded",
     "table": "building the columns of the data files",
     "write": "writing files to storage",

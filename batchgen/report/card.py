@@ -17,11 +17,11 @@ from batchgen.output.tally import Tally
 from batchgen.plain_text import plain, short
 from batchgen.plan.parts import Planned
 from batchgen.plan.plan import Plan
+from batchgen.plan.scores import score_columns
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, approximations, model_name
 from batchgen.spec.call_settings import CALL_SETTINGS
 from batchgen.spec.spec import Spec
-from batchgen.stages.scorers.choose import score_columns
 
 SHOWN_LABELS = 50
 SHOWN_COLUMNS = 100
@@ -191,7 +191,7 @@ def _columns(plan: Plan) -> str:
     kept = kept_columns(plan.spec, names, plan.model.settings)
     own = own_columns(plan.spec, plan.model.settings)
     types = dict(plan.columns)
-    scores = score_columns(plan.spec.scorers)
+    scores = score_columns(plan.spec)
     meanings = _MEANINGS | {column.name: column.about for column in scores}
     rows = [(one.name, _kind(one, plan, types), meanings.get(one.name, "")) for one in own]
     rows += [(output, types[name], "copied from the input") for name, output in kept.items()]

@@ -7,13 +7,15 @@ Source rows are an Arrow IPC stream, facts about them are JSON, and tensors are 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from batchgen.errors import to_facts
 from batchgen.records import Dropped, Sample, ShardRows, call_from_json
-from batchgen.shard.work import Notes, ShardWork
+from batchgen.shard.work import Array, Notes, ShardWork
 
 ROWS, ENCODED, DENOISED = "rows", "encoded", "denoised"
 COMMITTED, FAILED, STOPPED = "committed", "failed", "stopped"
@@ -28,6 +30,7 @@ _SCHEMA = pa.schema(
         pa.field("table", pa.large_binary()),
         pa.field("tensors", pa.large_binary()),
         pa.field("labels", pa.large_binary()),
+        pa.field("sources", pa.large_binary()),
     ]
 )
 
@@ -44,6 +47,7 @@ class Frame:
         table: Arrow IPC stream of the source rows.
         tensors: safetensors of all micro-batches.
         labels: Arrow IPC stream of the rows' labels; empty without labels.
+        sources: Arrow IPC stream of the conditioning images that scorers compare with.
     """
 
     shard: int
@@ -53,6 +57,7 @@ class Frame:
     table: bytes = b""
     tensors: bytes = b""
     labels: bytes = b""
+    sources: bytes = b""
 
     def to_block(self) -> pa.Table:
         return pa.table([[getattr(self, name)] for name in _SCHEMA.names], schema=_SCHEMA)
@@ -89,7 +94,8 @@ def from_work(work: ShardWork, state: str, attempt: int, tensors: bytes) -> Fram
     table = _table_bytes(work.rows.table)
     labels = b"" if work.labels is None else _table_bytes(work.labels)
     told = json.dumps(facts).encode()
-    return Frame(work.rows.shard, state, attempt, told, table, tensors, labels)
+    sources = _table_bytes(_images_table(work.sources)) if work.sources else b""
+    return Frame(work.rows.shard, state, attempt, told, table, tensors, labels, sources)
 
 
 def to_work(frame: Frame) -> ShardWork:
@@ -103,7 +109,27 @@ def to_work(frame: Frame) -> ShardWork:
         dropped=tuple(Dropped(**dropped) for dropped in facts["dropped"]),
         notes=Notes(**facts["notes"]),
         labels=pa.ipc.open_stream(frame.labels).read_all() if frame.labels else None,
+        sources=_images(pa.ipc.open_stream(frame.sources).read_all()) if frame.sources else {},
     )
+
+
+def _images_table(images: Mapping[int, Array]) -> pa.Table:
+    """Row -> image (height, width, 3), as a table of plain bytes."""
+    return pa.table(
+        {
+            "row": pa.array(images, pa.int64()),
+            "height": pa.array([one.shape[0] for one in images.values()], pa.int32()),
+            "width": pa.array([one.shape[1] for one in images.values()], pa.int32()),
+            "pixels": pa.array([one.tobytes() for one in images.values()], pa.large_binary()),
+        }
+    )
+
+
+def _images(table: pa.Table) -> dict[int, Array]:
+    return {
+        one["row"]: np.frombuffer(one["pixels"], np.uint8).reshape(one["height"], one["width"], 3)
+        for one in table.to_pylist()
+    }
 
 
 def _row_facts(rows: ShardRows) -> dict[str, object]:

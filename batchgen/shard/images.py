@@ -31,14 +31,14 @@ from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, ImageBatch, Sample
 from batchgen.secrets import redact
+from batchgen.shard.scored import ScoredRows
 from batchgen.shard.work import ShardWork, Trial
 from batchgen.stages.queue import Later
 from batchgen.stages.scorers.choose import scorer_named
 from batchgen.stages.scorers.filters import FILTERS, Filter
-from batchgen.stages.scorers.scorer import Array, Scored
+from batchgen.stages.scorers.scorer import Array, Scorer
 
 ENCODE_THREADS = 2
-KNOWN = ("key", "source_id", "variant", "seed", "prompt", "negative_prompt", "class_label")
 DRIVER = Path("/sys/module/nvidia/version")
 PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
 
@@ -49,8 +49,11 @@ class ImagePool:
     One thread waits for each micro-batch and scores it; others encode its images.
     """
 
-    def __init__(self, plan: Plan, work: ShardWork) -> None:
+    def __init__(self, plan: Plan, work: ShardWork, scorers: Sequence[Scorer] = ()) -> None:
         self._spec = plan.spec
+        self._scorers = [*(scorer_named(name) for name in plan.spec.scorers), *scorers]
+        self._columns = [column.name for one in self._scorers for column in one.columns]
+        self._read = ScoredRows(plan, work, self._scorers)
         self._judge_pool = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._pool = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="image")
         self._notes = work.notes
@@ -89,11 +92,11 @@ class ImagePool:
     ) -> list[Future[Finished] | Dropped]:
         """Score a micro-batch, and queue its accepted images for encoding."""
         batch = decoded.result()
-        scorers = [scorer_named(name) for name in self._spec.scorers]
         every: dict[str, Sequence[Any] | Array] = {}
-        for scorer in scorers:
-            every |= scorer(Scored(list(batch.pixels), _rows(samples)))
-        columns = [column.name for scorer in scorers for column in scorer.columns]
+        with self._notes.timed("score"):
+            scored = self._read(samples, list(batch.pixels))
+            for scorer in self._scorers:
+                every |= scorer(scored)
         judged: list[Future[Finished] | Dropped] = []
         for index, sample in enumerate(samples):
             scores = {name: _plain(values[index]) for name, values in every.items()}
@@ -103,7 +106,7 @@ class ImagePool:
             elif (unfit := self._refused_by(scores)) is not None:
                 judged.append(_dropped(sample, "rejected", unfit.reason, unfit.message))
             else:
-                kept = {name: scores[name] for name in columns}
+                kept = {name: scores[name] for name in self._columns}
                 judged.append(self._pool.submit(self._encode, sample, batch, index, kept))
         return judged
 
@@ -125,11 +128,6 @@ class ImagePool:
             marked=output.provenance == "xmp",
         )
         return Finished(sample, image, batch.truncated[index], scores)
-
-
-def _rows(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """The columns of the output that samples know, as scorers read them."""
-    return {name: [getattr(sample, name) for sample in samples] for name in KNOWN}
 
 
 def _plain(value: Any) -> Any:

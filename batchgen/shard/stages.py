@@ -27,6 +27,7 @@ from batchgen.records import (
 from batchgen.shard.device import Device, Flight
 from batchgen.shard.images import ImagePool, commit
 from batchgen.shard.prepare import Prepared, left_out, prepare
+from batchgen.shard.scored import source_images
 from batchgen.shard.work import Notes, ShardWork, Trial
 from batchgen.spec.tasks import FOLLOWING
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from batchgen.stages.denoise import Denoiser
     from batchgen.stages.encode import Encoder
     from batchgen.stages.queue import Later
+    from batchgen.stages.scorers.scorer import Scorer
 
 UNTRIED = Trial()
 
@@ -55,7 +57,10 @@ def start_work(rows: ShardRows, plan: Plan, trial: Trial) -> tuple[ShardWork, Pr
     read = {mapped[part] for part in (*prepared.images, *FOLLOWING) if part in mapped} - set(kept)
     if read:
         rows = replace(rows, table=rows.table.drop_columns(sorted(read)))
-    return ShardWork(rows, tuple(groups), prepared.dropped, notes, prepared.labels), prepared
+    compares = any(one.settled.compares for one in plan.spec.score if one.settled is not None)
+    sources = source_images(prepared) if compares else {}
+    work = ShardWork(rows, tuple(groups), prepared.dropped, notes, prepared.labels, sources)
+    return work, prepared
 
 
 def condition_batches(work: ShardWork, prepared: Prepared) -> list[ConditionBatch]:
@@ -112,9 +117,15 @@ class FusedStages:
     """All stages in one process; images are encoded while the next micro-batch is generated."""
 
     def __init__(
-        self, encoder: Encoder, denoiser: Denoiser, decoder: Decoder, device: str = "cpu"
+        self,
+        encoder: Encoder,
+        denoiser: Denoiser,
+        decoder: Decoder,
+        device: str = "cpu",
+        scorers: Sequence[Scorer] = (),
     ) -> None:
         self.device = Device(device)
+        self.scorers = scorers
         self.encoder = encoder
         self.denoiser = denoiser
         self.decoder = decoder
@@ -132,7 +143,7 @@ class FusedStages:
         batches = condition_batches(work, prepared)
         run, queue, notes = self.device.run, self.device.queue, work.notes
         flight = Flight(queue, trial)
-        with ImagePool(plan, work) as images:
+        with ImagePool(plan, work, self.scorers) as images:
             with self.device.held(notes):
                 for batch in batches:
                     flight.begin(batch.samples)
@@ -197,12 +208,13 @@ def decode_shard(
     ledger: Ledger,
     attempt: int,
     trial: Trial = UNTRIED,
+    scorers: Sequence[Scorer] = (),
 ) -> Marker:
     """The last pool of the staged layout: decode, score, write, commit."""
     work, latents = isolate(work, batches, trial)
     work.notes.parameter_counts["decoder"] = parameter_counts(decoder)
     flight = Flight(device.queue, trial)
-    with ImagePool(plan, work) as images:
+    with ImagePool(plan, work, scorers) as images:
         with device.held(work.notes):
             for group, batch in zip(work.groups, latents, strict=True):
                 flight.begin(group)

@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.stages.queue import Mark
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Notes:
 class ShardWork:
     """A shard between stages: its rows, its samples and the measurements so far.
 
-    ``labels``: see ``Prepared.labels``.
+    ``labels``: see ``Prepared.labels``. ``sources``: row -> its conditioning image as the model
+    got it, uint8 RGB (height, width, 3); empty if no scorer compares with them.
     """
 
     rows: ShardRows
@@ -60,6 +65,7 @@ class ShardWork:
     dropped: tuple[Dropped, ...]
     notes: Notes
     labels: pa.Table | None = None
+    sources: Mapping[int, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

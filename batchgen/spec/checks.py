@@ -38,6 +38,8 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
         for section in (spec.input, spec.model, spec.output):
             name = type(section).__name__.lower()
             yield from _secrets(section.model_dump(), name)
+        for number, scorer in enumerate(spec.score):
+            yield from _secrets(scorer.model_dump(), f"score.{number}")
 
 
 def is_set(spec: Spec, name: str) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
+from batchgen.spec.score_section import ScorerSpec
 from batchgen.spec.spec import Spec
 from batchgen.storage import absolute, configure
 
@@ -19,4 +23,16 @@ def anywhere(spec: Spec) -> Spec:
         roots = tuple(root if root.endswith("://") else absolute(root) for root in roots)
     source = spec.input.model_copy(update={"path": path, "uri_roots": roots})
     output = spec.output.model_copy(update={"url": absolute(spec.output.url)})
-    return spec.model_copy(update={"input": source, "output": output})
+    score = tuple(map(_scorer_anywhere, spec.score))
+    return spec.model_copy(update={"input": source, "output": output, "score": score})
+
+
+def _scorer_anywhere(scorer: ScorerSpec) -> ScorerSpec:
+    """Make the local paths of a scorer absolute; a hub id or a name is none."""
+    changes: dict[str, Any] = {}
+    if scorer.model is not None and os.path.exists(os.path.expanduser(scorer.model)):
+        changes["model"] = os.path.abspath(os.path.expanduser(scorer.model))
+    reference = scorer.options.get("reference")
+    if isinstance(reference, str):
+        changes["options"] = {**scorer.options, "reference": absolute(reference)}
+    return scorer.model_copy(update=changes)

@@ -52,11 +52,17 @@ class Settled(Section):
         fingerprint: of its model's files and its settings.
         columns: column -> its type as text, see ``stages.scorers.scorer.kind_text``.
         about: column -> its meaning.
+        revision: commit of its model, if that is a hub id.
+        reads: the columns of the output that it reads.
+        compares: whether it reads the conditioning images.
     """
 
     fingerprint: str
     columns: dict[str, str]
     about: dict[str, str] = Field(default={})
+    revision: str | None = None
+    reads: tuple[str, ...] = ()
+    compares: bool = False
 
 
 class ScorerSpec(Section):

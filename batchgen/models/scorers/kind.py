@@ -66,6 +66,8 @@ def settled(spec: ScorerSpec, scorer: Scorer, **changes: Any) -> ScorerSpec:
         fingerprint=scorer.fingerprint,
         columns={one.name: kind_text(one.kind) for one in scorer.columns},
         about={one.name: one.about for one in scorer.columns},
+        reads=tuple(scorer.reads),
+        compares=scorer.compares,
     )
     return spec.model_copy(update={"settled": facts, **changes})
 

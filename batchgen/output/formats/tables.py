@@ -17,11 +17,11 @@ from batchgen.labels.makers import EVERY_MAKER
 from batchgen.output.formats.json_values import to_json
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
+from batchgen.plan.scores import score_columns
 from batchgen.records import Dropped, Sample, ShardRows
 from batchgen.spec.call_settings import CALL_SETTINGS, CallSetting
 from batchgen.spec.spec import Spec
 from batchgen.spec.tasks import FOLLOWING, is_rewritten
-from batchgen.stages.scorers.choose import score_columns
 
 MOST_LABELS = 100
 _ANY_OBJECTS = pa.struct([])  # their type depends on the input, see `output_schema`
@@ -106,7 +106,7 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
         columns = spec.input.columns
         objects = None if columns.objects is None else _ANY_OBJECTS
         extra += labels_schema(objects, columns.label_mask is not None)
-    scores = [pa.field(column.name, column.kind) for column in score_columns(spec.scorers)]
+    scores = [pa.field(column.name, column.kind) for column in score_columns(spec)]
     return pa.schema([*COLUMNS, *scores, *extra])
 
 
@@ -258,7 +258,7 @@ def data_table(
         "prompt_truncated": [one.truncated for one in finished],
         **{
             column.name: [one.scores[column.name] for one in finished]
-            for column in score_columns(spec.scorers)
+            for column in score_columns(spec)
         },
         "class_label": [sample.class_label for sample in samples],
         "lora": [lora_text(sample.call.lora) for sample in samples],

@@ -1,0 +1,46 @@
+"""Settles the scorers of a job while planning: checked, with their fingerprints and columns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from batchgen.errors import SpecError
+from batchgen.models.scorers import check_scorers
+from batchgen.output.formats import own_columns
+from batchgen.plan.plan import Plan
+from batchgen.plan.scores import source_schema, values_of
+from batchgen.shard.scored import has_sources, readable_schema
+
+
+def with_scorers(plan: Plan) -> Plan:
+    """The plan with its scorers settled, see ``check_scorers``.
+
+    Raises:
+        SpecError, ModelError: a scorer that cannot score the images of this job.
+    """
+    spec = plan.spec
+    if not spec.score:
+        return plan
+    source = source_schema(plan)
+    bare = replace(plan, spec=spec.model_copy(update={"score": ()}))
+    schema = readable_schema(bare, source)
+    label = spec.input.columns.label
+
+    def labels() -> set[object]:
+        return set() if label is None else values_of(plan, label)
+
+    found = check_scorers(spec.score, schema, labels, has_sources(plan))
+    ours = own_columns(bare.spec, plan.model.settings).names
+    settled = replace(plan, spec=spec.model_copy(update={"score": found}))
+    readable = readable_schema(settled, source).names
+    for one in found:
+        assert one.settled is not None
+        for name in one.settled.columns:
+            if name in ours:
+                because = f"it fills the column {name}, which every output has"
+                raise SpecError("score.scorer", one.scorer, "", because=because)
+        for name in one.settled.reads:
+            if name not in readable:
+                because = f"it reads the column {name}, which another scorer fills"
+                raise SpecError("score.scorer", one.scorer, "", because=because)
+    return settled

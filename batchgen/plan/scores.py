@@ -1,0 +1,115 @@
+"""The scorers of a job as its plan has them, and what they are checked against before work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchgen.errors import InputError, PlanChanged
+from batchgen.plan.columns import plain_type, python_values
+from batchgen.plan.plan import COUNTED_COLUMN, Plan
+from batchgen.spec.score_section import ScorerSpec
+from batchgen.spec.spec import Spec
+from batchgen.stages.scorers import choose
+from batchgen.stages.scorers.scorer import ScoreColumn, kind_named
+from batchgen.storage import open_input
+
+MOST_LABELS = 100_000  # more different labels are no classes
+
+
+def score_columns(spec: Spec) -> tuple[ScoreColumn, ...]:
+    """The columns of an output that scorers fill, in its order; of a spec as it was planned."""
+    return (*choose.score_columns(spec.scorers), *settled_columns(spec.score))
+
+
+def settled_columns(specs: Iterable[ScorerSpec]) -> tuple[ScoreColumn, ...]:
+    """The columns that these scorers fill, as planning settled them."""
+    return tuple(
+        ScoreColumn(name, kind_named(kind) or pa.null(), one.settled.about.get(name, ""))
+        for one in specs
+        if one.settled is not None
+        for name, kind in one.settled.columns.items()
+    )
+
+
+def keep_settled(spec: Spec, saved: Plan | None) -> Spec:
+    """The spec with its scorers as the plan of the output has them, if they are the same.
+
+    So a scorer from the hub keeps its commit.
+    """
+    if saved is None or len(saved.spec.score) != len(spec.score):
+        return spec
+    pairs = zip(spec.score, saved.spec.score, strict=True)
+    kept = tuple(planned if _is_asked(asked, planned) else asked for asked, planned in pairs)
+    return spec.model_copy(update={"score": kept})
+
+
+def _is_asked(asked: ScorerSpec, planned: ScorerSpec) -> bool:
+    """Whether planning made this scorer of that one: its options are completed, never changed."""
+    fields = ("scorer", "model", "revision", "batch_size")
+    same = all(getattr(asked, field) == getattr(planned, field) for field in fields)
+    return same and asked.options.items() <= planned.options.items()
+
+
+def compare_scorers(saved: Sequence[ScorerSpec], now: Sequence[ScorerSpec]) -> None:
+    """Refuse to continue an output with other scorers than it was planned with.
+
+    Raises:
+        PlanChanged: the first scorer that differs.
+    """
+    for before, after in zip(saved, now, strict=False):
+        if before != after:
+            raise PlanChanged(
+                f"score: the output was planned with the scorer {_told(before)}, now it is "
+                f"{_told(after)}; change it back, or write to a new output"
+            )
+    if len(saved) != len(now):
+        names = [", ".join(one.scorer for one in specs) or "none" for specs in (saved, now)]
+        raise PlanChanged(
+            f"score: the output was planned with the scorers {names[0]}, now they are {names[1]}; "
+            "change them back, or write to a new output (`batchgen score` adds scores to a "
+            "finished one)"
+        )
+
+
+def _told(spec: ScorerSpec) -> str:
+    facts = [f"batch_size {spec.batch_size}", *(f"{a} {b!r}" for a, b in spec.options.items())]
+    known = [] if spec.settled is None else [f"fingerprint {spec.settled.fingerprint!r}"]
+    return f"{spec.title} ({', '.join([*known, *facts])})"
+
+
+def source_schema(plan: Plan) -> pa.Schema:
+    """The columns of the input with their metadata, read from its first file's footer."""
+    first = plan.files[0]
+    if not first.path:
+        return pa.schema([(COUNTED_COLUMN, pa.int64())])
+    with open_input(first.path, plan.spec.input.path, first.etag) as handle:
+        return pq.read_schema(handle)
+
+
+def values_of(plan: Plan, column: str) -> set[Any]:
+    """The different values of a column of the input, among the planned rows, without null.
+
+    Raises:
+        InputError: more than MOST_LABELS, so they are no classes.
+    """
+    left, found = plan.rows, set[Any]()
+    for file in plan.files:
+        if left <= 0:
+            break
+        with open_input(file.path, plan.spec.input.path, file.etag) as handle:
+            parquet = pq.ParquetFile(handle, pre_buffer=False)
+            for batch in parquet.iter_batches(65_536, columns=[column], use_threads=False):
+                values = batch.column(0)[:left]
+                left -= len(values)
+                found |= set(python_values(pc.unique(values.cast(plain_type(values.type)))))
+                if len(found) > MOST_LABELS:
+                    raise InputError(
+                        f"column {column!r} has more than {MOST_LABELS:,} different values; a "
+                        "scorer that compares classes needs a column of classes"
+                    )
+    return found - {None}
