@@ -1,0 +1,248 @@
+"""Scorers in the stream: their columns in the output, what they read, both layouts, resume."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchgen.engine.scoring import with_scorers
+from batchgen.errors import ModelError, PlanChanged, SpecError
+from batchgen.images.files import pixels_in
+from batchgen.images.hashing import perceptual_hash
+from batchgen.input.reader import make_spans, read_columns, read_span
+from batchgen.models.scorers import load_scorers
+from batchgen.output.find import contents
+from batchgen.output.formats import format_of
+from batchgen.output.ledger import Ledger
+from batchgen.output.tally import Tally
+from batchgen.output.verify import verify
+from batchgen.plan.plan import Plan
+from batchgen.plan.saved import compare, read_plan
+from batchgen.plan.scores import keep_settled
+from batchgen.report.card import card_of
+from batchgen.report.digest import Digest
+from batchgen.shard import frames
+from batchgen.shard.device import Device
+from batchgen.shard.stages import FusedStages, decode_shard, encode_shard
+from batchgen.spec.score_section import ScorerSpec
+from batchgen.stages.scorers.scorer import ScoreColumn, Scored, Scores, scores
+from batchgen.storage import open_store
+from tests.arithmetic_stages import (
+    ArithmeticDecoder,
+    ArithmeticDenoiser,
+    ArithmeticEncoder,
+)
+from tests.datasets_on_disk import plan_for, png, write_columns
+
+SEEN: list[Scored] = []
+
+
+@scores(
+    ScoreColumn("words", pa.list_(pa.string()), "words of label, note and prompt"),
+    ScoreColumn("boxes", pa.int32(), "number of objects"),
+    ScoreColumn("close", pa.float64(), "distance to the conditioning image"),
+    ScoreColumn("vector", pa.list_(pa.float16(), 3), "mean colour, 0 to 1"),
+    reads=("label", "note", "prompt", "objects", "strength"),
+    compares=True,
+)
+def everything(images: Scored) -> Scores:
+    SEEN.append(images)
+    texts = zip(images.rows["label"], images.rows["note"], images.rows["prompt"], strict=True)
+    means = [pixels.mean(axis=(0, 1)) for pixels in images.pixels]
+    sources = [None if one is None else one.mean(axis=(0, 1)) for one in images.sources]
+    pairs = zip(means, sources, strict=True)
+    return {
+        "words": [[str(word) for word in one] for one in texts],
+        "boxes": [len(one["bbox"]) for one in images.rows["objects"]],
+        "close": [None if b is None else float(abs(a - b).mean()) for a, b in pairs],
+        "vector": [(mean / 255).tolist() for mean in means],
+    }
+
+
+@pytest.fixture(autouse=True)
+def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("own_scores")
+    module.everything = everything  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "own_scores", module)
+
+
+def planned(tmp_path: Path, score: list[Any], **dotted: Any) -> Plan:
+    colours = [(9, 99, 199), (0, 0, 0), (250, 1, 2), (10, 20, 30), (4, 5, 6)]
+    columns = {
+        "image": [png(16, 8, colour) for colour in colours],
+        "prompt": ["a cat", "a dog", "a flat star", "a bird", "a cat"],
+        "kind": ["cat", "dog", "star", "bird", None],
+        "note": [1, 2, 3, 4, 5],
+        "objects": [[{"bbox": [0, 0, 4, 4], "category": 0}] * count for count in range(5)],
+    }
+    source = tmp_path / "a.parquet"
+    if not source.exists():
+        write_columns(source, columns)
+    mapped = {f"input__columns__{name}": name for name in ("image", "prompt", "objects")}
+    settings = {"input__columns__label": "kind", "task": "image-to-image", "variants": 2, **mapped}
+    plan = plan_for(
+        source,
+        tmp_path / "out",
+        **{
+            **settings,
+            "score": score,
+            "resources__batch_size": 3,
+            "output__samples_per_shard": 4,
+            "sampling__strength": 0.4,
+            "labels__categories": ["box"],
+            **dotted,
+        },
+    )
+    return with_scorers(plan)
+
+
+def make(plan: Plan, ledger: Ledger, layout: str) -> None:
+    """A run without Ray; in the staged layout a shard passes through bytes between the stages."""
+    ledger.freeze(plan, plan.spec)
+    encoder, denoiser, decoder = ArithmeticEncoder(), ArithmeticDenoiser(), ArithmeticDecoder()
+    parts: Any = (encoder, denoiser, decoder)
+    scorers = load_scorers(plan.spec.score)
+    device, fused = Device(), FusedStages(*parts, scorers=scorers)
+    columns = read_columns(plan.spec, [name for name, _ in plan.columns])
+    for span in make_spans(plan, ledger.states(plan).pending):
+        for rows in read_span(span, plan.spec, columns):
+            if layout == "fused":
+                fused(rows, plan, ledger, attempt=1)
+                continue
+            work, encoded = encode_shard(parts[0], device, rows, plan)
+            frame = frames.from_work(work, frames.ENCODED, 1, b"")
+            work = frames.to_work(frames.from_block(frame.to_block()))
+            latents = [denoiser(one) for one in encoded]
+            decode_shard(parts[2], device, work, latents, plan, ledger, 1, scorers=scorers)
+
+
+def rows_of(plan: Plan, ledger: Ledger) -> pa.Table:
+    form = format_of(plan)
+    tables = []
+    for marker in ledger.markers(ledger.states(plan).committed):
+        tables.append(form.read(contents(ledger, marker), None))
+    return pa.concat_tables(tables)
+
+
+SCORE = ["phash", "quality", "own_scores:everything"]
+
+
+@pytest.mark.parametrize("layout", ["fused", "staged"])
+def test_scores_are_columns_of_the_output_in_both_layouts(tmp_path: Path, layout: str) -> None:
+    plan = planned(tmp_path, SCORE)
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    make(plan, ledger, layout)
+    assert verify(ledger).ok
+    table = pq.read_table(tmp_path / "out" / "data")
+    assert table.num_rows == 8  # without the two flat ones
+    by_key = {row["key"]: row for row in table.to_pylist()}
+    for row in by_key.values():
+        pixels = pixels_in(row["image"]["bytes"])
+        assert row["phash"] == perceptual_hash(pixels)
+        assert row["words"] == [str(row["label"]), str(row["note"]), row["prompt"]]
+        assert row["boxes"] == len(row["objects"]["bbox"]) == row["note"] - 1
+        assert row["vector"] == pytest.approx(pixels.mean(axis=(0, 1)) / 255, abs=1e-3)
+        assert row["is_blank"] is False and row["sharpness"] > 1000
+        source = {1: (9, 99, 199), 2: (0, 0, 0), 4: (10, 20, 30), 5: (4, 5, 6)}[row["note"]]
+        far = abs(pixels.mean(axis=(0, 1)) - source).mean()
+        assert row["close"] == pytest.approx(far)
+    card = card_of(plan, Tally(plan.shards, plan.samples), Digest(), [], None)
+    assert "perceptual hash, 64 bits" in card and "number of objects" in card
+
+
+def test_both_layouts_write_the_same_bytes(tmp_path: Path) -> None:
+    digests = []
+    for layout in ("fused", "staged"):
+        plan = planned(tmp_path / layout, SCORE)
+        ledger = Ledger(open_store(str(tmp_path / layout / "out")))
+        make(plan, ledger, layout)
+        markers = ledger.markers(ledger.states(plan).committed)
+        digests.append([(one.name, one.sha256) for marker in markers for one in marker.files])
+    assert digests[0] == digests[1] and digests[0]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "image-folder"])
+def test_scores_are_in_the_other_formats(tmp_path: Path, form: str) -> None:
+    plan = planned(tmp_path, SCORE, output__format=form)
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    make(plan, ledger, "fused")
+    assert verify(ledger).ok, verify(ledger)
+
+
+def test_a_scorer_gets_no_more_than_it_reads(tmp_path: Path) -> None:
+    SEEN.clear()
+    make(planned(tmp_path, SCORE), Ledger(open_store(str(tmp_path / "out"))), "fused")
+    assert {name for one in SEEN for name in one.rows} == set(everything.reads)
+
+
+def test_the_plan_is_read_again_with_its_scorers(tmp_path: Path) -> None:
+    plan = planned(tmp_path, SCORE)
+    again = read_plan(plan.to_json())
+    assert again.spec.score == plan.spec.score and again.fingerprint == plan.fingerprint
+    assert again.spec.score[0].settled is not None
+
+
+def test_an_output_is_not_continued_with_other_scorers(tmp_path: Path) -> None:
+    plan = planned(tmp_path, ["phash", "quality"])
+    dark = {"scorer": "quality", "options": {"dark_below": 3}}
+    for score, words in (
+        (["phash"], "planned with the scorers phash, quality, now they are phash; "),
+        (["phash", dark], "planned with the scorer quality .*, now it is quality .*dark_below 3"),
+        ([], "now they are none"),
+    ):
+        with pytest.raises(PlanChanged, match=words):
+            compare(plan, planned(tmp_path, score))
+    assert compare(plan, planned(tmp_path, ["phash", "quality"])).spec == plan.spec
+
+
+def test_a_scorer_whose_version_changed_is_named_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = planned(tmp_path, ["own_scores:everything"])
+    spec = saved.spec.model_copy(update={"score": (ScorerSpec(scorer="own_scores:everything"),)})
+    kept = replace(saved, spec=keep_settled(spec, saved))
+    assert with_scorers(kept).spec == saved.spec
+    changed = replace(everything, fingerprint="other/2")
+    monkeypatch.setattr(sys.modules["own_scores"], "everything", changed)
+    with pytest.raises(ModelError, match="scorer own_scores:everything is not the one that was"):
+        with_scorers(kept)
+
+
+@scores(ScoreColumn("key", pa.string(), ""))
+def taken(images: Scored) -> Scores:
+    raise NotImplementedError
+
+
+@scores(ScoreColumn("far", pa.float32(), ""), reads=("gone",))
+def absent(images: Scored) -> Scores:
+    raise NotImplementedError
+
+
+@scores(ScoreColumn("far", pa.float32(), ""), compares=True)
+def compared(images: Scored) -> Scores:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (taken, "it fills the column key, which every output has"),
+        (absent, "it reads the column 'gone', which the output does not have; its columns: key, "),
+        (compared, "it compares with conditioning images, and this task reads none"),
+    ],
+)
+def test_a_scorer_that_does_not_fit_the_job_is_refused_while_planning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: Any, words: str
+) -> None:
+    monkeypatch.setattr(sys.modules["own_scores"], "everything", function)
+    source = write_columns(tmp_path / "a.parquet", {"prompt": ["a"]})
+    plan = plan_for(source, tmp_path / "out", score=["own_scores:everything"])
+    with pytest.raises(SpecError, match=words):
+        with_scorers(plan)
