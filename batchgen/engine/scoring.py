@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from batchgen.errors import SpecError
@@ -9,7 +10,7 @@ from batchgen.models.scorers import check_scorers
 from batchgen.output.formats import own_columns
 from batchgen.plan.plan import Plan
 from batchgen.plan.scores import source_schema, values_of
-from batchgen.shard.scored import has_sources, readable_schema
+from batchgen.shard.scored import has_sources, readable_schema, source_of
 
 
 def with_scorers(plan: Plan) -> Plan:
@@ -24,12 +25,13 @@ def with_scorers(plan: Plan) -> Plan:
     source = source_schema(plan)
     bare = replace(plan, spec=spec.model_copy(update={"score": ()}))
     schema = readable_schema(bare, source)
-    label = spec.input.columns.label
 
-    def labels() -> set[object]:
-        return set() if label is None else values_of(plan, label)
+    def values(name: str) -> Collection[object]:
+        if name == "class_label":  # given as a number or a name, stored as a number
+            return range(len(plan.model.class_names))
+        return values_of(plan, source_of(name, bare))
 
-    found = check_scorers(spec.score, schema, labels, has_sources(plan))
+    found = check_scorers(spec.score, schema, values, has_sources(plan), spec.labels.names or ())
     ours = own_columns(bare.spec, plan.model.settings).names
     settled = replace(plan, spec=spec.model_copy(update={"score": found}))
     readable = readable_schema(settled, source).names

@@ -101,6 +101,11 @@ def size_of(data: bytes | memoryview, wanted: tuple[int, int]) -> tuple[int, int
         return None
 
 
+def picture(pixels: Array) -> Image.Image:
+    """Pixels, uint8 RGB (height, width, 3), as an image of Pillow."""
+    return Image.fromarray(pixels)
+
+
 def pixels_in(data: bytes) -> Array:
     """Decode an image file that a run wrote: uint8 RGB (height, width, 3)."""
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:

@@ -119,6 +119,25 @@ def find_component(path: str, name: str, model: Model) -> Path:
     return found.folder
 
 
+def find_folder(
+    path: str, revision: str | None, field: str, wanted: Wanted, shipped: Sequence[str]
+) -> FoundModel:
+    """Find the folder of a model that is no pipeline, such as that of a scorer.
+
+    Args:
+        path: a name in ``shipped``, a folder, a URL or a hub id.
+        revision: of the hub id.
+        field: what names it, for messages.
+        wanted: the files to download.
+        shipped: names of batchgen's own folders.
+
+    Raises:
+        ModelError: it does not exist, or cannot be reached; the message names the field.
+        StorageFailed: the store of a URL refuses or fails.
+    """
+    return _find(path, revision, field, wanted, shipped)
+
+
 def find_added(path: str, revision: str | None, field: str, patterns: Sequence[str]) -> Path:
     """Find the file or folder that the ``path`` of an adapter (LoRA and so on) names.
 

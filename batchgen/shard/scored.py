@@ -70,12 +70,12 @@ def _reader(name: str, plan: Plan, work: ShardWork) -> Callable[[Sample], Any]:
     if work.labels is not None and name in work.labels.column_names:
         column = work.labels.column(name)
     else:
-        column = work.rows.table.column(_source_of(name, plan))
+        column = work.rows.table.column(source_of(name, plan))
     values = python_values(column)
     return lambda sample: values[sample.row]
 
 
-def _source_of(name: str, plan: Plan) -> str:
+def source_of(name: str, plan: Plan) -> str:
     """The input's column of a column of the output."""
     label = plan.spec.input.columns.label
     if name == "label" and label is not None:

@@ -6,7 +6,7 @@ import re
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from batchgen.errors import SpecError, nearest
 from batchgen.spec.faults import Faults, faults_of
@@ -16,6 +16,8 @@ from batchgen.spec.yaml_text import parse_yaml
 OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # a user's own scorer, as module:function
 ENTRY_POINTS = "batchgen.scorers"  # group of entry points of installed packages
 FORM = "NAME, NAME=MODEL or {scorer: NAME, ...}"
+Classes = tuple[str, ...] | dict[str, str] | None
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Level = Annotated[float, Field(ge=0.0, le=255.0, allow_inf_nan=False)]
 
 
@@ -37,12 +39,97 @@ class QualityOptions(Section):
     )
 
 
-# Scorer -> its options. The scorers of MODELS read a model.
+class ClipOptions(Section):
+    """Which text an image is compared with."""
+
+    text: str = Field(default="prompt", description="the column of the texts")
+
+
+class ZeroShotOptions(Section):
+    """The classes of zero-shot classification, and the texts for them."""
+
+    label: str = Field(default="label", description="the column of the labels")
+    classes: Classes = Field(
+        default=None,
+        description="names of the classes, by number or by label; null: those that the input "
+        "declares, else the labels themselves",
+    )
+    template: str | tuple[str, ...] = Field(
+        default="a photo of a {label}", description="text for a class, or several texts"
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _names_the_label(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        texts = (value,) if isinstance(value, str) else value
+        if not texts or not all("{label}" in text for text in texts):
+            raise ValueError("text with {label} in it, or a list of such texts")
+        return value
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return (self.template,) if isinstance(self.template, str) else self.template
+
+
+class ClassifierOptions(Section):
+    """How labels belong to the classes of a classifier."""
+
+    label: str = Field(default="label", description="the column of the labels")
+    classes: dict[str, str | int] | None = Field(
+        default=None,
+        description="label -> name or number of its class in the model; null: by name, and numbers "
+        "without names by number",
+    )
+
+
+class DetectorOptions(Section):
+    """From where on an object counts as found, and what becomes of one that is not."""
+
+    threshold: Share = Field(default=0.5, description="a detection has at least this score")
+    min_iou: Share = Field(default=0.5, description="an object is found from this overlap on")
+    mark_crowd: bool = Field(
+        default=False, description="objects that are not found become iscrowd in the output"
+    )
+    classes: dict[str, str | int] | None = Field(
+        default=None, description="category -> name or number of its class in the model"
+    )
+
+
+class RealOptions(Section):
+    """The real images that generated ones are compared with."""
+
+    reference: str = Field(description="Parquet with the real images in its column image")
+    neighbours: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=3, description="the distance is that to this nearest real image"
+    )
+    limit: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
+        default=10_000, description="at most so many real images, evenly over the file"
+    )
+
+
+class NsfwOptions(Section):
+    """The classes of a classifier that are not safe for work."""
+
+    unsafe: tuple[str, ...] = Field(
+        default=(), description="names of classes; empty: those known to be unsafe, such as nsfw"
+    )
+
+
+# Scorer -> its options. The scorers of MODELS need a model, those of MAY_HAVE_MODELS may have one.
 OPTIONS: dict[str, type[Section]] = {
     "phash": NoOptions,
     "quality": QualityOptions,
+    "clip": ClipOptions,
+    "zero-shot": ZeroShotOptions,
+    "classifier": ClassifierOptions,
+    "detector": DetectorOptions,
+    "embedding": NoOptions,
+    "source": NoOptions,
+    "real": RealOptions,
+    "nsfw": NsfwOptions,
 }
-MODELS: tuple[str, ...] = ()
+MODELS = ("clip", "zero-shot", "classifier", "detector", "embedding", "source", "real")
+MAY_HAVE_MODELS = (*MODELS, "nsfw")
 
 
 class Settled(Section):
@@ -55,6 +142,7 @@ class Settled(Section):
         revision: commit of its model, if that is a hub id.
         reads: the columns of the output that it reads.
         compares: whether it reads the conditioning images.
+        classes: label or category, as text -> its class, for scorers that compare classes.
     """
 
     fingerprint: str
@@ -63,6 +151,7 @@ class Settled(Section):
     revision: str | None = None
     reads: tuple[str, ...] = ()
     compares: bool = False
+    classes: dict[str, str | int] = Field(default={})
 
 
 class ScorerSpec(Section):
@@ -95,7 +184,7 @@ class ScorerSpec(Section):
         if name in MODELS and self.model is None:
             needed = f"the folder, hub id or URL of a model for {name}, as in {name}=MODEL"
             raise Faults([SpecError("score.model", None, needed)])
-        if name not in MODELS and (self.model is not None or self.revision is not None):
+        if name not in MAY_HAVE_MODELS and (self.model is not None or self.revision is not None):
             because = f"{name} reads no model; remove it"
             raise Faults([SpecError("score.model", self.model, "null", because=because)])
         self.read_options()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,13 +19,15 @@ class Job:
 
     Attributes:
         schema: the columns of the output that scorers may read, with its metadata.
-        labels: returns the different values of the column ``label``.
+        values: returns the different values of a column, without null.
         has_sources: whether the images have conditioning images to compare with.
+        categories: names of the categories of objects, by number; empty if they are not known.
     """
 
     schema: pa.Schema
-    labels: Callable[[], Collection[Any]] = field(default=tuple)
+    values: Callable[[str], Collection[Any]] = lambda name: ()
     has_sources: bool = False
+    categories: Sequence[str] = ()
 
     def refuse_missing(
         self, spec: ScorerSpec, reads: Iterable[str], compares: bool = False
@@ -60,16 +62,17 @@ class Kind:
     load: Callable[[ScorerSpec, str], Scorer]
 
 
-def settled(spec: ScorerSpec, scorer: Scorer, **changes: Any) -> ScorerSpec:
-    """The specification with what is known of its scorer, and with changed options."""
+def settled(spec: ScorerSpec, scorer: Scorer, **known: Any) -> ScorerSpec:
+    """The specification with what is known of its scorer; ``known``: more fields of ``Settled``."""
     facts = Settled(
         fingerprint=scorer.fingerprint,
         columns={one.name: kind_text(one.kind) for one in scorer.columns},
         about={one.name: one.about for one in scorer.columns},
         reads=tuple(scorer.reads),
         compares=scorer.compares,
+        **known,
     )
-    return spec.model_copy(update={"settled": facts, **changes})
+    return spec.model_copy(update={"settled": facts})
 
 
 def weightless(make: Callable[[ScorerSpec], Scorer]) -> Kind:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from batchgen.errors import ModelError, SpecError
 from batchgen.models.scorers.kind import Job, Kind, weightless
+from batchgen.models.scorers.models import MODEL_KINDS
 from batchgen.models.scorers.own import OWN
 from batchgen.spec.score_section import ScorerSpec
 from batchgen.stages.scorers.phash import PerceptualHash
@@ -20,6 +21,7 @@ from batchgen.stages.scorers.scorer import Scorer
 KINDS: dict[str, Kind] = {
     "phash": weightless(lambda spec: PerceptualHash()),
     "quality": weightless(lambda spec: Quality(**spec.read_options().model_dump())),
+    **MODEL_KINDS,
 }
 _LOADED: dict[tuple[str, str], Scorer] = {}
 _LOADING = threading.Lock()
@@ -28,16 +30,19 @@ _LOADING = threading.Lock()
 def check_scorers(
     specs: Sequence[ScorerSpec],
     schema: pa.Schema,
-    labels: Callable[[], Collection[Any]] = tuple,
+    values: Callable[[str], Collection[Any]] = lambda name: (),
     has_sources: bool = False,
+    categories: Sequence[str] = (),
 ) -> tuple[ScorerSpec, ...]:
     """Check scorers before work starts, without loading weights.
 
     Args:
         specs: as the user gave them, or as they were settled before.
         schema: the columns of the output that the scorers may read, with its metadata.
-        labels: returns the different values of the column ``label``; called if a scorer needs them.
+        values: returns the different values of a column, such as ``label``, without null; called
+            if a scorer needs them.
         has_sources: whether the images have conditioning images to compare with.
+        categories: names of the categories of objects, by number; empty if they are not known.
 
     Returns:
         The same scorers, settled: each with its fingerprint and its columns, with which
@@ -47,7 +52,7 @@ def check_scorers(
         SpecError: an option is wrong, a column is missing, or two scorers fill the same column.
         ModelError: a model cannot be found, or is of another kind than its scorer needs.
     """
-    job = Job(schema, labels, has_sources)
+    job = Job(schema, values, has_sources, categories)
     found = tuple(_kind(spec).settle(spec, job) for spec in specs)
     for before, now in zip(specs, found, strict=True):
         _refuse_other(before, now)
