@@ -35,6 +35,7 @@ from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from batchgen.spec.sections import Pool
 from batchgen.stages.out_of_memory import is_out_of_memory
+from batchgen.stages.scorers.scorer import Scorer
 from batchgen.storage import configure, open_store
 
 BACKOFF_S = 0.5
@@ -137,6 +138,11 @@ class StageActor(ABC):
     @abstractmethod
     def load(self) -> None:
         """Build the stages that this replica holds."""
+
+    def load_scorers(self) -> list[Scorer]:
+        """Load the scorers of the job on the decoder's device."""
+        spec = self.plan.spec
+        return load_scorers(spec.score, self.devices[0], spec.resources.torch_threads)
 
     def held(self) -> Mapping[str, Any]:
         """The stages that this replica holds and may compile, by name."""
@@ -308,7 +314,7 @@ class Generate(StageActor):
             models.load_denoiser(self.plan.model, self.plan.spec, self.devices),
             models.load_decoder(self.plan.model, self.plan.spec, self.devices),
             self.devices[0],
-            load_scorers(self.plan.spec.score, self.devices[0]),
+            self.load_scorers(),
         )
 
     def held(self) -> Mapping[str, Any]:
@@ -376,7 +382,7 @@ class Decode(StageActor):
     def load(self) -> None:
         import_libraries()
         self.stage = models.load_decoder(self.plan.model, self.plan.spec, self.devices)
-        self.scorers = load_scorers(self.plan.spec.score, self.devices[0])
+        self.scorers = self.load_scorers()
 
     def held(self) -> Mapping[str, Any]:
         return {"decode": self.stage}

@@ -44,6 +44,9 @@ def readable_schema(plan: Plan, source: pa.Schema) -> pa.Schema:
     names = {*OF_SAMPLES, *OF_CALLS, "label", "objects", *kept.values()}
     names -= {name for name, column in unset.items() if column is None}
     fields = [field for field in whole if field.name in names]
+    if columns.objects is not None:  # the output's type depends on the rows
+        kind = source.field(columns.objects).type
+        fields = [one.with_type(kind) if one.name == "objects" else one for one in fields]
     return pa.schema(fields, whole.metadata)
 
 

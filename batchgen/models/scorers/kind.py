@@ -29,6 +29,10 @@ class Job:
     has_sources: bool = False
     categories: Sequence[str] = ()
 
+    def sorted_values(self, column: str) -> list[Any]:
+        """The different values of a column, always in the same order."""
+        return sorted(self.values(column), key=lambda value: (isinstance(value, str), str(value)))
+
     def refuse_missing(
         self, spec: ScorerSpec, reads: Iterable[str], compares: bool = False
     ) -> None:

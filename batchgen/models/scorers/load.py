@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.errors import ModelError, SpecError
+from batchgen.models.libraries import prepare
 from batchgen.models.scorers.kind import Job, Kind, weightless
 from batchgen.models.scorers.models import MODEL_KINDS
 from batchgen.models.scorers.own import OWN
-from batchgen.spec.score_section import ScorerSpec
+from batchgen.spec.score_section import MODELS, ScorerSpec
 from batchgen.stages.scorers.phash import PerceptualHash
 from batchgen.stages.scorers.quality import Quality
 from batchgen.stages.scorers.scorer import Scorer
@@ -60,15 +61,20 @@ def check_scorers(
     return found
 
 
-def load_scorers(specs: Sequence[ScorerSpec], device: str = "cpu") -> list[Scorer]:
+def load_scorers(
+    specs: Sequence[ScorerSpec], device: str = "cpu", threads: int = 1
+) -> list[Scorer]:
     """Load scorers that ``check_scorers`` settled, with their weights, on a torch device.
 
-    A scorer is loaded once for each process and device, whatever thread asks first.
+    A scorer is loaded once for each process and device, whatever thread asks first. ``threads`` is
+    the number of CPU threads that torch may use in this process: scores depend on it, as images do.
 
     Raises:
         ModelError: a model cannot be found on this machine, or is not the one that was checked.
     """
     with _LOADING:
+        if any(spec.scorer in MODELS or spec.model is not None for spec in specs):
+            prepare(threads)
         return [_loaded(spec, device) for spec in specs]
 
 

@@ -121,7 +121,7 @@ def _make_zero_shot(
 def _zero_shot_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
     options = spec.read_options()
     names = declared_names(job.schema, options.label)
-    return dict(named_labels(spec, job.values(options.label), names, options.classes))
+    return dict(named_labels(spec, job.sorted_values(options.label), names, options.classes))
 
 
 def _make_classifier(
@@ -137,7 +137,7 @@ def _make_classifier(
 def _classifier_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
     options = spec.read_options()
     names = declared_names(job.schema, options.label)
-    values = job.values(options.label)
+    values = job.sorted_values(options.label)
     return dict(numbered_labels(spec, values, names, model.names(), options.classes))
 
 
