@@ -45,6 +45,10 @@ REASONS: dict[str, str] = {
     "not-selected": "only in a copy that `export --selection` has made: the sample is not in the "
     "selection",
     "flat-image": "the generated image has one single colour (`policy.reject_flat`)",
+    "blank-image": "the scorer `quality` finds the image blank (`policy.reject_blank`)",
+    "dark-image": "the same for dark (`policy.reject_dark`)",
+    "blurred-image": "the same for blurred (`policy.reject_blurred`)",
+    "not-safe": "the scorer `nsfw` finds the image not safe for work (`policy.nsfw: reject`)",
 }
 # The same for samples that failed: the row is not at fault.
 FAILURES: dict[str, str] = {

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -35,10 +35,11 @@ from batchgen.shard.scored import ScoredRows
 from batchgen.shard.work import ShardWork, Trial
 from batchgen.stages.queue import Later
 from batchgen.stages.scorers.choose import scorer_named
-from batchgen.stages.scorers.filters import FILTERS, Filter
+from batchgen.stages.scorers.filters import FILTERS, NOT_SAFE, Filter
 from batchgen.stages.scorers.scorer import Array, Scorer
 
 ENCODE_THREADS = 2
+FLAGGED = f"flagged {NOT_SAFE}"
 DRIVER = Path("/sys/module/nvidia/version")
 PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pillow", "isal", "pyarrow", "ray")
 
@@ -100,6 +101,7 @@ class ImagePool:
         judged: list[Future[Finished] | Dropped] = []
         for index, sample in enumerate(samples):
             scores = {name: _plain(values[index]) for name, values in every.items()}
+            self._count(scores)
             if not batch.finite[index]:
                 said = "the model produced NaN or infinite pixels"
                 judged.append(_dropped(sample, "failed", "non-finite", said))
@@ -109,6 +111,12 @@ class ImagePool:
                 kept = {name: scores[name] for name in self._columns}
                 judged.append(self._pool.submit(self._encode, sample, batch, index, kept))
         return judged
+
+    def _count(self, scores: Mapping[str, object]) -> None:
+        """Count an image that is to be flagged."""
+        if self._spec.policy.nsfw == "flag" and scores["is_unsafe"]:
+            measures = self._notes.measures
+            measures[FLAGGED] = measures.get(FLAGGED, 0) + 1
 
     def _refused_by(self, scores: dict[str, object]) -> Filter | None:
         """The first filter that rejects an image with these scores."""

@@ -32,6 +32,7 @@ def refusals(spec: Spec, stored: bool) -> Iterator[SpecError]:
     yield from _tiny_vae(spec)
     if not stored:
         yield from _places(spec)
+        yield from _unscored(spec)
         yield from _idle(spec)
         yield from _offloads(spec)
         yield from _compiled(spec)
@@ -109,6 +110,25 @@ def _places(spec: Spec) -> Iterator[SpecError]:
             yield SpecError(field, place, "a path or URL without '::' (no chains of filesystems)")
     if not spec.output.url.strip():
         yield SpecError("output.url", spec.output.url, NEEDED["output"], said="is empty")
+
+
+# Field of the policy -> the scorer that it decides by.
+BY_SCORER = {
+    "reject_blank": "quality",
+    "reject_dark": "quality",
+    "reject_blurred": "quality",
+    "nsfw": "nsfw",
+}
+
+
+def _unscored(spec: Spec) -> Iterator[SpecError]:
+    """Refuse a policy that decides by a scorer which the spec does not name."""
+    there = {one.scorer for one in spec.score}
+    for name, scorer in BY_SCORER.items():
+        value = getattr(spec.policy, name)
+        if value not in (False, "off") and scorer not in there:
+            because = f"score does not name the scorer {scorer}; add it there, or remove this field"
+            yield SpecError(f"policy.{name}", value, "", because=because)
 
 
 def _offloads(spec: Spec) -> Iterator[SpecError]:

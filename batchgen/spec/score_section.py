@@ -113,6 +113,7 @@ class NsfwOptions(Section):
     unsafe: tuple[str, ...] = Field(
         default=(), description="names of classes; empty: those known to be unsafe, such as nsfw"
     )
+    above: Share = Field(default=0.8, description="from this probability on an image is unsafe")
 
 
 # Scorer -> its options. The scorers of MODELS need a model, those of MAY_HAVE_MODELS may have one.
@@ -161,7 +162,7 @@ class ScorerSpec(Section):
     model: str | None = Field(default=None, description="folder, hub id or URL of its model")
     revision: str | None = Field(default=None, description="revision, if the model is a hub id")
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=8, description="images in a call of its model; smaller calls are padded"
+        default=8, description="images in a call of its model on a GPU; smaller calls are padded"
     )
     options: dict[str, Any] = Field(default={}, description="options of this scorer")
     settled: Settled | None = None

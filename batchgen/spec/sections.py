@@ -353,3 +353,17 @@ class Policy(Section):
     )
     shard_retries: Annotated[int, Field(ge=0, le=100), FREE] = 2
     reject_flat: bool = Field(default=True, description="reject images that have only one colour")
+    reject_blank: Annotated[bool, COUNTED_IF_SET] = Field(
+        default=False, description="reject images that are blank by the scorer quality"
+    )
+    reject_dark: Annotated[bool, COUNTED_IF_SET] = Field(
+        default=False, description="the same for images that are dark"
+    )
+    reject_blurred: Annotated[bool, COUNTED_IF_SET] = Field(
+        default=False, description="the same for images that are blurred"
+    )
+    nsfw: Annotated[Literal["off", "flag", "reject"], COUNTED_IF_SET] = Field(
+        default="off",
+        description="images that are unsafe by the scorer nsfw: flag counts them in the markers, "
+        "reject rejects them",
+    )

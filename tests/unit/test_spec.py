@@ -117,6 +117,10 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "resources.compile": "full",
     "resources.torch_threads": 2,
     "policy.reject_flat": False,
+    "policy.reject_blank": True,
+    "policy.reject_dark": True,
+    "policy.reject_blurred": True,
+    "policy.nsfw": "reject",
 }
 # Mappings, which are empty by default: one entry each changes what is made.
 ENTRIES: dict[str, Any] = {
@@ -138,6 +142,7 @@ ONLY_IN = {  # parts of a row that some tasks alone take
 # Fields that earlier versions lacked: at their default they are not in the fingerprint.
 NOT_COUNTED_UNSET = {
     "score",
+    *("policy.reject_blank", "policy.reject_dark", "policy.reject_blurred", "policy.nsfw"),
     "output.provenance",
     "resources.decode_batch_size",
     "resources.vae_tiling",
@@ -189,6 +194,10 @@ def base_for(field: str) -> dict[str, Any]:
         return merge(MINIMAL, {"model.loras": CHANGES_THE_RESULT["model.loras"]})
     if field in ("output.image_quality", "output.jpeg_subsampling"):
         return merge(MINIMAL, {"output.image_format": "jpeg"})
+    if field in ("policy.reject_blank", "policy.reject_dark", "policy.reject_blurred"):
+        return merge(MINIMAL, {"score": ["quality"]})
+    if field == "policy.nsfw":
+        return merge(MINIMAL, {"score": ["nsfw"]})
     for task, parts in ONLY_IN.items():
         if field.removeprefix("input.columns.").removeprefix("sampling.") in parts:
             needs = {f"input.columns.{part}": part for part in task_named(task).needs}

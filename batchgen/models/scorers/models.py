@@ -12,7 +12,7 @@ from batchgen.labels.columns import object_fields
 from batchgen.models.scorers import networks
 from batchgen.models.scorers.class_map import declared_names, named_labels, numbered_labels
 from batchgen.models.scorers.files import ScorerModel, feature_size, fingerprint, scorer_model
-from batchgen.models.scorers.kind import Job, Kind, settled
+from batchgen.models.scorers.kind import Job, Kind, call_size, settled
 from batchgen.models.scorers.nsfw import NSFW
 from batchgen.models.scorers.real import real_features, reference_sha256
 from batchgen.spec.score_section import ScorerSpec
@@ -91,14 +91,14 @@ def _features_on(folder: Path, device: str, size: int, sha256: str) -> Any:
 def _pair(spec: ScorerSpec, model: ScorerModel, device: str | None) -> tuple[Any, Any]:
     if device is None:
         return _unloaded, _unloaded
-    images, texts = _clip_on(model.folder, device, spec.batch_size, model.sha256)
+    images, texts = _clip_on(model.folder, device, call_size(spec, device), model.sha256)
     return images, texts
 
 
 def _features(spec: ScorerSpec, model: ScorerModel, device: str | None) -> Any:
     if device is None:
         return _unloaded
-    return _features_on(model.folder, device, spec.batch_size, model.sha256)
+    return _features_on(model.folder, device, call_size(spec, device), model.sha256)
 
 
 def _make_clip(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | None) -> Scorer:
@@ -129,7 +129,7 @@ def _make_classifier(
 ) -> Scorer:
     logits: Any = _unloaded
     if device is not None:
-        logits = networks.logits_of(model.folder, device, spec.batch_size)
+        logits = networks.logits_of(model.folder, device, call_size(spec, device))
     told = fingerprint(spec, model, known=classes)
     return ClassAgreement(logits, model.names(), classes, told, reads=(spec.read_options().label,))
 
@@ -146,7 +146,9 @@ def _make_detector(
 ) -> Scorer:
     options, detect = spec.read_options(), _unloaded
     if device is not None:
-        detect = networks.detector_of(model.folder, device, spec.batch_size, options.threshold)
+        detect = networks.detector_of(
+            model.folder, device, call_size(spec, device), options.threshold
+        )
     told = fingerprint(spec, model, known=classes)
     return ObjectsFound(detect, model.names(), classes, options.min_iou, options.mark_crowd, told)
 

@@ -12,7 +12,7 @@ from batchgen.errors import ModelError, SpecError
 from batchgen.images.files import picture
 from batchgen.models.scorers import networks
 from batchgen.models.scorers.files import ScorerModel, fingerprint, scorer_model
-from batchgen.models.scorers.kind import Job, Kind, settled
+from batchgen.models.scorers.kind import ONE, Job, Kind, call_size, settled
 from batchgen.spec.score_section import ScorerSpec
 from batchgen.stages.scorers.batches import Batches
 from batchgen.stages.scorers.classes import Unsafe, probabilities
@@ -39,17 +39,18 @@ def _model(spec: ScorerSpec) -> ScorerModel | None:
 
 
 def _scorer(spec: ScorerSpec, model: ScorerModel | None, device: str | None) -> Scorer:
+    above = spec.read_options().above
     if model is None:
         package, weights = _package()
         told = fingerprint(spec, None, weights=weights)
-        unsafe = _unloaded if device is None else _open_nsfw(package, spec.batch_size)
-        return Unsafe(unsafe, told)
+        unsafe = _unloaded if device is None else _open_nsfw(package)
+        return Unsafe(unsafe, above, told)
     classes = _unsafe_classes(spec, model)
     told = fingerprint(spec, model)
     if device is None:
-        return Unsafe(_unloaded, told)
-    logits = networks.logits_of(model.folder, device, spec.batch_size)
-    return Unsafe(_summed(logits, classes), told)
+        return Unsafe(_unloaded, above, told)
+    logits = networks.logits_of(model.folder, device, call_size(spec, device))
+    return Unsafe(_summed(logits, classes), above, told)
 
 
 def _unloaded(images: Sequence[object]) -> list[float]:
@@ -69,7 +70,7 @@ def _package() -> tuple[Any, str]:
         return package, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_nsfw(package: Any, size: int) -> Callable[[Sequence[object]], list[float]]:
+def _open_nsfw(package: Any) -> Callable[[Sequence[object]], list[float]]:
     """Images -> the probability by Open-NSFW, on the CPU, in one thread."""
     classifier = package.Classifier(intra_op_threads=1)
 
@@ -77,7 +78,7 @@ def _open_nsfw(package: Any, size: int) -> Callable[[Sequence[object]], list[flo
         array: Array = package.preprocessing.preprocess(picture(pixels))
         return array
 
-    batches = Batches(prepare, classifier.score_array, size)
+    batches = Batches(prepare, classifier.score_array, ONE)
     return lambda images: [float(one) for one in batches(images)]
 
 

@@ -69,19 +69,26 @@ class Unsafe:
 
     Attributes:
         unsafe: images -> the probability.
+        above: from this probability on an image is unsafe.
         fingerprint: of the model and its settings.
     """
 
     unsafe: Callable[[Sequence[object]], list[float]]
+    above: float
     fingerprint: str
     reads: tuple[str, ...] = ()
     compares: bool = False
-    columns: tuple[ScoreColumn, ...] = (
-        ScoreColumn("nsfw_probability", pa.float32(), "probability of not safe for work"),
-    )
+
+    @property
+    def columns(self) -> tuple[ScoreColumn, ...]:
+        return (
+            ScoreColumn("nsfw_probability", pa.float32(), "probability of not safe for work"),
+            ScoreColumn("is_unsafe", pa.bool_(), f"that probability is at least {self.above:g}"),
+        )
 
     def __call__(self, images: Scored) -> Scores:
-        return {"nsfw_probability": [float(np.float32(one)) for one in self.unsafe(images.pixels)]}
+        found = [float(np.float32(one)) for one in self.unsafe(images.pixels)]
+        return {"nsfw_probability": found, "is_unsafe": [one >= self.above for one in found]}
 
 
 def probabilities(logits: Array) -> Array:

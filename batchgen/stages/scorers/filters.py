@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+NOT_SAFE = "not-safe"
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -30,5 +32,29 @@ FILTERS = (
         "reject_flat",
         lambda is_on, scores: is_on and scores["is_flat"],
         "every pixel has the same colour",
+    ),
+    Filter(
+        "blank-image",
+        "reject_blank",
+        lambda is_on, scores: is_on and scores["is_blank"],
+        "no channel varies by more than the limit of the scorer quality (blank_below)",
+    ),
+    Filter(
+        "dark-image",
+        "reject_dark",
+        lambda is_on, scores: is_on and scores["is_dark"],
+        "99 of 100 pixels are darker than the limit of the scorer quality (dark_below)",
+    ),
+    Filter(
+        "blurred-image",
+        "reject_blurred",
+        lambda is_on, scores: is_on and scores["is_blurred"],
+        "its sharpness is below the limit of the scorer quality (blurred_below)",
+    ),
+    Filter(
+        NOT_SAFE,
+        "nsfw",
+        lambda how, scores: how == "reject" and scores["is_unsafe"],
+        "its nsfw_probability is at or above the limit of the scorer nsfw (above)",
     ),
 )
