@@ -161,3 +161,20 @@ def _cell(row: RowLabels | None, field: pa.Field) -> Any:
         "source_height": row.source and row.source[1],
         "fit": row.fit and [round(value, FIT_DIGITS) for value in row.fit.numbers],
     }[field.name]
+
+
+def mark_crowd(
+    objects: pa.ChunkedArray, failed: Sequence[Sequence[bool] | None]
+) -> pa.ChunkedArray:
+    """Set ``iscrowd`` of the objects that failed.
+
+    Args:
+        objects: a column of the output (n rows); its objects have the field ``iscrowd``.
+        failed: for each row, whether each of its objects failed; None if none did.
+    """
+    rows = objects.to_pylist()
+    for row, verdicts in zip(rows, failed, strict=True):
+        if row is not None and verdicts is not None:
+            pairs = zip(row["iscrowd"], verdicts, strict=True)
+            row["iscrowd"] = [1 if is_failed else before for before, is_failed in pairs]
+    return pa.chunked_array([pa.array(rows, objects.type)])

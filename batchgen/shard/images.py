@@ -35,6 +35,7 @@ from batchgen.shard.scored import ScoredRows
 from batchgen.shard.work import ShardWork, Trial
 from batchgen.stages.queue import Later
 from batchgen.stages.scorers.choose import scorer_named
+from batchgen.stages.scorers.detection import FAILED
 from batchgen.stages.scorers.filters import FILTERS, NOT_SAFE, Filter
 from batchgen.stages.scorers.scorer import Array, Scorer
 
@@ -109,7 +110,8 @@ class ImagePool:
                 judged.append(_dropped(sample, "rejected", unfit.reason, unfit.message))
             else:
                 kept = {name: scores[name] for name in self._columns}
-                judged.append(self._pool.submit(self._encode, sample, batch, index, kept))
+                failed = scores.get(FAILED)
+                judged.append(self._pool.submit(self._encode, sample, batch, index, kept, failed))
         return judged
 
     def _count(self, scores: Mapping[str, object]) -> None:
@@ -125,7 +127,12 @@ class ImagePool:
         return next(refusing, None)
 
     def _encode(
-        self, sample: Sample, batch: ImageBatch, index: int, scores: dict[str, object]
+        self,
+        sample: Sample,
+        batch: ImageBatch,
+        index: int,
+        scores: dict[str, object],
+        failed: Any,
     ) -> Finished:
         output = self._spec.output
         image = encode_image(
@@ -135,7 +142,7 @@ class ImagePool:
             output.jpeg_subsampling,
             marked=output.provenance == "xmp",
         )
-        return Finished(sample, image, batch.truncated[index], scores)
+        return Finished(sample, image, batch.truncated[index], scores, failed)
 
 
 def _plain(value: Any) -> Any:

@@ -16,10 +16,6 @@ from batchgen.engine.scoring import with_scorers
 from batchgen.errors import ModelError, PlanChanged, SpecError
 from batchgen.images.files import pixels_in
 from batchgen.images.hashing import perceptual_hash
-from batchgen.input.reader import make_spans, read_columns, read_span
-from batchgen.models.scorers import load_scorers
-from batchgen.output.find import contents
-from batchgen.output.formats import format_of
 from batchgen.output.ledger import Ledger
 from batchgen.output.tally import Tally
 from batchgen.output.verify import verify
@@ -28,18 +24,11 @@ from batchgen.plan.saved import compare, read_plan
 from batchgen.plan.scores import keep_settled
 from batchgen.report.card import card_of
 from batchgen.report.digest import Digest
-from batchgen.shard import frames
-from batchgen.shard.device import Device
-from batchgen.shard.stages import FusedStages, decode_shard, encode_shard
 from batchgen.spec.score_section import ScorerSpec
 from batchgen.stages.scorers.scorer import ScoreColumn, Scored, Scores, scores
 from batchgen.storage import open_store
-from tests.arithmetic_stages import (
-    ArithmeticDecoder,
-    ArithmeticDenoiser,
-    ArithmeticEncoder,
-)
-from tests.datasets_on_disk import plan_for, png, write_columns
+from tests.datasets_on_disk import plan_for, png, spec_for, write_columns
+from tests.scored_outputs import make
 
 SEEN: list[Scored] = []
 
@@ -101,34 +90,6 @@ def planned(tmp_path: Path, score: list[Any], **dotted: Any) -> Plan:
         },
     )
     return with_scorers(plan)
-
-
-def make(plan: Plan, ledger: Ledger, layout: str) -> None:
-    """A run without Ray; in the staged layout a shard passes through bytes between the stages."""
-    ledger.freeze(plan, plan.spec)
-    encoder, denoiser, decoder = ArithmeticEncoder(), ArithmeticDenoiser(), ArithmeticDecoder()
-    parts: Any = (encoder, denoiser, decoder)
-    scorers = load_scorers(plan.spec.score)
-    device, fused = Device(), FusedStages(*parts, scorers=scorers)
-    columns = read_columns(plan.spec, [name for name, _ in plan.columns])
-    for span in make_spans(plan, ledger.states(plan).pending):
-        for rows in read_span(span, plan.spec, columns):
-            if layout == "fused":
-                fused(rows, plan, ledger, attempt=1)
-                continue
-            work, encoded = encode_shard(parts[0], device, rows, plan)
-            frame = frames.from_work(work, frames.ENCODED, 1, b"")
-            work = frames.to_work(frames.from_block(frame.to_block()))
-            latents = [denoiser(one) for one in encoded]
-            decode_shard(parts[2], device, work, latents, plan, ledger, 1, scorers=scorers)
-
-
-def rows_of(plan: Plan, ledger: Ledger) -> pa.Table:
-    form = format_of(plan)
-    tables = []
-    for marker in ledger.markers(ledger.states(plan).committed):
-        tables.append(form.read(contents(ledger, marker), None))
-    return pa.concat_tables(tables)
 
 
 SCORE = ["phash", "quality", "own_scores:everything"]
@@ -246,3 +207,35 @@ def test_a_scorer_that_does_not_fit_the_job_is_refused_while_planning(
     plan = plan_for(source, tmp_path / "out", score=["own_scores:everything"])
     with pytest.raises(SpecError, match=words):
         with_scorers(plan)
+
+
+@pytest.mark.parametrize(
+    ("field", "limit", "reason"),
+    [
+        ("reject_blank", "blank_below", "blank-image"),
+        ("reject_dark", "dark_below", "dark-image"),
+        ("reject_blurred", "blurred_below", "blurred-image"),
+    ],
+)
+def test_images_are_rejected_by_quality(
+    tmp_path: Path, field: str, limit: str, reason: str
+) -> None:
+    highest = 1e9 if limit == "blurred_below" else 255
+    for value, rejected in ((0, 0), (highest, 8)):
+        score = [{"scorer": "quality", "options": {limit: value}}]
+        folder = tmp_path / str(rejected)
+        plan = planned(folder, score, **{f"policy__{field}": True})
+        ledger = Ledger(open_store(str(folder / "out")))
+        make(plan, ledger, "fused")
+        markers = list(ledger.markers(ledger.states(plan).committed))
+        assert sum(marker.reasons.get(reason, 0) for marker in markers) == rejected
+        assert verify(ledger).ok
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "scorer"),
+    [("reject_dark", True, "quality"), ("nsfw", "flag", "nsfw"), ("nsfw", "reject", "nsfw")],
+)
+def test_a_policy_without_its_scorer_is_refused(field: str, value: Any, scorer: str) -> None:
+    with pytest.raises(SpecError, match=f"policy.{field} is set to .* the scorer {scorer}; add it"):
+        spec_for("in.parquet", "out", **{f"policy__{field}": value})

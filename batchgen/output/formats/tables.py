@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.images.conditions import describe
-from batchgen.labels.columns import IMAGE, OBJECTS, labels_schema, objects_feature
+from batchgen.labels.columns import IMAGE, OBJECTS, labels_schema, mark_crowd, objects_feature
 from batchgen.labels.makers import EVERY_MAKER
 from batchgen.output.formats.json_values import to_json
 from batchgen.plain_text import short
@@ -85,12 +85,16 @@ REJECT_COLUMNS = pa.schema(
 
 @dataclass(frozen=True)
 class Finished:
-    """One accepted sample: its image's stored bytes, and its scores by column."""
+    """One accepted sample: its image's stored bytes, and its scores by column.
+
+    ``failed``: for each object, whether it becomes ``iscrowd``, since a scorer did not find it.
+    """
 
     sample: Sample
     image: bytes
     truncated: bool
     scores: Mapping[str, Any]
+    failed: Sequence[bool] | None = None
 
 
 def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
@@ -274,6 +278,8 @@ def data_table(
         values["label"] = _taken(source.column(spec.input.columns.label), positions)
     if labels is not None:
         values |= {name: labels.column(name).take(positions) for name in labels.column_names}
+        if any(one.failed for one in finished):
+            values[OBJECTS] = mark_crowd(values[OBJECTS], [one.failed for one in finished])
     for name, output in kept_columns(spec, source.schema.names, plan.model.settings).items():
         values[output] = _taken(source.column(name), positions)
     arrays = [

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from batchgen.stages.scorers.scorer import Array, ScoreColumn, Scored, Scores
 
+FAILED = "objects_failed"  # name of a score: for each object, whether it becomes iscrowd
+
 
 class Seen(NamedTuple):
     """One detected object: class number of the detector, its score, x0, y0, x1, y1 in pixels."""
@@ -72,12 +74,12 @@ class ObjectsFound:
             name: [one[name] for one in judged] for name in (one.name for one in self.columns)
         }
         if self.marks:
-            found["objects_failed"] = [one["objects_failed"] for one in judged]
+            found[FAILED] = [one[FAILED] for one in judged]
         return found
 
     def _judge(self, seen: Sequence[Seen], objects: Mapping[str, Any] | None) -> dict[str, Any]:
         if objects is None:  # its labels are void
-            return dict.fromkeys((*(one.name for one in self.columns), "objects_failed"))
+            return dict.fromkeys((*(one.name for one in self.columns), FAILED))
         boxes = [(x, y, x + width, y + height) for x, y, width, height in objects["bbox"]]
         kinds = [self.classes.get(str(one)) for one in objects["category"]]
         overlaps = [[overlap(box, one.box) for one in seen] for box in boxes]
@@ -92,7 +94,7 @@ class ObjectsFound:
             "objects_extra": sum(
                 all(row[number] < self.min_iou for row in overlaps) for number in range(len(seen))
             ),
-            "objects_failed": [iou < self.min_iou for iou in best],
+            FAILED: [iou < self.min_iou for iou in best],
         }
 
     def _class_at(self, row: Sequence[float], seen: Sequence[Seen]) -> str | None:

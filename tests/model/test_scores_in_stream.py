@@ -1,0 +1,121 @@
+"""Scorers with models in the stream: the same bytes in both layouts, marked objects, rejects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchgen.engine.scoring import with_scorers
+from batchgen.errors import SpecError
+from batchgen.output.ledger import Ledger
+from batchgen.output.verify import verify
+from batchgen.plan.plan import Plan
+from batchgen.storage import open_store
+from tests import scorer_models
+from tests.datasets_on_disk import plan_for, png, write_columns
+from tests.scored_outputs import make
+
+KINDS = ["cat", "dog", "bird", "cat", None]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    scorer_models.clip(folder / "clip")
+    scorer_models.classifier(folder / "classifier", ["cat", "dog", "bird"])
+    scorer_models.detector(folder / "detector", ["box", "ball"])
+    return folder
+
+
+def planned(tmp_path: Path, score: list[Any], **dotted: Any) -> Plan:
+    source = tmp_path / "a.parquet"
+    objects = {"bbox": [[0.0, 0.0, 4.0, 4.0], [8.0, 2.0, 3.0, 3.0]], "category": [0, 1]}
+    write_columns(
+        source,
+        {
+            "image": [png(16, 8, (number * 40, 99, 9)) for number in range(5)],
+            "prompt": [f"picture {number}" for number in range(5)],
+            "kind": KINDS,
+            "objects": [{**objects, "iscrowd": [0, 0]} for _ in range(5)],
+        },
+    )
+    mapped = {f"input__columns__{name}": name for name in ("image", "prompt", "objects")}
+    settings = {
+        **{**mapped, "input__columns__label": "kind", "task": "image-to-image", "variants": 2},
+        **{"resources__batch_size": 3, "output__samples_per_shard": 4},
+        **{"sampling__strength": 0.4, "labels__categories": ["box", "ball"], "score": score},
+    }
+    return with_scorers(plan_for(source, tmp_path / "out", **{**settings, **dotted}))
+
+
+def every(models: Path) -> list[Any]:
+    return [
+        {"scorer": "clip", "model": str(models / "clip")},
+        f"zero-shot={models / 'clip'}",
+        f"classifier={models / 'classifier'}",
+        {
+            "scorer": "detector",
+            "model": str(models / "detector"),
+            "options": {"mark_crowd": True, "min_iou": 0.9},
+        },
+        f"source={models / 'clip'}",
+        f"embedding={models / 'clip'}",
+    ]
+
+
+def test_both_layouts_write_the_same_bytes(tmp_path: Path, models: Path) -> None:
+    digests = []
+    for layout in ("fused", "staged"):
+        (tmp_path / layout).mkdir()
+        plan = planned(tmp_path / layout, every(models))
+        ledger = Ledger(open_store(str(tmp_path / layout / "out")))
+        make(plan, ledger, layout)
+        assert verify(ledger).ok
+        markers = ledger.markers(ledger.states(plan).committed)
+        digests.append([(one.name, one.sha256) for marker in markers for one in marker.files])
+    assert digests[0] == digests[1] and len(digests[0]) == 3
+    table = pq.read_table(tmp_path / "fused" / "out" / "data")
+    assert table.num_rows == 10
+    for row in table.to_pylist():
+        assert row["class_agrees"] is (
+            None if row["label"] is None else row["predicted_label"] == row["label"]
+        )
+        assert -1 <= row["clip_similarity"] <= 1 and -1 <= row["source_similarity"] <= 1
+        assert row["objects"]["iscrowd"] == [int(iou < 0.9) for iou in row["object_iou"]] == [1, 1]
+        assert row["objects_found"] == 0 and len(row["embedding"]) == 24
+
+
+def test_variants_of_a_row_have_marks_of_their_own(tmp_path: Path, models: Path) -> None:
+    limit = {"mark_crowd": True, "min_iou": 0.02, "threshold": 0.5}
+    score = [{"scorer": "detector", "model": str(models / "detector"), "options": limit}]
+    plan = planned(tmp_path, score, output__format="image-folder")
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    make(plan, ledger, "fused")
+    assert verify(ledger).ok
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("reject", 0), ("flag", 10), ("off", 10)])
+def test_unsafe_images_are_rejected_or_counted(
+    tmp_path: Path, models: Path, policy: str, kept: int
+) -> None:
+    options = {"unsafe": ["cat", "dog", "bird"]}  # together 1
+    score = [{"scorer": "nsfw", "model": str(models / "classifier"), "options": options}]
+    plan = planned(tmp_path, score, policy__nsfw=policy)
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    make(plan, ledger, "fused")
+    assert verify(ledger).ok
+    markers = list(ledger.markers(ledger.states(plan).committed))
+    assert sum(marker.counts.accepted for marker in markers) == kept
+    flagged = sum(marker.measures.get("flagged not-safe", 0) for marker in markers)
+    assert flagged == (10 if policy == "flag" else 0)
+    reasons = sum(marker.reasons.get("not-safe", 0) for marker in markers)
+    assert reasons == (10 if policy == "reject" else 0)
+
+
+def test_classes_that_are_missing_are_found_while_planning(tmp_path: Path, models: Path) -> None:
+    scorer_models.classifier(tmp_path / "two", ["cat", "bird"])
+    with pytest.raises(SpecError, match="these labels have no class in it: 'dog'; its classes"):
+        planned(tmp_path, [f"classifier={tmp_path / 'two'}"])
