@@ -92,20 +92,26 @@ def source_schema(plan: Plan) -> pa.Schema:
 
 
 def values_of(plan: Plan, column: str) -> set[Any]:
-    """The different values of a column of the input, among the planned rows, without null.
+    """The different values of a column of the input, among the plan's rows, without null.
+
+    Those of a part that lists its samples are those of all rows up to its last one.
 
     Raises:
         InputError: more than MOST_LABELS, so they are no classes.
     """
-    left, found = plan.rows, set[Any]()
+    start, stop = plan.place.first_row, plan.place.first_row + plan.rows
+    if plan.place.listed:
+        start, stop = 0, int(plan.listed.rows.max()) + 1
+    row, found = 0, set[Any]()
     for file in plan.files:
-        if left <= 0:
-            break
+        if row + file.rows <= start or row >= stop:
+            row += file.rows
+            continue
         with open_input(file.path, plan.spec.input.path, file.etag) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=False)
             for batch in parquet.iter_batches(65_536, columns=[column], use_threads=False):
-                values = batch.column(0)[:left]
-                left -= len(values)
+                values = batch.column(0)[max(0, start - row) : max(0, stop - row)]
+                row += len(batch)
                 found |= set(python_values(pc.unique(values.cast(plain_type(values.type)))))
                 if len(found) > MOST_LABELS:
                     raise InputError(

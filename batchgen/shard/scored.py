@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.output.formats import kept_columns, output_schema
-from batchgen.plan.plan import Plan, python_values
+from batchgen.plan.columns import python_values
+from batchgen.plan.plan import Plan
 from batchgen.records import Sample
 from batchgen.shard.prepare import Prepared
 from batchgen.shard.work import Array, ShardWork

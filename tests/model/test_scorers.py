@@ -373,3 +373,11 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_labels(models: Path) -> N
     orders = (["cat", "dog"], ["dog", "cat"])
     found = [settle(spec, values=lambda name, order=order: order).settled for order in orders]
     assert found[0] == found[1]
+
+
+def test_further_rows_have_the_classes_that_the_output_was_planned_with(models: Path) -> None:
+    for spec in every(models)[1:3]:
+        planned = settle(spec)
+        assert settle(planned, values=lambda name: {"dog"}) == planned
+        with pytest.raises(SpecError, match="these labels have no class in it: 'wolf'; its"):
+            settle(planned, values=lambda name: {"dog", "wolf"})

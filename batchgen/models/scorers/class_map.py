@@ -25,6 +25,21 @@ def declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
     return tuple(names) if is_list else ()
 
 
+def known_classes(spec: ScorerSpec, values: Collection[Any]) -> dict[str, Any] | None:
+    """The classes of a scorer that was settled before; None if it was not.
+
+    More rows for an output that exists have the classes that it was planned with.
+
+    Raises:
+        SpecError: one of the labels is not among them.
+    """
+    if spec.settled is None or not spec.settled.classes:
+        return None
+    known = dict(spec.settled.classes)
+    _refuse_missing(spec, [value for value in values if str(value) not in known], known)
+    return known
+
+
 def named_labels(
     spec: ScorerSpec,
     values: Collection[Any],

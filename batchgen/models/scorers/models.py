@@ -10,7 +10,12 @@ from typing import Any
 from batchgen.errors import SpecError
 from batchgen.labels.columns import object_fields
 from batchgen.models.scorers import networks
-from batchgen.models.scorers.class_map import declared_names, named_labels, numbered_labels
+from batchgen.models.scorers.class_map import (
+    declared_names,
+    known_classes,
+    named_labels,
+    numbered_labels,
+)
 from batchgen.models.scorers.files import ScorerModel, feature_size, fingerprint, scorer_model
 from batchgen.models.scorers.kind import Job, Kind, call_size, settled
 from batchgen.models.scorers.nsfw import NSFW
@@ -121,7 +126,9 @@ def _make_zero_shot(
 def _zero_shot_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
     options = spec.read_options()
     names = declared_names(job.schema, options.label)
-    return dict(named_labels(spec, job.sorted_values(options.label), names, options.classes))
+    values = job.sorted_values(options.label)
+    known = known_classes(spec, values)
+    return known or dict(named_labels(spec, values, names, options.classes))
 
 
 def _make_classifier(
@@ -138,7 +145,8 @@ def _classifier_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[
     options = spec.read_options()
     names = declared_names(job.schema, options.label)
     values = job.sorted_values(options.label)
-    return dict(numbered_labels(spec, values, names, model.names(), options.classes))
+    known = known_classes(spec, values)
+    return known or dict(numbered_labels(spec, values, names, model.names(), options.classes))
 
 
 def _make_detector(
