@@ -244,16 +244,15 @@ def _checked(
     whole = format_of(plan).schema(dict(contents(ledger, marker)))
     schema = pa.schema([one for one in whole if one.name not in IMAGES], whole.metadata)
 
-    def labels() -> Collection[Any]:
-        if "label" not in schema.names:
-            return ()
+    def values(name: str) -> Collection[Any]:
+        quoted = name.replace('"', '""')
         table = columns_of(ledger).query(
-            "select distinct label from samples where label is not null"
+            f'select distinct "{quoted}" as one from samples where "{quoted}" is not null'
         )
-        return set(table.column("label").to_pylist())
+        return set(table.column("one").to_pylist())
 
     has_sources = any(part in COMPARED for one in parts for part in one.spec.image_parts)
-    return check_scorers(specs, schema, labels, has_sources)
+    return check_scorers(specs, schema, values, has_sources, plan.spec.labels.names or ())
 
 
 def _plan(

@@ -20,11 +20,11 @@ from batchgen.cluster.devices import devices
 from batchgen.cluster.join import living_nodes, this_actor, this_node
 from batchgen.engine.loading import import_libraries, load_model
 from batchgen.engine.memory import Memory, load_hint
+from batchgen.engine.scoring import scorers_of
 from batchgen.engine.shared import SharedAttempts
 from batchgen.engine.warm_up import compile_before
 from batchgen.engine.watch import Watch
 from batchgen.errors import OutOfMemory, RetryShard, StopJob, StorageFailed
-from batchgen.models.scorers import load_scorers
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import FailedMarker, Marker
 from batchgen.plan.plan import Plan
@@ -35,7 +35,6 @@ from batchgen.shard.frames import Frame
 from batchgen.shard.work import Trial
 from batchgen.spec.sections import Pool
 from batchgen.stages.out_of_memory import is_out_of_memory
-from batchgen.stages.scorers.scorer import Scorer
 from batchgen.storage import configure, open_store
 
 BACKOFF_S = 0.5
@@ -138,11 +137,6 @@ class StageActor(ABC):
     @abstractmethod
     def load(self) -> None:
         """Build the stages that this replica holds."""
-
-    def load_scorers(self) -> list[Scorer]:
-        """Load the scorers of the job on the decoder's device."""
-        spec = self.plan.spec
-        return load_scorers(spec.score, self.devices[0], spec.resources.torch_threads)
 
     def held(self) -> Mapping[str, Any]:
         """The stages that this replica holds and may compile, by name."""
@@ -314,7 +308,7 @@ class Generate(StageActor):
             models.load_denoiser(self.plan.model, self.plan.spec, self.devices),
             models.load_decoder(self.plan.model, self.plan.spec, self.devices),
             self.devices[0],
-            self.load_scorers(),
+            scorers_of(self.plan, self.devices[0]),
         )
 
     def held(self) -> Mapping[str, Any]:
@@ -382,7 +376,7 @@ class Decode(StageActor):
     def load(self) -> None:
         import_libraries()
         self.stage = models.load_decoder(self.plan.model, self.plan.spec, self.devices)
-        self.scorers = self.load_scorers()
+        self.scorers = scorers_of(self.plan, self.devices[0])
 
     def held(self) -> Mapping[str, Any]:
         return {"decode": self.stage}

@@ -1,4 +1,4 @@
-"""Settles the scorers of a job while planning: checked, with their fingerprints and columns."""
+"""The scorers of a job: checked and settled while planning, loaded by its replicas."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from batchgen.errors import SpecError
-from batchgen.models.scorers import check_scorers
+from batchgen.models.scorers import check_scorers, load_scorers
 from batchgen.output.formats import own_columns
 from batchgen.plan.plan import Plan
 from batchgen.plan.scores import source_schema, values_of
 from batchgen.shard.scored import has_sources, readable_schema, source_of
+from batchgen.stages.scorers.scorer import Scorer
+
+
+def scorers_of(plan: Plan, device: str) -> list[Scorer]:
+    """Load the scorers of a job on the device of its decoder."""
+    return load_scorers(plan.spec.score, device, plan.spec.resources.torch_threads)
 
 
 def with_scorers(plan: Plan) -> Plan:
