@@ -35,7 +35,7 @@ class QualityOptions(Section):
         default=48.0, description="dark: 99 of 100 pixels have a luma below this"
     )
     blurred_below: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = Field(
-        default=100.0, description="blurred: the sharpness is below this"
+        default=0.03, description="blurred: the relative sharpness is below this"
     )
 
 

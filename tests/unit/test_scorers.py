@@ -84,7 +84,7 @@ def test_quality_tells_blank_dark_and_blurred_from_clean_images() -> None:
     found = score("quality", pixels, nearly, pixels // 16, blurred)
     assert found["is_blank"] == [False, True, False, False]
     assert found["is_dark"] == [False, False, True, False]
-    assert found["is_blurred"] == [False, True, False, True]
+    assert found["is_blurred"] == [False, False, False, True]
     assert found["brightness"][1] == pytest.approx(200, abs=0.1)
 
 
@@ -95,7 +95,11 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     pixels = noise()
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float64)
     expected = cv2.Laplacian(grey, cv2.CV_64F)[1:-1, 1:-1].var()
-    assert score("quality", pixels)["sharpness"][0] == pytest.approx(expected, rel=2e-3)
+    found = score("quality", pixels)
+    assert found["sharpness"][0] == pytest.approx(expected, rel=2e-3)
+    assert found["relative_sharpness"][0] == pytest.approx(expected / grey.var(), rel=5e-3)
+    paler = score("quality", 128 + pixels // 8)
+    assert paler["relative_sharpness"][0] == pytest.approx(expected / grey.var(), rel=0.05)
 
 
 def test_an_image_of_two_pixels_has_a_quality() -> None:

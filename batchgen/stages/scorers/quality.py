@@ -10,6 +10,7 @@ import pyarrow as pa
 from batchgen.stages.scorers.scorer import Array, ScoreColumn, Scored, Scores
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+TINY = 1e-6  # variance of an image without contrast
 BRIGHTEST = 0.99  # an image is dark if this share of its pixels is
 
 
@@ -32,12 +33,17 @@ class Quality:
             ScoreColumn("brightness", pa.float32(), "mean luma, 0 to 255"),
             ScoreColumn("sharpness", pa.float32(), "variance of the Laplacian of the luma"),
             ScoreColumn(
+                "relative_sharpness",
+                pa.float32(),
+                "sharpness over the variance of the luma, so that contrast does not count",
+            ),
+            ScoreColumn(
                 "is_blank",
                 pa.bool_(),
                 f"the standard deviation of every channel is below {blank:g}",
             ),
             ScoreColumn("is_dark", pa.bool_(), f"99 of 100 pixels have a luma below {dark:g}"),
-            ScoreColumn("is_blurred", pa.bool_(), f"the sharpness is below {blurred:g}"),
+            ScoreColumn("is_blurred", pa.bool_(), f"the relative sharpness is below {blurred:g}"),
         )
 
     @property
@@ -55,12 +61,15 @@ class Quality:
     def __call__(self, images: Scored) -> Scores:
         lumas = [_luma(pixels) for pixels in images.pixels]
         sharpness = [_sharpness(luma) for luma in lumas]
+        pairs = zip(sharpness, lumas, strict=True)
+        relative = [one / max(float(luma.var()), TINY) for one, luma in pairs]
         return {
             "brightness": [float(np.float32(luma.mean())) for luma in lumas],
             "sharpness": [float(np.float32(one)) for one in sharpness],
+            "relative_sharpness": [float(np.float32(one)) for one in relative],
             "is_blank": [self._is_blank(pixels) for pixels in images.pixels],
             "is_dark": [bool(np.quantile(luma, BRIGHTEST) < self.dark_below) for luma in lumas],
-            "is_blurred": [one < self.blurred_below for one in sharpness],
+            "is_blurred": [one < self.blurred_below for one in relative],
         }
 
     def _is_blank(self, pixels: Array) -> bool:
