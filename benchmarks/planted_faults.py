@@ -59,7 +59,8 @@ def made(work: Path, images: int) -> tuple[list[Array], Rows]:
     source, out = work / "prompts.parquet", work / "images"
     texts, labels = zip(*prompts(), strict=True)
     table = pa.table({"prompt": texts, "label": labels})
-    pq.write_table(table, source)
+    if not source.exists():  # a folder that is given again is continued
+        pq.write_table(table, source)
     variants = -(-images // table.num_rows)
     run = ["run", "--input", str(source), "--output", str(out), "--label-column", "label"]
     command = [sys.executable, "-m", "batchgen", *run, "--variants", str(variants)]

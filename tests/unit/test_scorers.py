@@ -77,7 +77,7 @@ def test_near_copies_have_near_hashes_and_others_have_not() -> None:
 
 
 def test_quality_tells_blank_dark_and_blurred_from_clean_images() -> None:
-    pixels = noise()
+    pixels = noise(10, 16).repeat(8, axis=0).repeat(8, axis=1)
     blurred = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(4)))
     nearly = np.full_like(pixels, 200)
     nearly[::7, ::7] = 201
