@@ -21,13 +21,13 @@ from batchgen.output.tally import Tally
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import compare, read_plan
-from batchgen.plan.scores import keep_settled
+from batchgen.plan.scores import keep_settled, values_of
 from batchgen.report.card import card_of
 from batchgen.report.digest import Digest
 from batchgen.spec.score_section import ScorerSpec
 from batchgen.stages.scorers.scorer import ScoreColumn, Scored, Scores, scores
 from batchgen.storage import open_store
-from tests.datasets_on_disk import plan_for, png, spec_for, write_columns
+from tests.datasets_on_disk import plan_for, png, spec_for, write_columns, write_table
 from tests.scored_outputs import make
 
 SEEN: list[Scored] = []
@@ -239,3 +239,18 @@ def test_images_are_rejected_by_quality(
 def test_a_policy_without_its_scorer_is_refused(field: str, value: Any, scorer: str) -> None:
     with pytest.raises(SpecError, match=f"policy.{field} is set to .* the scorer {scorer}; add it"):
         spec_for("in.parquet", "out", **{f"policy__{field}": value})
+
+
+@pytest.mark.parametrize(
+    ("limit", "first", "values"), [(None, 0, set("abcd")), (3, 0, {"a", "b"}), (3, 2, set("bcd"))]
+)
+def test_labels_are_those_of_the_rows_of_the_plan(
+    tmp_path: Path, limit: int | None, first: int, values: set[str]
+) -> None:
+    table = pa.table({"prompt": list("123456"), "kind": ["a", "a", "b", None, "c", "d"]})
+    for name, rows in (("a", table.slice(0, 4)), ("b", table.slice(4))):
+        write_table(tmp_path / "in" / f"{name}.parquet", rows, [1] * rows.num_rows)
+    plan = plan_for(tmp_path / "in", tmp_path / "out", input__limit=limit)
+    if first:
+        plan = replace(plan, rows=4, place=replace(plan.place, first_row=first))
+    assert values_of(plan, "kind") == values
