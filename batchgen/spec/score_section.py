@@ -131,6 +131,9 @@ OPTIONS: dict[str, type[Section]] = {
 }
 MODELS = ("clip", "zero-shot", "classifier", "detector", "embedding", "source", "real")
 MAY_HAVE_MODELS = (*MODELS, "nsfw")
+# The shipped CLIP, which knows only the digits and shapes of the shipped generator.
+SHIPPED_CLIP = "digits-shapes-clip"
+USES_CLIP = ("clip", "zero-shot", "embedding", "source")
 
 
 class Settled(Section):
@@ -159,7 +162,11 @@ class ScorerSpec(Section):
     """One scorer. ``settled`` is filled in while planning."""
 
     scorer: str = Field(description="name of a scorer, or module:function of your own")
-    model: str | None = Field(default=None, description="folder, hub id or URL of its model")
+    model: str | None = Field(
+        default=None,
+        description="folder, hub id or URL of its model; null: none, or for "
+        f"{', '.join(USES_CLIP)} the shipped {SHIPPED_CLIP}",
+    )
     revision: str | None = Field(default=None, description="revision, if the model is a hub id")
     batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=8, description="images in a call of its model on a GPU; smaller calls are padded"
@@ -170,7 +177,11 @@ class ScorerSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _text_alone(cls, value: object) -> object:
-        return _from_text(value) if isinstance(value, str) else value
+        given = _from_text(value) if isinstance(value, str) else value
+        if isinstance(given, dict) and given.get("scorer") in USES_CLIP:
+            if given.get("model") is None and given.get("revision") is None:
+                return {**given, "model": SHIPPED_CLIP}
+        return given
 
     @model_validator(mode="after")
     def _known(self) -> ScorerSpec:
