@@ -178,9 +178,9 @@ class ScorerSpec(Section):
     @classmethod
     def _text_alone(cls, value: object) -> object:
         given = _from_text(value) if isinstance(value, str) else value
-        if isinstance(given, dict) and given.get("scorer") in USES_CLIP:
-            if given.get("model") is None and given.get("revision") is None:
-                return {**given, "model": SHIPPED_CLIP}
+        is_clip = isinstance(given, dict) and given.get("scorer") in USES_CLIP
+        if is_clip and given.get("model") is None and given.get("revision") is None:
+            return {**given, "model": SHIPPED_CLIP}
         return given
 
     @model_validator(mode="after")
