@@ -1,7 +1,8 @@
-"""Perceptual hashes: 64 bits of an image that change little when it is re-encoded or resized."""
+"""Perceptual hashes: 64 bits of an image's coarse structure, equal to those of imagehash's phash."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,39 +11,83 @@ from PIL import Image
 Array = np.ndarray[Any, Any]
 
 BITS = 64
-_SIDE = 32  # the image is reduced to so many grey pixels a side
-_KEPT = 8  # frequencies a side
-_DIGITS = 2  # coefficients go up to a million; less than that is rounding, not the image
+SIDE, KEPT = 32, 8
+_NOISE = 9  # binary digits below the largest coefficient's that rounding errors may change: 52 - 9
+_BASE = 128  # a larger image is reduced to this size before it is cropped
+_PART = 1 / SIDE
+# What is cut from the left, the top, the right and the bottom, as fractions. A crop of up to 1/32
+# on each side is near one of these.
+CROPS = (
+    (0.0, 0.0, 0.0, 0.0),
+    (_PART, _PART, 0.0, 0.0),
+    (0.0, 0.0, _PART, _PART),
+    (_PART, 0.0, 0.0, _PART),
+    (0.0, _PART, _PART, 0.0),
+    (_PART, _PART, _PART, _PART),
+    (_PART / 2, _PART / 2, _PART / 2, _PART / 2),
+)
 
 
-def _cosines() -> Array:
-    """The DCT-II of a line of 32 pixels, lowest 8 frequencies, as a matrix (8, 32)."""
-    places = (2 * np.arange(_SIDE) + 1) * np.pi / (2 * _SIDE)
-    waves: Array = 2 * np.cos(np.arange(_KEPT)[:, None] * places[None, :])
-    return waves
+def perceptual_hash(pixels: Array) -> int:
+    """Hash an image, uint8 RGB (height, width, 3).
 
-
-_DCT = _cosines()
-_WEIGHTS = np.uint64(1) << np.arange(BITS - 1, -1, -1, dtype=np.uint64)
-
-
-def perceptual_hash(pixels: Array) -> np.uint64:
-    """The hash of an image: which of its 8 x 8 lowest frequencies are above their median.
-
-    It is the ``phash`` of the library imagehash, with its first bit as the highest of the number,
-    except where a coefficient and the median differ by less than 0.01. So an image of one
-    colour has a hash that does not depend on rounding.
-
-    Args:
-        pixels: uint8 RGB (height, width, 3).
+    The image becomes grey, 32 x 32 (Lanczos). A bit is set where one of the 8 x 8 lowest
+    coefficients of its cosine transform is above their median; the first bit is the highest.
+    Coefficients that differ by rounding errors only count as equal: of a flat image no bit but the
+    first is set.
     """
-    small = Image.fromarray(pixels).convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    found = (_DCT @ np.asarray(small, np.float64) @ _DCT.T).round(_DIGITS)
-    bits = (found > np.median(found)).ravel()
-    return np.uint64(_WEIGHTS[bits].sum(dtype=np.uint64))
+    grey = Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    levels = np.asarray(grey, np.float64)
+    cosines = _cosines()
+    lowest = _product(_product(cosines, levels), cosines.T)  # (8, 8)
+    unit = np.ldexp(1.0, int(np.frexp(np.abs(lowest).max())[1]) - 52 + _NOISE)
+    lowest = np.round(lowest / unit)
+    bits = (lowest > np.median(lowest)).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def crop_hashes(pixels: Array) -> Array:
+    """The hashes (uint64) of an image after each of CROPS; the first is that of the image.
+
+    The others find crops, and are computed from a reduced image, so they may differ by some bits
+    from the hash of an image that is cropped so.
+    """
+    grey = Image.fromarray(pixels).convert("L")
+    if max(grey.size) > _BASE:
+        grey = grey.resize((min(grey.width, _BASE), min(grey.height, _BASE)), Image.Resampling.BOX)
+    width, height = grey.size
+    small = [
+        grey.resize(
+            (SIDE, SIDE),
+            Image.Resampling.LANCZOS,
+            (left * width, top * height, (1 - right) * width, (1 - bottom) * height),
+        )
+        for left, top, right, bottom in CROPS[1:]
+    ]
+    levels = np.stack([np.asarray(one, np.float64) for one in small])  # (6, 32, 32)
+    lowest = (_cosines() @ levels @ _cosines().T).reshape(len(small), BITS)
+    ordered = np.partition(lowest, (BITS // 2 - 1, BITS // 2), axis=1)
+    median = ordered[:, BITS // 2 - 1 : BITS // 2 + 1].mean(axis=1, keepdims=True)
+    packed = np.packbits(lowest > median, axis=1).view(">u8").ravel()
+    first = np.array([perceptual_hash(pixels)], np.uint64)
+    return np.concatenate([first, packed.astype(np.uint64)])
 
 
 def distances(first: Array, second: Array) -> Array:
     """In how many bits hashes (uint64) differ, element by element."""
     count: Array = np.bitwise_count(np.bitwise_xor(first, second))
     return count
+
+
+def _product(left: Array, right: Array) -> Array:
+    """A product of matrices whose sums have the same order on every machine."""
+    product: Array = (left[:, :, None] * right[None, :, :]).sum(axis=1)
+    return product
+
+
+@cache
+def _cosines() -> Array:
+    """The lowest 8 rows of the cosine transform (DCT-II) of 32 values, shape (8, 32)."""
+    frequency, place = np.arange(KEPT)[:, None], np.arange(SIDE)[None, :]
+    cosines: Array = 2.0 * np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE))
+    return cosines
