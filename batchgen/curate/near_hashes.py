@@ -71,7 +71,9 @@ def _runs(first: Array, second: Array, mask: np.uint64) -> Iterator[tuple[Array,
     keys, others = first & mask, second & mask
     order, second_order = np.argsort(keys, kind="stable"), np.argsort(others, kind="stable")
     keys, others = keys[order], others[second_order]
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else []
+    changes = np.ones(len(keys), bool)
+    changes[1:] = keys[1:] != keys[:-1]
+    starts = np.flatnonzero(changes)
     ends = np.append(starts[1:], len(keys))
     left = np.searchsorted(others, keys[starts], "left")
     right = np.searchsorted(others, keys[starts], "right")
@@ -134,4 +136,3 @@ def _compared(
                 count = np.bitwise_count(differ[new])
                 found.append(Pairs(places[top + row], others[left + column], count))
     return found
-

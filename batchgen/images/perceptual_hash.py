@@ -1,4 +1,4 @@
-"""Perceptual hashes: 64 bits of an image's coarse structure, equal to those of imagehash's phash."""
+"""Perceptual hashes: 64 bits of the coarse structure, equal to those of imagehash's phash."""
 
 from __future__ import annotations
 
