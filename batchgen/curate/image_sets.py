@@ -133,6 +133,23 @@ def set_at(place: str) -> ImageSet:
     return ImageSet(place, kind.name, tuple(columns), read, listing.fingerprint)
 
 
+def sources_of(ledger: Ledger) -> Iterator[ImageSet]:
+    """The images that the runs of an output read, part by part.
+
+    Raises:
+        InputError: a run read none.
+    """
+    for path, image, key in dict.fromkeys(
+        (one.spec.input.path, one.spec.input.columns.image, one.spec.input.columns.key)
+        for one in ledger.parts()
+    ):
+        if image is None:
+            raise InputError(
+                f"{ledger.store.url}: its run read no images, so there is no input to compare with"
+            )
+        yield _parquet_set(listed(path), image, key)
+
+
 def output_set(ledger: Ledger) -> ImageSet:
     """The accepted samples of an output, all parts and committed shards of it.
 
@@ -180,12 +197,12 @@ def _of_shard(
         yield _placed(row, url, number if is_row else None)
 
 
-def _parquet_set(listing: Listing) -> ImageSet:
+def _parquet_set(listing: Listing, image: str | None = None, key: str | None = KEY) -> ImageSet:
     """Parquet files with images, as `batchgen import` and Hugging Face write them."""
     names = listing.named(".parquet")
     first = _schema(listing, names[0])
     parts = dataset_from(first, []).columns.parts
-    image, label = parts.get(PICTURE), parts.get(LABEL)
+    image, label = image or parts.get(PICTURE), parts.get(LABEL)
     if image is None:
         raise InputError(
             f"{listing.source}: no column of images; the columns are {', '.join(first.names)}"

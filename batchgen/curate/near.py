@@ -139,6 +139,12 @@ class Nearest:
     likeness: Array = field(repr=False)
 
 
+def nothing(size: int) -> Nearest:
+    """No near copy of any of so many images."""
+    none = np.full(size, -1, np.int64), np.full(size, BITS + 1, np.uint8)
+    return Nearest(*none, np.full(size, -1, np.float32))
+
+
 def nearest_of(near: Near, first: Array, second: Array, size: int) -> Nearest:
     """The nearest of the ``first`` for each of the ``second``: the most alike, then the earliest.
 
@@ -149,8 +155,8 @@ def nearest_of(near: Near, first: Array, second: Array, size: int) -> Nearest:
     """
     rank = np.full(int(first.max(initial=-1)) + 2, np.iinfo(np.int64).max)
     rank[first] = np.arange(len(first))
-    place, alike = np.full(size, -1, np.int64), np.full(size, -1, np.float32)
-    bits = np.full(size, BITS + 1, np.uint8)
+    result = nothing(size)
+    place, bits, alike = result.place, result.bits, result.likeness
     for found in near(first, second):
         order = np.lexsort((rank[found.first], -found.likeness, found.second))
         _, best = np.unique(found.second[order], return_index=True)
@@ -160,7 +166,7 @@ def nearest_of(near: Near, first: Array, second: Array, size: int) -> Nearest:
         nearer = (score > alike[other]) | ((score == alike[other]) & (rank[one] < rank[before]))
         one, other, best = one[nearer], other[nearer], best[nearer]
         place[other], alike[other], bits[other] = one, score[nearer], found.bits[best]
-    return Nearest(place, bits, alike)
+    return result
 
 
 def staying(near: Near, order: Array) -> Array:
