@@ -71,6 +71,7 @@ HOMES = {
     "datasets": ("importing",),
     "diffusers": ("models", "families"),
     "duckdb": ("curate",),
+    "faiss": ("curate",),
     "fsspec": ("storage",),
     "huggingface_hub": ("models", "output"),
     "isal": ("images",),

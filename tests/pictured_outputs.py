@@ -99,11 +99,15 @@ def image_set(path: Path, pictures: Sequence[Array], **columns: Any) -> Path:
 
 
 def textures(count: int, seed: int = 0, side: int = SIDE) -> list[Array]:
-    """Different smooth random images."""
+    """Different random images with coarse and with fine parts, as photographs have them."""
     generator = np.random.default_rng(seed)
     pictures = []
     for _ in range(count):
-        small = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        large = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
-        pictures.append(np.asarray(large))
+        levels = np.full((side, side, 3), 127.0)
+        for cells, height in ((3, 50), (6, 30), (12, 20)):
+            small = generator.normal(0, height, (cells, cells, 1)).astype(np.float32)
+            tint = generator.normal(1, 0.2, 3)
+            part = Image.fromarray(small[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
+            levels += np.asarray(part)[..., None] * tint
+        pictures.append(np.clip(levels, 0, 255).astype(np.uint8))
     return pictures

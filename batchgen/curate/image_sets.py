@@ -100,10 +100,8 @@ def set_at(place: str) -> ImageSet:
     Raises:
         InputError: there is none, or it has no images.
     """
-    store = open_store(place)
-    folder, _, name = PLAN.rpartition("/")
-    if name in store.list(folder):
-        return output_set(Ledger(store))
+    if _is_output(place):
+        return output_set(Ledger(open_store(place)))
     listing = listed(place)
     if listing.named(".parquet"):
         return _parquet_set(listing)
@@ -131,6 +129,15 @@ def set_at(place: str) -> ImageSet:
                 yield SetRow(row.key or row.place.file, None, file=row.place.file)
 
     return ImageSet(place, kind.name, tuple(columns), read, listing.fingerprint)
+
+
+def _is_output(place: str) -> bool:
+    """Whether batchgen wrote the folder. A file, or a place that cannot be listed, is none."""
+    folder, _, name = PLAN.rpartition("/")
+    try:
+        return name in open_store(place).list(folder)
+    except InputError:
+        return False
 
 
 def sources_of(ledger: Ledger) -> Iterator[ImageSet]:

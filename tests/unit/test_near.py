@@ -166,5 +166,5 @@ def test_vectors_are_compared_in_blocks() -> None:
         for part in near(every, every)
         for one, other in zip(part.first, part.second, strict=True)
     }
-    assert found == {(int(a), int(b)) for a, b in zip(*np.nonzero(vectors @ vectors.T >= 0.97))}
+    assert found == {(int(a), int(b)) for a, b in np.argwhere(vectors @ vectors.T >= 0.97)}
     assert len(staying(near, every)) == 60
