@@ -3,8 +3,8 @@
     python benchmarks/copies.py [--sizes 10000,30000,100000,300000,1000000] [--clean 1000]
 
 Planted copies: exact, JPEG, crops, brightness, of images of the shipped model; leaks of held-out
-digits. Speed: hashes with 1 % planted copies, images read and searched, embeddings; each in a process
-of its own. Writes ``results/copies.json``.
+digits. Speed: hashes with 1 % planted copies, images read and searched, embeddings; each in its own
+process. Writes ``results/copies.json``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from batchgen.curate.copies import DISTANCE, LIKENESS
 from batchgen.curate.near import NearImages, NearVectors, staying
@@ -38,12 +37,14 @@ from batchgen.images.files import encode_image
 from batchgen.images.likeness import PLANES
 from batchgen.images.perceptual_hash import CROPS
 
+ROOT = Path(__file__).parents[1]
 Array = np.ndarray[Any, Any]
 MODEL = ROOT / "batchgen" / "shipped" / "digits-shapes"
 SIZES = "10000,30000,100000,300000,1000000"
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 COLOURS = ["red", "orange", "yellow", "green", "blue", "purple", "white", "black"]
 SHAPES = ["circle", "square", "triangle", "cross", "ring", "star"]
+LIBRARIES = ("numpy", "pillow", "opencv-python-headless", "faiss-cpu")
 SIDE, PLANTED, VECTOR = 32, 0.01, 512
 
 

@@ -155,3 +155,112 @@ def _compared_lines(one: Compared) -> list[str]:
 def _conditions(found: Copies) -> list[str]:
     kinds = dict.fromkeys(one.kind for one in found.compared if one.kind != "source_copy")
     return ["not is_memorised" if kind == "memorised" else f"not is_{kind}" for kind in kinds]
+
+
+@main.command()
+@click.argument("target")
+@click.option("--real", required=True, metavar="SET", help="The real images, with classes.")
+@click.option(
+    "--synthetic",
+    multiple=True,
+    required=True,
+    metavar="OUTPUT[:SELECTION]",
+    help="An output, or the samples of one of its selections. May be repeated.",
+)
+@click.option("--ratio", type=float, help="Synthetic images for each real one, in each class.")
+@click.option("--count", type=int, help="Synthetic images of each class. [default: all]")
+@click.option("--per", default="label", show_default=True, help="Column that makes groups.")
+@click.option(
+    "--replace-probability",
+    type=float,
+    default=0.0,
+    help="Replace a real image by a synthetic one with this probability in each epoch.",
+)
+@click.option("--soft-labels", is_flag=True, help="Give each row the probabilities of all classes.")
+@click.option("--gamma", type=float, default=1.0, help="Own class: strength to this power.")
+@click.option("--source-label", metavar="COLUMN", help="The class of a sample's source image.")
+@click.option("--soft-label-column", metavar="COLUMN", help="A column with the probabilities.")
+@click.option(
+    "--held-out",
+    multiple=True,
+    metavar="SET",
+    help="Leave out images of this set and near copies of them. May be repeated.",
+)
+@click.option("--weight", type=float, default=1.0, help="Weight of a synthetic image.")
+@click.option("--allow-fewer", is_flag=True, help="Take what there is, if it is less than asked.")
+@click.option("--materialise", metavar="FORMAT", help="Also write the images: an output format.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice.")
+@storage_option
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def mix(
+    target: str,
+    real: str,
+    synthetic: tuple[str, ...],
+    ratio: float | None,
+    count: int | None,
+    per: str,
+    replace_probability: float,
+    soft_labels: bool,
+    gamma: float,
+    source_label: str | None,
+    soft_label_column: str | None,
+    held_out: tuple[str, ...],
+    weight: float,
+    allow_fewer: bool,
+    materialise: str | None,
+    seed: int,
+    storage_options: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Write a training set of real and synthetic images to the folder TARGET.
+
+    It has a manifest (Parquet, one row for each image), a record, a card, and with --materialise
+    the images. Rows of held-out splits and near copies of held-out images are left out, and listed
+    in left-out.parquet.
+
+    \b
+    batchgen mix out/mix --real train.parquet --synthetic out/images:bright --ratio 3
+    batchgen mix out/mix --real train.parquet --synthetic out/images --held-out test.parquet
+    """
+    from batchgen.cli.options import parse_storage_options
+    from batchgen.curate.mix import Mix, plan_mix
+    from batchgen.curate.mix_files import check_target, record_of, write_mix
+    from batchgen.storage import absolute, configure, open_store
+
+    configure(parse_storage_options(storage_options))
+    asked = Mix(
+        real=real,
+        synthetic=synthetic,
+        ratio=ratio,
+        count=count,
+        per=per,
+        replace_probability=replace_probability,
+        soft_labels=soft_labels,
+        gamma=gamma,
+        soft_column=soft_label_column,
+        source_label=source_label,
+        held_out=held_out,
+        weight=weight,
+        allow_fewer=allow_fewer,
+        seed=seed,
+    )
+    store = open_store(target if "://" in target else absolute(target))
+    made = plan_mix(
+        asked,
+        lambda text: None if as_json else echo(text, err=True),
+        lambda sources: check_target(sources, store, materialise),
+    )
+    write_mix(made, store, materialise)
+    record = record_of(made, materialise)
+    if as_json:
+        echo_json(record)
+        return 0
+    for name, counts in record["counts"].items():
+        told = ", ".join(f"{label} {number:,}" for label, number in list(counts.items())[:10])
+        echo(f"{name:<12} {sum(counts.values()):,} images: {told}")
+    for reason, number in record["left_out"].items():
+        echo(f"left out     {number:,} {reason}")
+    for name, (has, wanted) in record["short"].items():
+        echo(f"fewer        {name}: {has:,} of {wanted:,}")
+    echo(f"written      {store.url}: {record['rows']:,} rows")
+    return 0

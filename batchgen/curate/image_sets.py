@@ -32,6 +32,7 @@ from batchgen.storage import open_store
 HELD_OUT = (VALIDATION, TEST)
 KEY, PICTURE = "key", "image"
 _ROWS = 256  # read at a time
+_MASK = ".seg.apng"  # the end of the names of label masks
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class ImageSet:
         ledger: if it is an output of batchgen.
         read: reads its rows: with images or without, and with further columns.
         fingerprint: of its files: names, sizes and times; of an output, its markers' files.
+        image: the column of its images.
     """
 
     place: str
@@ -79,6 +81,7 @@ class ImageSet:
     read: Rows
     fingerprint: str
     ledger: Ledger | None = None
+    image: str = PICTURE
 
     @property
     def has_splits(self) -> bool:
@@ -196,12 +199,16 @@ def _of_shard(
             table = parquet.read(columns, use_threads=False)
     else:
         table = form.read(dict(contents(ledger, marker)), wanted)
-    files = {posixpath.basename(name).partition(".")[0]: name for name in ours}
+    one_file = isinstance(form, Parquet)
+    files = {} if one_file else {_stem(name): name for name in ours if not name.endswith(_MASK)}
     for number, row in enumerate(_rows(table, label_names(table.schema), LABEL, more)):
-        name = ours[0] if isinstance(form, Parquet) else files.get(row.key, ours[0])
-        is_row = isinstance(form, Parquet) or name == ours[0]
-        url = f"{ledger.store.url.rstrip('/')}/{name}"
-        yield _placed(row, url, number if is_row else None)
+        own = files.get(row.key)
+        url = f"{ledger.store.url.rstrip('/')}/{own or ours[0]}"
+        yield _placed(row, url, None if own else number)
+
+
+def _stem(name: str) -> str:
+    return posixpath.basename(name).partition(".")[0]
 
 
 def _parquet_set(listing: Listing, image: str | None = None, key: str | None = KEY) -> ImageSet:
@@ -218,7 +225,9 @@ def _parquet_set(listing: Listing, image: str | None = None, key: str | None = K
     if SPLIT not in columns and any(split_in(name) for name in names):
         columns.append(SPLIT)
     read = partial(_parquet_rows, listing, image, label)
-    return ImageSet(listing.source, "parquet", tuple(columns), read, listing.fingerprint)
+    return ImageSet(
+        listing.source, "parquet", tuple(columns), read, listing.fingerprint, None, image
+    )
 
 
 def _parquet_rows(

@@ -77,9 +77,11 @@ class NearImages:
     def _hashed(self, first: Array, second: Array) -> Iterator[Pairs]:
         ones, others = self.first.hashes[first], self.second.hashes[second]
         yield from pairs_within(ones[:, 0], others[:, 0], self.bits)
-        for crop in range(1, ones.shape[1]):
-            yield from pairs_within(ones[:, crop], others[:, 0], self.bits // 2)
-            yield from pairs_within(ones[:, 0], others[:, crop], self.bits // 2)
+        crops = ones.shape[1] - 1
+        for found in pairs_within(ones[:, 1:].ravel(), others[:, 0], self.bits // 2):
+            yield Pairs(found.first // crops, found.second, found.bits)
+        for found in pairs_within(ones[:, 0], others[:, 1:].ravel(), self.bits // 2):
+            yield Pairs(found.first, found.second // crops, found.bits)
 
     def _confirmed(self, first: Array, second: Array) -> Iterator[Matches]:
         for start in range(0, len(first), _PAIRS):

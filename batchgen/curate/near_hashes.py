@@ -15,6 +15,8 @@ Array = np.ndarray[Any, Any]
 
 MOST_BITS = 16  # with more, nearly all pairs are compared
 _ROWS, _COLUMNS = 256, 2048  # of a tile that is compared at once: 4 MiB
+_FEW = 1 << 21  # pairs that are compared without bands, or at once
+_LARGE = 600  # candidates of a run that is worth a tile of its own
 _THREADS = 2
 _AHEAD = 8
 
@@ -39,8 +41,16 @@ def pairs_within(first: Array, second: Array, bits: int) -> Iterator[Pairs]:
         bits: 0 to ``MOST_BITS``.
     """
     masks = band_masks(bits)
+    if len(first) * len(second) <= _FEW:
+        every = np.arange(len(first)), np.arange(len(second))
+        yield from _compared([every], masks[:0], first, second, bits)
+        return
     for band, mask in enumerate(masks):
-        yield from _ordered(list(_runs(first, second, mask)), masks[:band], first, second, bits)
+        runs = _Runs(first, second, mask)
+        if runs.candidates > _LARGE * runs.count:
+            yield from _ordered(list(runs.places()), masks[:band], first, second, bits)
+        else:
+            yield from _expanded(runs, masks[:band], first, second, bits)
 
 
 def band_masks(bits: int) -> Array:
@@ -66,22 +76,70 @@ def nearest(first: Array, second: Array) -> Array:
     return best
 
 
-def _runs(first: Array, second: Array, mask: np.uint64) -> Iterator[tuple[Array, Array]]:
-    """Places of the hashes that are equal in a band: those of the first, those of the second."""
-    keys, others = first & mask, second & mask
-    order, second_order = np.argsort(keys, kind="stable"), np.argsort(others, kind="stable")
-    keys, others = keys[order], others[second_order]
-    changes = np.ones(len(keys), bool)
-    changes[1:] = keys[1:] != keys[:-1]
-    starts = np.flatnonzero(changes)
-    ends = np.append(starts[1:], len(keys))
-    left = np.searchsorted(others, keys[starts], "left")
-    right = np.searchsorted(others, keys[starts], "right")
-    for place in np.flatnonzero(left < right):
-        yield (
-            order[starts[place] : ends[place]],
-            second_order[left[place] : right[place]],
-        )
+class _Runs:
+    """The runs of a band: hashes of the first and of the second that are equal in it."""
+
+    def __init__(self, first: Array, second: Array, mask: np.uint64) -> None:
+        keys, others = first & mask, second & mask
+        self.order = np.argsort(keys, kind="stable")
+        self.second_order = np.argsort(others, kind="stable")
+        keys, others = keys[self.order], others[self.second_order]
+        changes = np.ones(len(keys), bool)
+        changes[1:] = keys[1:] != keys[:-1]
+        self.starts = np.flatnonzero(changes)
+        self.ends = np.append(self.starts[1:], len(keys))
+        self.left = np.searchsorted(others, keys[self.starts], "left")
+        self.right = np.searchsorted(others, keys[self.starts], "right")
+
+    @property
+    def count(self) -> int:
+        return int((self.left < self.right).sum())
+
+    @property
+    def candidates(self) -> int:
+        return int(((self.ends - self.starts) * (self.right - self.left)).sum())
+
+    def places(self) -> Iterator[tuple[Array, Array]]:
+        """Places of each run: those in the first, those in the second."""
+        for run in np.flatnonzero(self.left < self.right):
+            yield (
+                self.order[self.starts[run] : self.ends[run]],
+                self.second_order[self.left[run] : self.right[run]],
+            )
+
+
+def _expanded(
+    runs: _Runs, earlier: Array, first: Array, second: Array, bits: int
+) -> Iterator[Pairs]:
+    """The pairs of many small runs, all at once."""
+    left = np.repeat(runs.left, runs.ends - runs.starts)
+    counts = np.repeat(runs.right, runs.ends - runs.starts) - left
+    some = np.flatnonzero(counts)
+    ends = np.cumsum(counts[some])
+    start = 0
+    while start < len(some):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _FEW, "right")))
+        part = some[start:stop]
+        each = counts[part]
+        number = np.arange(int(each.sum())) - np.repeat(np.cumsum(each) - each, each)
+        one = np.repeat(runs.order[part], each)
+        other = runs.second_order[np.repeat(left[part], each) + number]
+        differ = first[one] ^ second[other]
+        count = np.bitwise_count(differ)
+        near = np.flatnonzero(count <= bits)
+        new = _is_new(differ[near], earlier)
+        near = near[new]
+        yield Pairs(one[near], other[near], count[near])
+        start = stop
+
+
+def _is_new(differ: Array, earlier: Array) -> Array:
+    """Whether pairs that differ so were not found in an earlier band."""
+    new = np.ones(len(differ), bool)
+    for mask in earlier:
+        new &= (differ & mask) != 0
+    return new
 
 
 def _ordered(
@@ -129,9 +187,7 @@ def _compared(
                 if not len(places_in):
                     continue
                 differ = part.ravel()[places_in]
-                new = np.ones(len(differ), bool)
-                for mask in earlier:
-                    new &= (differ & mask) != 0
+                new = _is_new(differ, earlier)
                 row, column = np.divmod(places_in[new], part.shape[1])
                 count = np.bitwise_count(differ[new])
                 found.append(Pairs(places[top + row], others[left + column], count))

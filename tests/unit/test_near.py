@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from batchgen.curate import near_hashes as near_hashes_module
 from batchgen.curate.near import Matches, NearVectors, nearest_of, staying
 from batchgen.curate.near_hashes import band_masks, nearest, pairs_within
 from batchgen.images.likeness import coarse, likeness, mirrored, planes
@@ -34,11 +35,23 @@ def near_hashes(draw: st.DrawFn) -> tuple[Array, Array, int]:
     return first, second, draw(st.integers(0, 16))
 
 
+# Most pairs that are compared without bands; size of the runs that are compared in tiles.
+WAYS = {"all": (1 << 21, 600), "expanded": (0, 1 << 40), "tiles": (0, 0)}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @settings(deadline=None)
-@given(near_hashes())
+@given(case=near_hashes())
 def test_no_pair_within_the_bits_is_missed_and_each_comes_once(
-    case: tuple[Array, Array, int],
+    way: str, case: tuple[Array, Array, int]
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_hashes_module, "_FEW", WAYS[way][0])
+        patch.setattr(near_hashes_module, "_LARGE", WAYS[way][1])
+        _compare(case)
+
+
+def _compare(case: tuple[Array, Array, int]) -> None:
     first, second, bits = case
     found = [
         (int(one), int(other), int(count))
