@@ -90,7 +90,7 @@ HOMES = {
     "torch": ("families", "stages", "models", "shard", "engine", "cluster", "curate"),
     "torchao": ("models",),
     "transformers": ("models",),
-    "yaml": ("spec", "cli", "output", "report", "recipes"),
+    "yaml": ("spec", "cli", "output", "report", "recipes", "curate"),
 }
 
 HEAD = """\

@@ -223,8 +223,9 @@ def mix(
     batchgen mix out/mix --real train.parquet --synthetic out/images --held-out test.parquet
     """
     from batchgen.cli.options import parse_storage_options
-    from batchgen.curate.mix import Mix, plan_mix
+    from batchgen.curate.mix import plan_mix
     from batchgen.curate.mix_files import check_target, record_of, write_mix
+    from batchgen.curate.mix_set import Mix
     from batchgen.storage import absolute, configure, open_store
 
     configure(parse_storage_options(storage_options))

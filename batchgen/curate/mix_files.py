@@ -13,7 +13,7 @@ import pyarrow as pa
 import yaml
 
 from batchgen import __version__
-from batchgen.curate.mix import Mixed, MixRow, Source
+from batchgen.curate.mix_set import Mixed, MixRow, Source
 from batchgen.errors import InputError, SpecError
 from batchgen.labels.columns import IMAGE
 from batchgen.output.finished import refuse_unless_empty

@@ -17,8 +17,9 @@ from PIL import Image
 
 from batchgen.cli import main
 from batchgen.curate.copies import Ask, find_copies
-from batchgen.curate.mix import Mix, plan_mix
+from batchgen.curate.mix import plan_mix
 from batchgen.curate.mix_files import write_mix
+from batchgen.curate.mix_set import Mix
 from batchgen.curate.mixed import MixedImages
 from batchgen.curate.selection import Query, select
 from batchgen.errors import BatchgenError, InputError, SpecError
