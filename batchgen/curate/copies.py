@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchgen.curate.columns import columns_of, quoted
 from batchgen.curate.copy_columns import OtherSet, other_columns, own_columns
-from batchgen.curate.image_sets import ImageSet, is_held_out, output_set, set_at, sources_of
+from batchgen.curate.image_sets import ImageSet, output_set, set_at, sources_of
 from batchgen.curate.near import Either, Near, Nearest, NearImages, flipped, nearest_of, staying
 from batchgen.curate.near_hashes import MOST_BITS, nearest
 from batchgen.curate.near_vectors import vectors_near
@@ -22,6 +22,7 @@ from batchgen.curate.prints import Picture, Prints, prints_of
 from batchgen.curate.score_sets import store_scores
 from batchgen.errors import InputError, SpecError
 from batchgen.output.ledger import Ledger
+from batchgen.spec.splits import is_held_out
 from batchgen.spec.tree import canonical_json
 
 Array = np.ndarray[Any, Any]

@@ -19,7 +19,7 @@ from batchgen.importing.listing import Listing, listed, row_keys
 from batchgen.importing.pictures import Pictures
 from batchgen.importing.records import LABEL, SPLIT
 from batchgen.importing.rows import Later, Options, Refused, Reject, Row
-from batchgen.importing.splits import TEST, VALIDATION, split_in, split_named
+from batchgen.importing.splits import split_in
 from batchgen.output.find import contents
 from batchgen.output.formats import UNREADABLE, Format, format_of, label_names
 from batchgen.output.formats.parquet import Parquet
@@ -29,7 +29,6 @@ from batchgen.plan.columns import plain_table
 from batchgen.plan.keys import safe_key
 from batchgen.storage import open_store
 
-HELD_OUT = (VALIDATION, TEST)
 KEY, PICTURE = "key", "image"
 _ROWS = 256  # read at a time
 _MASK = ".seg.apng"  # the end of the names of label masks
@@ -90,11 +89,6 @@ class ImageSet:
     @property
     def has_labels(self) -> bool:
         return LABEL in self.columns
-
-
-def is_held_out(split: str | None) -> bool:
-    """Whether a split is kept for evaluation: its name means validation or test."""
-    return split is not None and split_named(split) in HELD_OUT
 
 
 def set_at(place: str) -> ImageSet:

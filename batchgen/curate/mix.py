@@ -12,12 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from batchgen.curate.copies import DISTANCE, LIKENESS
-from batchgen.curate.image_sets import SetRow, is_held_out, set_at
+from batchgen.curate.image_sets import SetRow, set_at
 from batchgen.curate.mix_set import LABEL, LeftOut, Mix, Mixed, MixRow, Source
 from batchgen.curate.near import NearImages, nearest_of
 from batchgen.curate.prints import Picture, Prints, prints_of
 from batchgen.curate.selection import selected_keys
 from batchgen.errors import InputError, SpecError, nearest
+from batchgen.spec.splits import is_held_out
 
 SOURCE, STRENGTH = "source_id", "strength"
 SOURCE_LABELS = ("source_label", "image_label")  # columns with the class of the source image

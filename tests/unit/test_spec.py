@@ -40,6 +40,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "input.columns.regions": "boxes",
     "input.columns.key": "id",
     "input.columns.label": "class",
+    "input.columns.split": "part",
     "input.columns.seed": "seed",
     "input.columns.num_inference_steps": "steps",
     "input.columns.guidance_scale": "guidance",
@@ -61,6 +62,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "input.count": 9,
     "input.keep_columns": ["a", "b"],
     "input.limit": 5,
+    "input.splits": ["train"],
     "task": "text-to-image",
     "model.path": "owner/model",
     "model.revision": "main",
@@ -138,6 +140,8 @@ ONLY_IN = {  # parts of a row that some tasks alone take
 # Fields that earlier versions lacked: at their default they are not in the fingerprint.
 NOT_COUNTED_UNSET = {
     "score",
+    "input.columns.split",
+    "input.splits",
     "output.provenance",
     "resources.decode_batch_size",
     "resources.vae_tiling",
