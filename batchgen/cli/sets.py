@@ -122,8 +122,8 @@ def copies_lines(found: Copies, output: str) -> list[str]:
     """What was found, set by set, and the next command."""
     lines = [
         f"samples    {found.samples:,}",
-        f"copies     {found.copies:,} of {found.groups:,} samples that stay; "
-        f"{found.exact:,} with equal pixels",
+        f"copies     {found.copies:,}, of {found.groups:,} samples that stay; {found.exact:,} with "
+        "equal pixels",
     ]
     for one in found.compared:
         lines += _compared_lines(one)

@@ -90,7 +90,7 @@ class Compared:
         kind: ``leak``, ``memorised`` or ``source_copy``.
         place: of the set.
         images: that were compared.
-        left_out: rows of other splits, which are not held out.
+        left_out: rows of other splits: not held out, or of a training set those that are.
         found: samples that are near copies of an image of the set.
         exact: those of them with equal pixels.
         unread: reason -> images that could not be read.
@@ -143,6 +143,9 @@ class Copies:
         return asdict(self)
 
 
+Opened = tuple[str, ImageSet, bool | None]
+
+
 def find_copies(ledger: Ledger, ask: Ask, say: Say = lambda text: None) -> Copies:
     """Find the copies in an output and store them as a score set; images are only read.
 
@@ -155,7 +158,7 @@ def find_copies(ledger: Ledger, ask: Ask, say: Say = lambda text: None) -> Copie
     opened = [*_opened(ledger, ask)]
     order_of = _ranks(ledger, ask)
     say(f"reading the images of {ledger.store.url}")
-    prints = prints_of(_pictures(ours, False), ours.place, ask.bad_limit)
+    prints = prints_of(_pictures(ours, None), ours.place, ask.bad_limit)
     _refuse_unread(prints, ours.place)
     order = np.array(sorted(range(len(prints)), key=lambda at: order_of(prints.keys[at])))
     near = _near(ledger, ask, prints)
@@ -192,17 +195,18 @@ def find_copies(ledger: Ledger, ask: Ask, say: Say = lambda text: None) -> Copie
     )
 
 
-def _opened(ledger: Ledger, ask: Ask) -> Iterator[tuple[str, ImageSet, bool]]:
-    """The sets to compare with: kind, set, and whether only its held-out rows count."""
+def _opened(ledger: Ledger, ask: Ask) -> Iterator[Opened]:
+    """The sets to compare with: kind, set, and whether its held-out rows or the others count."""
     for place in dict.fromkeys(ask.against):
         if place == INPUT:
             for one in sources_of(ledger):
-                yield "source_copy", one, False
+                yield "source_copy", one, None
         else:
             one = set_at(place)
-            yield "leak", one, _has_held_out(one)
+            yield "leak", one, _has_held_out(one) or None
     if ask.training is not None:
-        yield "memorised", set_at(ask.training), False
+        one = set_at(ask.training)
+        yield "memorised", one, False if one.has_splits else None
 
 
 def _has_held_out(one: ImageSet) -> bool:
@@ -210,9 +214,9 @@ def _has_held_out(one: ImageSet) -> bool:
     return one.has_splits and any(is_held_out(row.split) for row in one.read(False, ()))
 
 
-def _pictures(one: ImageSet, held_out: bool) -> Iterator[Picture]:
+def _pictures(one: ImageSet, held_out: bool | None) -> Iterator[Picture]:
     for row in one.read(True, ()):
-        if not held_out or is_held_out(row.split):
+        if held_out is None or is_held_out(row.split) == held_out:
             yield Picture(row.key, row.image)
 
 
@@ -256,17 +260,15 @@ def _near(ledger: Ledger, ask: Ask, prints: Prints) -> Near:
     return Either(tuple(measures))
 
 
-def _printed(
-    opened: list[tuple[str, ImageSet, bool]], kind: str, ask: Ask, say: Say
-) -> Iterator[OtherSet]:
+def _printed(opened: list[Opened], kind: str, ask: Ask, say: Say) -> Iterator[OtherSet]:
     for one_kind, one, held_out in opened:
         if one_kind == kind:
             say(f"reading the images of {one.place}")
             prints = prints_of(_pictures(one, held_out), one.place, ask.bad_limit)
             left_out = 0
-            if held_out:
+            if held_out is not None:
                 splits = Counter(is_held_out(row.split) for row in one.read(False, ()))
-                left_out = splits[False]
+                left_out = splits[not held_out]
             yield OtherSet(
                 kind, one.place, prints, left_out, flipped(prints) if ask.mirrored else None
             )

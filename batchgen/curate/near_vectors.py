@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from batchgen.output.ledger import Ledger
 Array = np.ndarray[Any, Any]
 
 EMBEDDING = "embedding"
-_PER_LIST = 64  # vectors in a list of the index
-_PROBES = 16  # lists that are searched
+_PROBES = 16  # lists of the index that are searched
+_ROUNDS = 8  # of the clustering that makes the lists
 
 
 def has_vectors(ledger: Ledger) -> bool:
@@ -92,23 +93,28 @@ def vectors_near(ledger: Ledger, keys: Sequence[str], least: float, approximate:
 
 @dataclass(frozen=True)
 class IndexedVectors:
-    """Near copies by the cosine of their embeddings, found by an inverted index of faiss."""
+    """Near copies by the cosine of their embeddings, found by an inverted index of faiss.
+
+    Sets of less than ``fewest`` images are compared exactly, which is quicker than an index.
+    """
 
     first: Array
     second: Array
     least: float
+    fewest: int = 20_000
 
     def __call__(self, first: Array, second: Array) -> Iterator[Matches]:
+        if len(first) < self.fewest:
+            yield from NearVectors(self.first, self.second, self.least)(first, second)
+            return
         faiss = _faiss()
         ones = self.first[first].astype(np.float32)
-        lists = max(1, len(first) // _PER_LIST)
-        if lists < _PROBES:
-            index = faiss.IndexFlatIP(ones.shape[1])
-        else:
-            coarse = faiss.IndexFlatIP(ones.shape[1])
-            index = faiss.IndexIVFFlat(coarse, ones.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
-            index.train(ones)
-            index.nprobe = _PROBES
+        size, lists = ones.shape[1], math.isqrt(len(first))
+        coarse = faiss.IndexFlatIP(size)
+        index = faiss.IndexIVFFlat(coarse, size, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter = _ROUNDS
+        index.train(ones)
+        index.nprobe = _PROBES
         index.add(ones)
         for start in range(0, len(second), 1024):
             places = second[start : start + 1024]

@@ -18,10 +18,12 @@ from batchgen.curate.columns import columns_of
 from batchgen.curate.copies import Ask, find_copies
 from batchgen.curate.image_sets import set_at
 from batchgen.curate.prints import Picture, prints_of
+from batchgen.curate.score_sets import store_scores
 from batchgen.curate.selection import Query, select, selected_keys
 from batchgen.errors import InputError, SpecError
 from batchgen.labels.columns import IMAGE
 from batchgen.output.ledger import Ledger
+from batchgen.stages.scorers.scorer import ScoreColumn
 from tests.datasets_on_disk import plan_for
 from tests.pictured_outputs import SIDE, finished, image_set, jpeg, pictured_output, png, textures
 
@@ -114,6 +116,9 @@ def test_only_held_out_rows_of_a_set_with_splits_count(ledger: Ledger, tmp_path:
     (told,) = find_copies(ledger, Ask(against=(str(path),))).compared
     assert (told.images, told.left_out, told.found) == (2, 2, 2)
     assert [at for at, row in enumerate(rows_of(ledger)) if row["is_leak"]] == [5, 6]
+    (told,) = find_copies(ledger, Ask(training=str(path))).compared
+    assert (told.images, told.left_out, told.found) == (2, 2, 2)
+    assert [at for at, row in enumerate(rows_of(ledger)) if row["is_memorised"]] == [4, 7]
 
 
 def test_an_output_is_a_set_as_well(ledger: Ledger, tmp_path: Path) -> None:
@@ -172,6 +177,27 @@ def test_unreadable_images_are_counted_and_named(ledger: Ledger, tmp_path: Path)
         find_copies(ledger, Ask(against=(str(path),), bad_limit=0.05))
 
 
+def test_embeddings_are_compared_if_asked(tmp_path: Path) -> None:
+    ledger = pictured_output(tmp_path, textures(20))
+    keys = [row["key"] for row in rows_of(ledger)]
+    vectors = np.random.default_rng(0).normal(size=(20, 8))
+    vectors[13] = vectors[4] + 0.01
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    kind = pa.list_(pa.float16(), 8)
+    rows = [list(one) for one in vectors.astype(np.float16)]
+    table = pa.table({"key": keys, "embedding": pa.array(rows, kind)})
+    column = ScoreColumn("embedding", kind, "made up")
+    store_scores(ledger, "vectors", table, [column], "made up")
+    found = find_copies(ledger, Ask())
+    assert found.copies == 0 and "--similarity" in found.notes[0]
+    for approximate in (False, True):
+        found = find_copies(ledger, Ask(similarity=0.99, approximate=approximate))
+        assert found.copies == 1 and not found.notes
+        row = rows_of(ledger)[13]
+        assert row["copy_of"] == keys[4] and row["copies_distance"] is None
+        assert row["copies_likeness"] > 0.99
+
+
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
@@ -209,7 +235,7 @@ def test_the_command_and_its_exit_codes(ledger: Ledger, tmp_path: Path) -> None:
     test = str(image_set(tmp_path / "test.parquet", [clean[6]]))
     done = run("copies", url, "--against", test, "--fail-on", "leaks")
     assert done.exit_code == 2
-    assert "copies     4 of 4 samples that stay; 1 with equal pixels" in done.output
+    assert "copies     4, of 4 samples that stay; 1 with equal pixels" in done.output
     assert "leaks      1 samples are copies of held-out images, 1 with equal pixels" in done.output
     assert 'not is_copy and not is_leak"' in done.output
     done = run("copies", url, "--json", "--fail-on", "leaks", "--fail-on", "memorised")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import imagehash
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from PIL import Image
 from batchgen.curate import near_hashes as near_hashes_module
 from batchgen.curate.near import Matches, NearVectors, nearest_of, staying
 from batchgen.curate.near_hashes import band_masks, nearest, pairs_within
+from batchgen.curate.near_vectors import IndexedVectors
 from batchgen.images.likeness import coarse, likeness, mirrored, planes
 from batchgen.images.perceptual_hash import CROPS, crop_hashes, distances, perceptual_hash
 from tests.pictured_outputs import jpeg, textures
@@ -181,3 +183,33 @@ def test_vectors_are_compared_in_blocks() -> None:
     }
     assert found == {(int(a), int(b)) for a, b in np.argwhere(vectors @ vectors.T >= 0.97)}
     assert len(staying(near, every)) == 60
+
+
+def test_hashes_are_those_of_imagehash() -> None:
+    for side in (20, 32, 57, 200):
+        for pixels in textures(10, seed=side, side=side):
+            judged = int(str(imagehash.phash(Image.fromarray(pixels))), 16)
+            assert perceptual_hash(pixels) == judged
+
+
+def test_an_index_finds_what_the_exact_search_finds() -> None:
+    pytest.importorskip("faiss")
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(4000, 32)).astype(np.float32)
+    vectors[3900:] = vectors[:100] + 0.02 * generator.normal(size=(100, 32))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    every = np.arange(len(vectors))
+    exact, indexed = (
+        {
+            (int(one), int(other))
+            for part in near(every, every)
+            for one, other in zip(part.first, part.second, strict=True)
+        }
+        for near in (
+            NearVectors(vectors, vectors, 0.95),
+            IndexedVectors(vectors, vectors, 0.95, fewest=100),
+        )
+    )
+    assert len(exact) >= 4000 + 200
+    assert indexed <= exact
+    assert len(indexed) >= 0.99 * len(exact)

@@ -72,7 +72,7 @@ def test_a_column_that_is_missing_or_idle(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"input\.splits: .* has no column 'split'"):
         plan_for(source, tmp_path / "out", input__splits=["train"])
     pq.write_table(pa.table({"prompt": ["a"], "split": [1]}), source)
-    with pytest.raises(InputError, match="column 'split' .* has type int64; needed: text"):
+    with pytest.raises(InputError, match=r"column 'split' .* has type int64; needed: text"):
         plan_for(source, tmp_path / "out", input__splits=["train"])
     with pytest.raises(SpecError, match=r"input\.splits"):
         plan_for(source, tmp_path / "out", input__splits=[])
