@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 SPLIT = Path(__file__).parents[1] / "batchgen/shipped/digits-shapes/digits_split.json"
-NAMES = "zero one two three four five six seven eight nine".split()
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SIDE = 32
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
