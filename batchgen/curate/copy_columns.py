@@ -70,8 +70,8 @@ def _measured(kind: str, what: str, found: Nearest) -> list[Column]:
     alike = f"how alike it and {what} are, 1 is equal"
     return [
         (
-            ScoreColumn(f"{kind}_distance", pa.uint8(), distance),
-            pa.array(found.bits, pa.uint8(), mask=missing | (found.bits > BITS)),
+            ScoreColumn(f"{kind}_distance", pa.int32(), distance),
+            pa.array(found.bits.astype(np.int32), pa.int32(), mask=missing | (found.bits > BITS)),
         ),
         (
             ScoreColumn(f"{kind}_likeness", pa.float32(), alike),
