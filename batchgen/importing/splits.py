@@ -5,25 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
-_WORDS = {
-    TRAIN: ("train", "training"),
-    VALIDATION: ("validation", "valid", "val", "dev"),
-    TEST: ("test", "testing", "eval", "evaluation"),
-}
-_SPLITS = {word: split for split, words in _WORDS.items() for word in words}
+from batchgen.spec.splits import SPLITS, split_named
+
 _PARTS = re.compile(r"[^a-z]+")
-
-
-def split_named(word: str) -> str | None:
-    """The split that a folder's name means, such as ``val``; None for any other name."""
-    return _SPLITS.get(word.lower())
 
 
 def split_in(name: str) -> str | None:
     """The split in the name of a file, such as ``data/train-00000-of-00001`` or ``val2017``."""
     for part in reversed(name.split("/")):
-        found = {_SPLITS[word] for word in _PARTS.split(part.lower()) if word in _SPLITS}
+        found = {SPLITS[word] for word in _PARTS.split(part.lower()) if word in SPLITS}
         if len(found) == 1:
             return found.pop()
     return None

@@ -196,7 +196,7 @@ def hopeless(plan: Planned, tally: Tally) -> str:
         tally.rejecting_now >= MIN_BAD_SHARDS
         and tally.rejected_now >= MIN_REJECTS
         and tally.rejected_now > far * tally.made
-        and tally.rejected > policy.rejected_limit * finished
+        and tally.refused > policy.rejected_limit * finished
     ):
         return (
             f"{tally.rejected_now:,} of the {tally.made:,} samples that this run finished were "
@@ -251,9 +251,9 @@ def verdict(plan: Planned, tally: Tally) -> tuple[int, str]:
             f"{tally.failed:,} of {tally.samples:,} samples failed (in {tally.failed_shards:,} "
             f"failed shards and {tally.flawed_shards:,} committed ones); {remedy}"
         )
-    if tally.rejected > plan.spec.policy.rejected_limit * tally.samples:
+    if tally.refused > plan.spec.policy.rejected_limit * tally.samples:
         return 2, (
-            f"{tally.rejected:,} of {tally.samples:,} samples were rejected, above "
+            f"{tally.refused:,} of {tally.samples:,} samples were rejected, above "
             f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "
             f"{tally.accepted:,} images in {url}/data"
         )

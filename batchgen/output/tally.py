@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from batchgen.spec.splits import OTHER_SPLIT
+
 if TYPE_CHECKING:
     from batchgen.output.marker import Example
 
@@ -65,12 +67,17 @@ class Tally:
         return min(self.samples, self.finished_samples + self._drawn)
 
     @property
+    def refused(self) -> int:
+        """Rejected samples, without those of splits that the spec leaves out."""
+        return self.rejected - self.reasons[OTHER_SPLIT]
+
+    @property
     def above_limits(self) -> bool:
         """Whether more of the finished samples failed or were rejected than the policy allows."""
         finished = self.finished_samples
         return (
             self.failed > self.failed_limit * finished
-            or self.rejected > self.rejected_limit * finished
+            or self.refused > self.rejected_limit * finished
         )
 
     def note(self, reasons: Mapping[str, int], examples: Mapping[str, Example]) -> None:

@@ -189,6 +189,7 @@ def _check_type(part: str, name: str, kind: pa.DataType, path: str) -> None:
         **dict.fromkeys(_TEXTS, (_holds(str, value), _WORDS[str])),
         "key": (text or whole, "text or integers"),
         "seed": (_holds(int, value), _WORDS[int]),
+        "split": (text, _WORDS[str]),
         "class_label": (text or whole, "class numbers or names"),
         "new_category": (text or whole, "category numbers or names"),
         **dict.fromkeys(("image_width", "image_height"), (_holds(int, value), _WORDS[int])),

@@ -33,6 +33,7 @@ from batchgen.plan.choices import chosen
 from batchgen.plan.keys import row_key
 from batchgen.plan.labels import check_labels, label_notes
 from batchgen.plan.place import FIRST, Listing, Place, source_name
+from batchgen.plan.splits import split_notes, with_split_column
 from batchgen.plan.unique_keys import refuse_duplicate_keys
 from batchgen.records import DeviceInfo, ModelInfo
 from batchgen.spec.spec import Spec
@@ -256,6 +257,7 @@ def make_plan(
     footers = _counted(spec.input.count) if spec.input.count else _footers(spec)
     footers = [(replace(file, name=source_name(file.name, place)), one) for file, one in footers]
     schema = footers[0][1]
+    spec = with_split_column(spec, schema, footers[0][0].path)
     check_columns(spec, schema, footers[0][0].path)
     spec = check_labels(spec, schema, footers[0][0].path)
     check_fit(spec, model)
@@ -283,6 +285,8 @@ def make_plan(
     )
     if check_keys and spec.input.check_keys and spec.input.columns.key:
         refuse_duplicate_keys(plan)
+    if check_keys:
+        plan = replace(plan, notes=(*plan.notes, *split_notes(plan)))
     return plan
 
 

@@ -19,6 +19,7 @@ from batchgen.images.source import Turn
 from batchgen.input.uris import uris_of
 from batchgen.labels.row import RowLabels
 from batchgen.models import check_prompt
+from batchgen.plain_text import short
 from batchgen.plan.call_settings import Settings, read_setting
 from batchgen.plan.columns import python_values
 from batchgen.plan.keys import null_key, safe_key
@@ -29,6 +30,7 @@ from batchgen.shard.row_images import fit_images, image_values, open_images
 from batchgen.spec.call_settings import TEXT_SETTINGS
 from batchgen.spec.sections import MAX_SIZE, MAX_TEXT, Seed
 from batchgen.spec.spec import Spec
+from batchgen.spec.splits import is_wanted
 from batchgen.spec.tasks import is_image, task_named
 
 Array = np.ndarray[Any, Any]
@@ -91,6 +93,7 @@ def prepare(
         if not variants:
             continue
         try:
+            _refuse_split(values, spec)
             _require_text(values, spec)
             with Turn() as turn:
                 opened = open_images(values, parts, spec, fetched, turn)
@@ -185,6 +188,16 @@ def _key(values: Mapping[str, Any], spec: Spec, fallback: str) -> str:
     if value is None:
         return null_key(fallback)
     return safe_key(value if isinstance(value, bytes) else str(value))
+
+
+def _refuse_split(values: Mapping[str, Any], spec: Spec) -> None:
+    """Reject a row of a split that ``input.splits`` does not list."""
+    wanted, split = spec.input.splits, values.get("split")
+    if wanted is not None and not is_wanted(split, wanted):
+        found = "null" if split is None else repr(short(str(split)))
+        raise RejectRow(
+            "other-split", f"its split is {found}; input.splits allows {', '.join(wanted)}"
+        )
 
 
 def _require_text(values: Mapping[str, Any], spec: Spec) -> None:

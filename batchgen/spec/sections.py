@@ -75,6 +75,10 @@ class Columns(Section):
         default=None, description="the same for its height"
     )
 
+    split: Annotated[str | None, COUNTED_IF_SET] = Field(
+        default=None, description="train, validation or test; with input.splits: `split`"
+    )
+
     def mapped(self) -> dict[str, str]:
         """Map each part that is read from the data to its column.
 
@@ -106,6 +110,9 @@ class Input(Section):
     )
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="use only the first rows of the dataset"
+    )
+    splits: Annotated[tuple[str, ...] | None, COUNTED_IF_SET] = Field(
+        default=None, min_length=1, description="only rows of these splits, such as [train]"
     )
     check_keys: Annotated[bool, FREE] = Field(
         default=True, description="read the key column while planning and refuse duplicates"

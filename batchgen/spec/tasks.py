@@ -48,7 +48,7 @@ def is_rewritten(part: str) -> bool:
     return is_image(part) or part in FOLLOWING
 
 
-_ALWAYS = ("key", "label", "seed", "num_inference_steps", "scheduler", "eta")
+_ALWAYS = ("key", "label", "split", "seed", "num_inference_steps", "scheduler", "eta")
 _GUIDED = (*_ALWAYS, "guidance_scale")
 _BY_TEXT = (*_GUIDED, "negative_prompt", "lora")
 _SIZED = ("width", "height")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from batchgen.errors import ModelError, SpecError
-from batchgen.images.hashing import perceptual_hash
+from batchgen.images.perceptual_hash import perceptual_hash
 from batchgen.models.scorers import check_scorers, load_scorers
 from batchgen.spec.build import build
 from batchgen.spec.score_section import ScorerSpec, read_scorer

@@ -17,7 +17,8 @@ from batchgen.importing.listing import Listing, file_keys, is_image_name
 from batchgen.importing.pictures import Pictures
 from batchgen.importing.records import LABEL, SPLIT, Record, dataset_of, with_prompts
 from batchgen.importing.rows import Dataset, Kind, Options, Place, Reject
-from batchgen.importing.splits import by_first_folder, split_named
+from batchgen.importing.splits import by_first_folder
+from batchgen.spec.splits import split_named
 
 FILE_NAME = "file_name"
 _TAKEN = {"image": "metadata_image"}  # the column of the images themselves

@@ -34,9 +34,9 @@ from batchgen.importing.rows import (
     Refused,
     refuse,
 )
-from batchgen.importing.splits import TRAIN, split_named
 from batchgen.labels.columns import IMAGE
 from batchgen.labels.objects import clip
+from batchgen.spec.splits import TRAIN, split_named
 
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 MASKS, SETS = "SegmentationClass", "ImageSets"

@@ -10,7 +10,8 @@ from typing import Any
 from batchgen.errors import InputError
 from batchgen.importing.listing import Listing, is_image_name, stem_of
 from batchgen.importing.rows import Place, Reject
-from batchgen.importing.splits import TEST, TRAIN, VALIDATION, split_in
+from batchgen.importing.splits import split_in
+from batchgen.spec.splits import TEST, TRAIN, VALIDATION
 from batchgen.spec.yaml_text import parse_yaml
 
 _SPLITS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "test": TEST}

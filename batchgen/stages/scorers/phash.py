@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from batchgen.images.hashing import perceptual_hash
+from batchgen.images.perceptual_hash import perceptual_hash
 from batchgen.stages.scorers.scorer import ScoreColumn, Scored, Scores
 
 

@@ -1,0 +1,282 @@
+"""Writes a training set of real and synthetic images: its manifest, its images, its card."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from batchgen import __version__
+from batchgen.curate.mix_set import Mixed, MixRow, Source
+from batchgen.errors import InputError, SpecError
+from batchgen.labels.columns import IMAGE
+from batchgen.output.finished import refuse_unless_empty
+from batchgen.output.formats import FORMATS, parquet_bytes
+from batchgen.output.formats.format import SCHEMAS
+from batchgen.plan.keys import safe_key
+from batchgen.storage import Store, is_within
+
+MANIFEST, RECORD, LEFT_OUT, CARD = "manifest.parquet", "mix.json", "left-out.parquet", "README.md"
+_SHARD = 1000  # images of a materialised file
+_ENDINGS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp", b"GIF8": "gif"}
+
+
+def write_mix(mixed: Mixed, target: Store, form: str | None = None) -> None:
+    """Write the training set to an empty folder; the manifest last.
+
+    Args:
+        form: also write the images, in this output format.
+
+    Raises:
+        SpecError: there is no such format.
+        InputError: the folder is not empty, or inside one of the sets.
+    """
+    if form is None:
+        check_places(mixed)
+    else:
+        _write_images(mixed, target, form)
+    if mixed.left_out:
+        rows = [asdict(one) for one in mixed.left_out]
+        target.put(LEFT_OUT, parquet_bytes(pa.Table.from_pylist(rows)))
+    target.put(CARD, card_of(mixed, form).encode())
+    target.put(RECORD, (json.dumps(record_of(mixed, form), indent=1) + "\n").encode())
+    target.put(MANIFEST, parquet_bytes(manifest_of(mixed)))
+
+
+def check_target(sources: Sequence[Source], target: Store, form: str | None) -> None:
+    """Refuse a wrong format, a folder with files, and one that is inside of a set."""
+    if form is not None and form not in FORMATS:
+        raise SpecError("--materialise", form, ", ".join(FORMATS))
+    for one in sources:
+        if is_within(target.url, one.images.place):
+            raise InputError(f"target {target.url} is inside the set {one.images.place}")
+    refuse_unless_empty(target)
+
+
+def check_places(mixed: Mixed) -> None:
+    """Refuse rows whose images the manifest cannot name: those inside of archives.
+
+    Raises:
+        InputError: names the set, and what to do.
+    """
+    for one in mixed.sources:
+        if one.images.kind not in ("output", "parquet", "image-folder"):
+            raise InputError(
+                f"{one.images.place} is of the kind {one.images.kind}, whose images a manifest "
+                "cannot name; `batchgen import` turns it into Parquet, or use --materialise"
+            )
+    for row in mixed.rows:
+        if row.file.endswith(".tar"):
+            raise InputError(
+                f"{row.file} is an archive, whose images a manifest cannot name; use "
+                "--materialise, or `batchgen export --format parquet`"
+            )
+
+
+def manifest_of(mixed: Mixed) -> pa.Table:
+    """One row for each image: where it is, and how it is used."""
+    numbers = {name: number for number, name in enumerate(mixed.classes)}
+    rows = mixed.rows
+    columns: dict[str, pa.Array] = {
+        "key": pa.array([row.key for row in rows], pa.string()),
+        **_columns(rows, numbers),
+        "file": pa.array([row.file for row in rows], pa.string()),
+        "row": pa.array([row.row for row in rows], pa.int64()),
+        "source_key": pa.array([row.source_key for row in rows], pa.string()),
+    }
+    table = pa.table(columns)
+    told = {
+        "replace_probability": mixed.mix.replace_probability,
+        "replace_by": "source" if mixed.by_source else "label",
+        "columns": {"image": "file", "images": _image_columns(mixed.sources)},
+    }
+    return table.replace_schema_metadata(_metadata(table.schema, mixed.classes, told))
+
+
+def _image_columns(sources: Sequence[Source]) -> dict[str, str]:
+    """Set -> its column of images."""
+    return {one.name: one.images.image for one in sources}
+
+
+def _columns(rows: Sequence[MixRow], numbers: Mapping[str, int]) -> dict[str, pa.Array]:
+    columns: dict[str, pa.Array] = {
+        "label": pa.array([numbers[row.label] for row in rows], pa.int64()),
+        "is_synthetic": pa.array([row.is_synthetic for row in rows], pa.bool_()),
+        "set": pa.array([row.set for row in rows], pa.string()),
+        "weight": pa.array([row.weight for row in rows], pa.float32()),
+    }
+    if rows and rows[0].soft is not None:
+        soft = [list(row.soft or ()) for row in rows]
+        columns["soft_label"] = pa.array(soft, pa.list_(pa.float32()))
+    return columns
+
+
+def _metadata(schema: pa.Schema, classes: Sequence[str], told: Mapping[str, Any]) -> dict[str, str]:
+    features: dict[str, Any] = {}
+    for one in schema:
+        if one.name == "label" and pa.types.is_integer(one.type):
+            features[one.name] = {"names": list(classes), "_type": "ClassLabel"}
+        elif one.type == IMAGE:
+            features[one.name] = {"_type": "Image"}
+        elif pa.types.is_list(one.type):
+            inner = {"dtype": "float32", "_type": "Value"}
+            features[one.name] = {"feature": inner, "_type": "List"}
+        else:
+            kind = {"double": "float64", "float": "float32"}.get(str(one.type), str(one.type))
+            features[one.name] = {"dtype": kind, "_type": "Value"}
+    return {
+        "huggingface": json.dumps({"info": {"features": features}}),
+        "batchgen": json.dumps(told),
+    }
+
+
+def _write_images(mixed: Mixed, target: Store, form: str) -> None:
+    """Write the images of all rows in an output format, a bounded number at a time."""
+    shards = -(-len(mixed.rows) // _SHARD)
+    written = FORMATS[form]
+    for shard, batch in enumerate(_batches(mixed)):
+        table = _table(batch, mixed.classes, form)
+        for file in written.files(table, shard, shards):
+            if not file.name.startswith(f"{SCHEMAS}/"):
+                target.put(file.name, file.data)
+
+
+def _batches(mixed: Mixed) -> Iterator[list[tuple[MixRow, bytes]]]:
+    batch: list[tuple[MixRow, bytes]] = []
+    for source in mixed.sources:
+        wanted = {row.key: row for row in mixed.rows if row.set == source.name}
+        for row in source.rows(True):
+            if row.key in wanted:
+                batch.append((wanted.pop(row.key), _bytes_of(row.image, row.key, source)))
+            if len(batch) == _SHARD:
+                yield batch
+                batch = []
+        if wanted:
+            raise InputError(f"{source.images.place} changed: it has no row {next(iter(wanted))}")
+    if batch:
+        yield batch
+
+
+def _bytes_of(image: object, key: str, source: Source) -> bytes:
+    data = image.get("bytes") if isinstance(image, Mapping) else image
+    if not isinstance(data, bytes):
+        raise InputError(f"{source.images.place}: row {key} has no image bytes")
+    return data
+
+
+def _table(batch: Sequence[tuple[MixRow, bytes]], classes: Sequence[str], form: str) -> pa.Table:
+    rows = [row for row, _ in batch]
+    columns = _columns(rows, {name: number for number, name in enumerate(classes)})
+    if form == "image-folder":
+        columns["label"] = pa.array([row.label for row in rows], pa.string())
+    keys = [safe_key(f"{row.set}-{row.key}") for row in rows]
+    images = [
+        {"bytes": data, "path": f"{key}.{_ending(data)}"}
+        for key, (_, data) in zip(keys, batch, strict=True)
+    ]
+    table = pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            "image": pa.array(images, IMAGE),
+            "prompt": pa.array([row.prompt for row in rows], pa.string()),
+            **columns,
+            "source_key": pa.array([row.source_key for row in rows], pa.string()),
+        }
+    )
+    return table.replace_schema_metadata(_metadata(table.schema, classes, {}))
+
+
+def _ending(data: bytes) -> str:
+    return next((name for start, name in _ENDINGS.items() if data.startswith(start)), "img")
+
+
+def record_of(mixed: Mixed, form: str | None) -> dict[str, Any]:
+    """The record of a mix: settings, fingerprints of the sets, counts."""
+    reasons = Counter(one.reason for one in mixed.left_out)
+    return {
+        "version": 1,
+        "batchgen_version": __version__,
+        "mix": asdict(mixed.mix),
+        "sets": {
+            one.name: {
+                "place": one.images.place,
+                "fingerprint": one.images.fingerprint,
+                "selected": None if one.keys is None else len(one.keys),
+            }
+            for one in mixed.sources
+        },
+        "classes": list(mixed.classes),
+        "rows": len(mixed.rows),
+        "counts": mixed.counts(),
+        "left_out": dict(sorted(reasons.items())),
+        "not_drawn": mixed.not_drawn,
+        "short": {name: list(pair) for name, pair in mixed.short.items()},
+        "materialised": form,
+    }
+
+
+def card_of(mixed: Mixed, form: str | None) -> str:
+    """The card of the training set: counts per class and set, what was left out, licences."""
+    files = FORMATS[form].data_files() if form else MANIFEST
+    front = {
+        "task_categories": ["image-classification"],
+        "tags": ["synthetic", "batchgen"],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    counts, names = mixed.counts(), [one.name for one in mixed.sources]
+    lines = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        "# A training set of real and synthetic images\n",
+        f"Mixed with batchgen {__version__}. The images of `synthetic` sets (`is_synthetic`) were "
+        "made by a generative model.\n",
+        "## Images of each class and set\n",
+        f"| class | {' | '.join(names)} |\n| --- |{' ---: |' * len(names)}",
+        *(
+            f"| {_cell(label)} | {' | '.join(f'{counts[one].get(label, 0):,}' for one in names)} |"
+            for label in mixed.classes
+        ),
+        "\n## Sets\n\n| set | place | licence as given |\n| --- | --- | --- |",
+        *(
+            f"| {one.name} | {_cell(posixpath.basename(one.images.place.rstrip('/')))} | "
+            f"{_cell(licence_of(one))} |"
+            for one in mixed.sources
+        ),
+        "\n## How it was mixed\n",
+        *(f"- {name}: {value}" for name, value in _facts(mixed)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def licence_of(source: Source) -> str:
+    """The licence that an output's spec gives; real sets do not say theirs in a common way."""
+    if source.images.ledger is None:
+        return "not given"
+    return str(source.images.ledger.require_plan().spec.output.license or "not given")
+
+
+def _facts(mixed: Mixed) -> Iterator[tuple[str, object]]:
+    mix = mixed.mix
+    if mix.ratio is not None:
+        yield "synthetic images for each real one", f"{mix.ratio:g}"
+    if mix.count is not None:
+        yield f"synthetic images of each {mix.per}", mix.count
+    yield "seed", mix.seed
+    if mix.replace_probability:
+        by = "one made from it" if mixed.by_source else "one of its class"
+        yield f"probability of replacing a real image by {by}", mix.replace_probability
+    yield "held-out sets that were compared", len(mix.held_out)
+    for reason, count in sorted(Counter(one.reason for one in mixed.left_out).items()):
+        yield f"left out, {reason}", f"{count:,}"
+    yield "synthetic images that were not drawn", f"{mixed.not_drawn:,}"
+    for name, (has, asked) in mixed.short.items():
+        yield f"fewer than asked of {name}", f"{has:,} of {asked:,}"
