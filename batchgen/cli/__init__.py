@@ -3,6 +3,7 @@
 from batchgen.cli import (
     catalogue,
     cluster,
+    evaluate,
     extend,
     look,
     make,
@@ -18,6 +19,7 @@ __all__ = [
     "FIELDS",
     "catalogue",
     "cluster",
+    "evaluate",
     "extend",
     "look",
     "main",

@@ -22,7 +22,6 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIDE = 224  # pixels of the images that it was trained with
 MEAN, DEVIATION = 127.0, 128.0
 WIDTH = 1280
-_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 class Stage(NamedTuple):
@@ -55,24 +54,26 @@ class Block(nn.Module):
         self.expands = stage.expansion > 1
         if self.expands:
             self._expand_conv = nn.Conv2d(before, inner, 1, bias=False)
-            self._bn0 = nn.BatchNorm2d(inner, **_NORM)
+            self._bn0 = nn.BatchNorm2d(inner, eps=1e-3)
         padding = stage.kernel // 2
         self._depthwise_conv = nn.Conv2d(
             inner, inner, stage.kernel, stride, padding, groups=inner, bias=False
         )
-        self._bn1 = nn.BatchNorm2d(inner, **_NORM)
+        self._bn1 = nn.BatchNorm2d(inner, eps=1e-3)
         self._project_conv = nn.Conv2d(inner, stage.channels, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(stage.channels, **_NORM)
+        self._bn2 = nn.BatchNorm2d(stage.channels, eps=1e-3)
         self.adds = stride == 1 and before == stage.channels
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, C', H/stride, W/stride)."""
-        found = inputs
+        found: torch.Tensor = inputs
         if self.expands:
             found = nn.functional.relu6(self._bn0(self._expand_conv(found)))
         found = nn.functional.relu6(self._bn1(self._depthwise_conv(found)))
         found = self._bn2(self._project_conv(found))
-        return found + inputs if self.adds else found
+        if self.adds:
+            found = found + inputs
+        return found
 
 
 class EfficientNetLite0(nn.Module):
@@ -81,7 +82,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._conv_stem = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
-        self._bn0 = nn.BatchNorm2d(32, **_NORM)
+        self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
         blocks, before = [], 32
         for stage in STAGES:
             for repeat in range(stage.repeats):
@@ -89,12 +90,12 @@ class EfficientNetLite0(nn.Module):
                 before = stage.channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = nn.Conv2d(before, WIDTH, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(WIDTH, **_NORM)
+        self._bn1 = nn.BatchNorm2d(WIDTH, eps=1e-3)
         self._fc = nn.Linear(WIDTH, 1000)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features (B, 1280) of images (B, 3, 224, 224), which are (uint8 - 127) / 128."""
-        found = nn.functional.relu6(self._bn0(self._conv_stem(pixels)))
+        found: torch.Tensor = nn.functional.relu6(self._bn0(self._conv_stem(pixels)))
         for block in self._blocks:
             found = block(found)
         found = nn.functional.relu6(self._bn1(self._conv_head(found)))

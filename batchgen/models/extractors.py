@@ -97,7 +97,9 @@ def _folder(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         first = str(error).partition("\n")[0]
-        raise ModelError(f"features {name!r}: the Hugging Face Hub does not give it: {first}")
+        raise ModelError(
+            f"features {name!r}: the Hugging Face Hub does not give it: {first}"
+        ) from None
 
 
 def _transformers(name: str, folder: Path) -> Extractor:
@@ -142,9 +144,10 @@ def _features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
         found = getattr(result, "pooler_output", None)
         if found is None:
             found = result.last_hidden_state
-    if found.ndim == 3:  # (B, T, d): the class token
-        return found[:, 0]
-    return found if found.ndim == 2 else found.mean(dim=(2, 3))
+    pooled: torch.Tensor = found
+    if pooled.ndim == 3:  # (B, T, d): the class token
+        return pooled[:, 0]
+    return pooled if pooled.ndim == 2 else pooled.mean(dim=(2, 3))
 
 
 def _digest(facts: Sequence[object]) -> str:

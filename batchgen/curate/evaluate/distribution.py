@@ -159,7 +159,7 @@ def distances(one: Array, two: Array) -> Array:
     """Euclidean distances (n, m) in float64."""
     left, right = one.astype(np.float64), two.astype(np.float64)
     squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None] - 2 * left @ right.T
-    return np.sqrt(np.clip(squares, 0, None))
+    return np.asarray(np.sqrt(np.clip(squares, 0, None)))
 
 
 def vendi_score(features: Array) -> float:
