@@ -57,6 +57,7 @@ _MEANINGS = {
     "class_label": "number of the class in the model",
     "lora": "LoRA adapters and their weights",
     "conditioning": "how conditioning images were prepared",
+    "unsigned_sha256": "SHA-256 of the image before it was signed",
     "approximate": "how sampling was made faster; the images are not the exact ones",
     **{name: one.about for name, one in CALL_SETTINGS.items()},
 }

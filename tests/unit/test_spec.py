@@ -111,6 +111,7 @@ CHANGES_THE_RESULT: dict[str, Any] = {
     "output.image_quality": 80,
     "output.jpeg_subsampling": "4:2:0",
     "output.provenance": "xmp",
+    "output.signed": True,
     "resources.batch_size": 4,
     "resources.decode_batch_size": 2,
     "resources.vae_tiling": True,
@@ -139,6 +140,7 @@ ONLY_IN = {  # parts of a row that some tasks alone take
 NOT_COUNTED_UNSET = {
     "score",
     "output.provenance",
+    "output.signed",
     "resources.decode_batch_size",
     "resources.vae_tiling",
     "resources.compile",

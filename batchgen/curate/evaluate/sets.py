@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from batchgen.errors import InputError, RejectRow
 from batchgen.images.perceptual_hash import perceptual_hash
 from batchgen.images.resize import resized_to
 from batchgen.images.source import open_image
-from batchgen.importing.target import target_at
+from batchgen.importing.target import PARQUET, target_at
 from batchgen.importing.work import import_source, source_at
 from batchgen.output.find import contents
 from batchgen.output.finished import refuse_unfinished
@@ -31,8 +32,9 @@ from batchgen.storage import find_files, open_store
 Array = np.ndarray[Any, Any]
 TEST, VALIDATION = ("test", "held-out", "heldout"), ("validation", "val", "valid", "dev")
 SPLITS = {**dict.fromkeys(TEST, "test"), **dict.fromkeys(VALIDATION, "validation")}
-SOURCE_KEYS = re.compile(r"(image|source|init|reference)_key|source_image_key")
+SOURCE_KEYS = re.compile(r"(image|source|init|reference)_key")
 CLIP = "clip_similarity"
+ROW_KEY = "row_key"  # a recipe's rows; of their images, if the task reads images
 
 
 @dataclass(frozen=True)
@@ -214,9 +216,10 @@ def find_set(given: str, held: ExitStack) -> Origin:
         InputError: there is none, its images or labels are missing, or it is not finished.
     """
     place, name = _parted(given)
-    ledger = Ledger(open_store(place))
-    if ledger.plan() is not None:
-        return _output(given, ledger, name)
+    if not (place.lower().endswith(PARQUET) or os.path.isfile(place)):
+        ledger = Ledger(open_store(place))
+        if ledger.plan() is not None:
+            return _output(given, ledger, name)
     if name is not None:
         raise InputError(f"{given}: {place} is not an output of batchgen, so it has no selection")
     if not _is_parquet(place):
@@ -236,9 +239,9 @@ def _parted(given: str) -> tuple[str, str | None]:
 
 
 def _is_parquet(place: str) -> bool:
-    if place.lower().endswith(".parquet"):
+    if place.lower().endswith(PARQUET):
         return True
-    found = [one.path.lower().endswith(".parquet") for one in find_files(place)[1]]
+    found = [one.path.lower().endswith(PARQUET) for one in find_files(place)[1]]
     return bool(found) and all(found)
 
 
@@ -256,11 +259,13 @@ def _output(given: str, ledger: Ledger, name: str | None) -> Origin:
             for marker in ledger.markers(ledger.states(plan).committed):
                 files = dict(contents(ledger, marker))
                 schema = form.schema(files)
-                wanted = {"key", "image", "label", CLIP, *_source_columns(schema.names)}
-                table = form.read(files, wanted)
+                sources = _source_columns(schema.names)
+                if ROW_KEY in schema.names and plan.spec.image_parts:
+                    sources.append(ROW_KEY)
+                table = form.read(files, {"key", "image", "label", CLIP, *sources})
                 if isinstance(chosen, Chosen):
                     table = chosen.split(table)[0]
-                yield from _rows(table.to_pylist(), label_names(schema))
+                yield from _rows(table.to_pylist(), label_names(schema), sources)
 
     return Origin(given, rows, ledger, parts)
 
@@ -269,9 +274,11 @@ def _source_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if SOURCE_KEYS.fullmatch(name)]
 
 
-def _rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Iterator[Row]:
+def _rows(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], sources: Sequence[str]
+) -> Iterator[Row]:
     for row in rows:
-        source = next((row[name] for name in _source_columns(list(row)) if row[name]), None)
+        source = next((row[name] for name in sources if row[name]), None)
         clip = row.get(CLIP)
         yield Row(row["key"], label_text(row["label"], names), row["image"], "", source, clip)
 
