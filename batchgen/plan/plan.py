@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen import __version__
-from batchgen.errors import InputError
+from batchgen.errors import InputError, SpecError
 from batchgen.plan.checks import (
     check_approximations,
     check_columns,

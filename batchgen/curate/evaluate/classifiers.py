@@ -139,7 +139,7 @@ def move(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def moved_copies(pixels: Array, copies: int, seed: int) -> list[Array]:
     """Moved copies of one image, uint8 (height, width, 3), as the network's batches have them."""
     generator = torch.Generator().manual_seed(seed)
-    repeated = _scaled(_tensor(pixels[None])).expand(copies, -1, -1, -1)
+    repeated = _scaled(_tensor(np.array(pixels[None]))).expand(copies, -1, -1, -1)
     found = (move(repeated, generator) + 1) * 127.5
     return list(found.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy())
 

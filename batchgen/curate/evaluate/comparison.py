@@ -16,7 +16,7 @@ from batchgen.curate.evaluate.intervals import (
     mean_interval,
     sign_flip_test,
 )
-from batchgen.curate.evaluate.protocol import ARMS, COMPARED, Protocol
+from batchgen.curate.evaluate.protocol import COMPARED, Protocol
 
 Array = np.ndarray[Any, Any]
 SIGNIFICANT = 0.05
@@ -116,7 +116,7 @@ def compare(
         tuple(differences),
         _verdict(primary, plain, helps),
         helps,
-        tuple(_caveats(cells, primary)),
+        tuple(_caveats(cells, primary, len(differences))),
     )
 
 
@@ -215,7 +215,7 @@ def _verdict(primary: Difference, plain: Difference, helps: bool) -> str:
     return f"No benefit is shown: {against}."
 
 
-def _caveats(cells: Sequence[Cell], primary: Difference) -> list[str]:
+def _caveats(cells: Sequence[Cell], primary: Difference, tests: int) -> list[str]:
     """What the figures do not say, from the figures."""
     of_primary = [
         one
@@ -232,9 +232,12 @@ def _caveats(cells: Sequence[Cell], primary: Difference) -> list[str]:
     for one in of_primary:
         if one.arm == "real" and len(set(one.accuracies)) == 1:
             found.append("All draws gave the same accuracy, so the intervals say nothing.")
+    draws = primary.wins + primary.ties + primary.losses
+    least = 2 * 0.5**draws * tests
+    if least >= SIGNIFICANT:
+        found.append(
+            f"With {draws} draws no difference can be significant: the least p-value is "
+            f"{min(1.0, least):.2g} after Holm's correction of {tests} tests. Use more draws."
+        )
     return found
 
-
-def arm_about(arm: str) -> str:
-    """What an arm learns from."""
-    return ARMS[arm]

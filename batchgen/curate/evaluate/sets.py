@@ -241,8 +241,10 @@ def _parted(given: str) -> tuple[str, str | None]:
 def _is_parquet(place: str) -> bool:
     if place.lower().endswith(PARQUET):
         return True
-    found = [one.path.lower().endswith(PARQUET) for one in find_files(place)[1]]
-    return bool(found) and all(found)
+    try:
+        return any(one.path.lower().endswith(PARQUET) for one in find_files(place)[1])
+    except InputError:
+        return False
 
 
 def _output(given: str, ledger: Ledger, name: str | None) -> Origin:
