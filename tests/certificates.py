@@ -1,8 +1,12 @@
-"""Makes chains of certificates and keys that C2PA accepts, and faulty ones."""
+"""Makes chains of certificates and keys that C2PA accepts, and faulty ones.
+
+`python -m tests.certificates FOLDER` writes a chain and its key, to try signatures.
+"""
 
 from __future__ import annotations
 
 import datetime
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +92,7 @@ def write_chain(
     form = serialization.PrivateFormat.PKCS8
     (folder / "key.pem").write_bytes(key.private_bytes(pem, form, hidden))
     return str(folder / "chain.pem"), str(folder / "key.pem")
+
+
+if __name__ == "__main__":
+    print(*write_chain(Path(sys.argv[1])))

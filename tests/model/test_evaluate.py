@@ -100,8 +100,7 @@ def found(folder: Path) -> dict[str, Any]:
 
 def cells(facts: dict[str, Any]) -> dict[tuple[str, int, str], dict[str, Any]]:
     return {
-        (one["classifier"], one["per_class"], one["arm"]): one
-        for one in facts["benefit"]["cells"]
+        (one["classifier"], one["per_class"], one["arm"]): one for one in facts["benefit"]["cells"]
     }
 
 
@@ -120,9 +119,7 @@ def test_images_of_the_same_distribution_help(found: dict[str, Any]) -> None:
     ]
     wins = primary[0]["wins"] + primary[0]["ties"] + primary[0]["losses"]
     assert wins == 4
-    paired = np.subtract(
-        both["accuracies"], by_place["cnn", 2, "real+geometric"]["accuracies"]
-    )
+    paired = np.subtract(both["accuracies"], by_place["cnn", 2, "real+geometric"]["accuracies"])
     assert primary[0]["mean"] == pytest.approx(paired.mean())
     assert both["equivalent"] is not None
 
@@ -261,9 +258,7 @@ def test_faults_are_named_before_work_starts(
 @pytest.fixture(scope="module")
 def output(folder: Path) -> Ledger:
     """A finished output with two classes, of images that are made without a model."""
-    table = pa.table(
-        {"prompt": [f"p{number}" for number in range(24)], "side": list(CLASSES) * 12}
-    )
+    table = pa.table({"prompt": [f"p{number}" for number in range(24)], "side": list(CLASSES) * 12})
     pq.write_table(table, folder / "prompts.parquet")
     dotted = {"input__columns__label": "side", "output__samples_per_shard": 8}
     plan = plan_for(folder / "prompts.parquet", folder / "out", **dotted)

@@ -240,4 +240,3 @@ def _caveats(cells: Sequence[Cell], primary: Difference, tests: int) -> list[str
             f"{min(1.0, least):.2g} after Holm's correction of {tests} tests. Use more draws."
         )
     return found
-
