@@ -84,6 +84,9 @@ def run(folder: Path, *args: str, real: str = "real.parquet", made: str = "") ->
     return CliRunner().invoke(main, ["eval", *sets, *save, *QUICK, *args])
 
 
+FEW = ("--per-class", "2", "--draws", "2", "--steps", "20")
+
+
 def facts_of(folder: Path, *args: str, **sets: str) -> dict[str, Any]:
     held_out = ["--held-out", str(folder / "test.parquet")]
     done = run(folder, *held_out, "--json", *args, **sets)
@@ -141,9 +144,9 @@ def test_the_record_says_what_was_done(found: dict[str, Any], folder: Path) -> N
 
 
 def test_an_evaluation_repeats_by_its_seed(folder: Path) -> None:
-    first, again = (facts_of(folder, "--name", name) for name in ("one", "two"))
+    first, again = (facts_of(folder, "--name", name, *FEW) for name in ("one", "two"))
     assert first["benefit"] == again["benefit"] and first["quality"] == again["quality"]
-    other = facts_of(folder, "--name", "three", "--seed", "5")
+    other = facts_of(folder, "--name", "three", "--seed", "5", *FEW)
     assert other["benefit"]["cells"] != first["benefit"]["cells"]
 
 
@@ -151,14 +154,14 @@ def test_noise_does_not_help_and_it_is_said_plainly(folder: Path) -> None:
     images, labels = drawn(120, 8)
     rng = np.random.default_rng(0)
     write(folder / "noise.parquet", images, [str(one) for one in rng.permutation(labels)])
-    found = facts_of(folder, "--name", "noise", made="noise.parquet")
+    found = facts_of(folder, "--name", "noise", "--draws", "3", made="noise.parquet")
     assert found["helps"] is False
     assert "help:" not in found["verdict"]
     assert found["verdict"].startswith(("No benefit", "The synthetic images do not help"))
 
 
 def test_the_primary_endpoint_is_printed_before_the_work(folder: Path) -> None:
-    done = run(folder, "--held-out", str(folder / "test.parquet"), "--name", "printed")
+    done = run(folder, "--held-out", str(folder / "test.parquet"), "--name", "printed", *FEW)
     assert done.exit_code == 0, done.output
     assert done.output.startswith("primary endpoint: accuracy of")
     assert "## Differences" in done.output and "saved: " in done.output
@@ -189,7 +192,7 @@ def test_a_split_column_parts_the_real_set(folder: Path) -> None:
     images, labels = drawn(60, 0)
     splits = ["train"] * 30 + ["validation"] * 10 + ["test"] * 20
     write(folder / "split.parquet", images, labels, split=splits)
-    done = run(folder, "--json", "--name", "split", real="split.parquet")
+    done = run(folder, "--json", "--name", "split", *FEW, real="split.parquet")
     assert done.exit_code == 0, done.output
     sets = json.loads(done.stdout)["sets"]
     assert {name: one["images"] for name, one in sets.items()} == {

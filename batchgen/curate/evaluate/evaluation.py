@@ -22,6 +22,7 @@ from batchgen.curate.evaluate.sets import ImageSet, find_set, load_set
 from batchgen.curate.selection import NAME
 from batchgen.errors import InputError, SpecError
 from batchgen.models.extractors import DEFAULT, Extractor, load_extractor
+from batchgen.report import refresh_card
 from batchgen.report.evaluation import page_of, text_of
 from batchgen.storage import Store, absolute, open_store
 
@@ -99,7 +100,11 @@ def evaluate(request: Request, tell: Tell, say: Callable[[str], None]) -> Evalua
         found = quality(_measured(sets, features, extractor, request.protocol.seed))
         benefit, chosen = _benefit(sets, request.protocol, features, extractor, tell)
         facts = _facts(request, sets, found, benefit, chosen, notes)
-    return _stored(facts, request.name, store, folder)
+    made = _stored(facts, request.name, store, folder)
+    ledger = sets.synthetic.origin.ledger
+    if request.save is None and ledger is not None:
+        refresh_card(ledger)
+    return made
 
 
 def _sets(request: Request, held: ExitStack) -> Sets:
@@ -230,6 +235,11 @@ def _notes(sets: Sets, protocol: Protocol, benefit: Benefit | None) -> list[str]
                 f"With {count} per class every draw has all images of the smallest class, so its "
                 "differences are mostly those of the classifier's seed."
             )
+    if any(plan.spec.image_parts for plan in sets.synthetic.origin.parts):
+        found.append(
+            "The synthetic images were made from images. Where an arm has fewer real images than "
+            "these, it still learns from what was made of the others."
+        )
     if sets.validation is None:
         found.append("There is no validation set, so the usual hyper-parameters were used.")
     found.append(
