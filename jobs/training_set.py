@@ -27,8 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-SPLIT = ROOT / "batchgen" / "shipped" / "digits-shapes" / "digits_split.json"
+import batchgen
+
+SPLIT = Path(batchgen.__file__).parent / "shipped" / "digits-shapes" / "digits_split.json"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PER_CLASS, VALIDATION, SEED = 10, 200, 0
 PROBE_STEPS, PROBE_BATCH, PROBE_RATE = 400, 50, 2e-3
