@@ -248,10 +248,9 @@ def _is_parquet(place: str) -> bool:
 
 
 def _output(given: str, ledger: Ledger, name: str | None) -> Origin:
-    parts = tuple(ledger.parts())
-    for plan in parts:
-        refuse_unfinished(ledger, plan, then="repeat `eval`")
-    chosen = name and Chosen(name, selected_keys(ledger, ledger.require_plan(), name))
+    parts = ledger.parts()
+    refuse_unfinished(ledger, parts, then="repeat `eval`")
+    chosen = name and Chosen(name, selected_keys(ledger, parts, name))
     if isinstance(chosen, Chosen) and not chosen.keys:
         raise InputError(f"{given}: the selection {name!r} keeps no sample")
 
