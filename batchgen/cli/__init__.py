@@ -3,6 +3,7 @@
 from batchgen.cli import (
     catalogue,
     cluster,
+    evaluate,
     extend,
     look,
     make,
@@ -19,6 +20,7 @@ __all__ = [
     "FIELDS",
     "catalogue",
     "cluster",
+    "evaluate",
     "extend",
     "look",
     "main",

@@ -114,6 +114,7 @@ def select(
 
     from batchgen.curate import selection
     from batchgen.curate.summary import show_selections
+    from batchgen.report import refresh_card
 
     ledger = open_ledger(output, storage_options)
     query, parts = selection.Query(where, top, by, per, lowest), ledger.parts()
@@ -125,12 +126,14 @@ def select(
     if remove:
         made = selection.remove_selection(ledger, name)
         show_selections(ledger)
+        refresh_card(ledger)
         echo_json(asdict(made)) if as_json else echo(f"removed: selection {name}")
         return 0
     if again:
         query = selection.read_selection(ledger, name).query
     made = selection.select(ledger, parts, name, query)
     show_selections(ledger)
+    refresh_card(ledger)
     if as_json:
         echo_json(asdict(made))
     else:

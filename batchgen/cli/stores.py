@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchgen.cli.machine import Check
     from batchgen.output.ledger import Ledger
     from batchgen.output.restrict import Chosen
+    from batchgen.output.sign import ImageSigner
     from batchgen.spec.spec import Spec
 
 
@@ -95,6 +96,12 @@ def clean(output: str, storage_options: tuple[str, ...], dry_run: bool, as_json:
 )
 @click.option("--segments", is_flag=True, help="With --to yolo: polygons instead of boxes.")
 @click.option("--selection", help="Only the samples of this selection (`batchgen select`).")
+@click.option(
+    "--sign",
+    metavar="CERT.pem",
+    help="With --format: sign each image with C2PA by this certificate and its issuers (PEM).",
+)
+@click.option("--key", metavar="KEY.pem", help="With --sign: the certificate's private key (PEM).")
 @storage_option
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def export(
@@ -105,6 +112,8 @@ def export(
     void: str | None,
     segments: bool,
     selection: str | None,
+    sign: str | None,
+    key: str | None,
     storage_options: tuple[str, ...],
     as_json: bool,
 ) -> int:
@@ -117,16 +126,31 @@ def export(
     \b
     batchgen export out/images out/tars --format webdataset
     batchgen export out/images out/coco --to coco
+    batchgen export out/images out/signed --format parquet --sign chain.pem --key key.pem
     """
     if (form is None) == (to is None):
         raise click.UsageError("one of --format and --to is needed")
+    if (sign is None) != (key is None):
+        raise click.UsageError("--sign and --key need each other")
+    if sign is not None and form is None:
+        raise click.UsageError("--sign needs --format")
     source = open_ledger(output, storage_options)
     if to is not None:
         chosen = _chosen(source, selection)
         return _export_labels(source, target, to, void or "skip", segments, chosen, as_json)
     if void is not None or segments:
         raise click.UsageError("--void and --segments need --to")
-    return _export_copy(source, target, str(form), _chosen(source, selection), as_json)
+    chosen = _chosen(source, selection)
+    return _export_copy(source, target, str(form), chosen, _signer(source, sign, key), as_json)
+
+
+def _signer(source: Ledger, certificate: str | None, key: str | None) -> ImageSigner | None:
+    """What signs the images of a copy; None without a certificate."""
+    if certificate is None or key is None:
+        return None
+    from batchgen.output.sign import open_signer
+
+    return open_signer(certificate, key, source.require_plan().spec.output.image_format)
 
 
 def _chosen(source: Ledger, name: str | None) -> Chosen | None:
@@ -140,7 +164,12 @@ def _chosen(source: Ledger, name: str | None) -> Chosen | None:
 
 
 def _export_copy(
-    source: Ledger, target: str, form: str, chosen: Chosen | None, as_json: bool
+    source: Ledger,
+    target: str,
+    form: str,
+    chosen: Chosen | None,
+    signer: ImageSigner | None,
+    as_json: bool,
 ) -> int:
     from batchgen.curate.score_sets import copy_scores
     from batchgen.engine.interrupt import interruptible
@@ -152,7 +181,7 @@ def _export_copy(
 
     ledger = Ledger(open_store(target))
     with interruptible():
-        shards = write_again(source, ledger.store, form, chosen)
+        shards = write_again(source, ledger.store, form, chosen, signer)
         sets = copy_scores(source, ledger)
     parts = ledger.parts()
     outcome = finalize(parts, ledger, Tally(parts.shards, parts.samples))

@@ -86,7 +86,7 @@ def _opened(mix: Mix) -> list[Source]:
         if selection:
             if images.ledger is None:
                 raise InputError(f"--synthetic {text}: only an output has selections")
-            keys = selected_keys(images.ledger, images.ledger.require_plan(), selection)
+            keys = selected_keys(images.ledger, images.ledger.parts(), selection)
         found.append(Source(f"synthetic-{number}" if number else "synthetic", images, keys))
     return found
 

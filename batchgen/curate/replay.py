@@ -47,7 +47,7 @@ class Replay:
         key: of the sample.
         image: the new image's file.
         stored: the file in the output.
-        same: whether both are equal, to the byte.
+        same: whether both are equal, to the byte, before the stored one was signed.
         psnr_db: peak signal-to-noise ratio of their pixels; infinite if they are equal, None if
             they have different sizes.
         changed: setting -> its value, where another one was asked for.
@@ -136,12 +136,17 @@ def replay(url: str, key: str, changed: Mapping[str, Any] | None = None) -> Repl
         key,
         image,
         stored,
-        image == stored,
+        image == stored or _is_signed_copy(image, found),
         psnr(pixels_in(image), pixels_in(stored)),
         given,
         _differences(found, environment(device, models.packages_used(plan.spec)), in_time),
         image_extension(plan.spec),
     )
+
+
+def _is_signed_copy(image: bytes, found: Found) -> bool:
+    """Whether the stored image is this one with a signature, as its row says."""
+    return bool(hashlib.sha256(image).hexdigest() == found.row.get("unsigned_sha256"))
 
 
 def _here(plan: Plan, found: Found) -> Plan:

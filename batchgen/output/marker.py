@@ -69,6 +69,7 @@ class Marker:
     attempt: Count = 1
     examples: dict[str, Example] = field(default_factory=dict)
     labels: dict[str, Count] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     finished_at: Time = 0.0
     version: Version = MARKER_VERSION

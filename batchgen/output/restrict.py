@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from batchgen.output.finished import Proven
 from batchgen.output.formats import REJECT_COLUMNS, parquet_bytes, read_parquet, rejects_table
 from batchgen.output.marker import Example
+from batchgen.output.ranges import ranges_of
 from batchgen.plain_text import short
 from batchgen.records import Dropped
 
@@ -65,6 +66,7 @@ def restricted(found: Proven, chosen: Chosen) -> Proven:
             reasons={**marker.reasons, NOT_SELECTED: others.num_rows},
             examples={**marker.examples, NOT_SELECTED: Example(first.key, message)},
             labels=_labels(kept, marker.labels),
+            ranges=ranges_of(kept) if marker.ranges else {},
             truncated_prompts=pc.sum(kept.column("prompt_truncated")).as_py() or 0,
         ),
         kept,

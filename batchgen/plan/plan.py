@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen import __version__
-from batchgen.errors import InputError
+from batchgen.errors import InputError, SpecError
 from batchgen.plan.checks import (
     check_approximations,
     check_columns,
@@ -254,6 +254,9 @@ def make_plan(
         InputError: no file, not Parquet, schemas that differ, a missing or ill-typed column, an
             empty dataset, a duplicate key.
     """
+    if spec.output.signed:
+        because = "a run does not sign; remove it, and sign a copy: `batchgen export --sign`"
+        raise SpecError("output.signed", True, "", because=because)
     footers = _counted(spec.input.count) if spec.input.count else _footers(spec)
     footers = [(replace(file, name=source_name(file.name, place)), one) for file, one in footers]
     schema = footers[0][1]

@@ -14,8 +14,8 @@ from batchgen.errors import LimitExceeded, VerifyFailed
 from batchgen.images.files import contact_sheet
 from batchgen.output.formats import SCHEMAS, label_names
 from batchgen.output.holdings import CARD, CARD_MARK, card_is_ours
-from batchgen.output.ledger import Ledger, States
-from batchgen.output.outcome import reasons_of
+from batchgen.output.ledger import RECORDS, Ledger, States
+from batchgen.output.outcome import reasons_of, survey
 from batchgen.output.tally import Tally
 from batchgen.output.verify import damaged
 from batchgen.plan.parts import Planned
@@ -25,7 +25,7 @@ from batchgen.report.gallery import shown_of
 from batchgen.report.scores import BEGIN, END, PAGE, read_summary, section
 from batchgen.report.settings import differing, model_name
 
-__all__ = ["OTHER_CARD", "PAGE", "SHEET", "write"]
+__all__ = ["OTHER_CARD", "PAGE", "SHEET", "refresh_card", "write"]
 
 OTHER_CARD = "_batchgen/README.md"  # used if README.md is a file of the user
 SHEET = "_batchgen/contact-sheet.png"
@@ -104,14 +104,37 @@ def write(
             [one.marks for one in shown],
         )
         ledger.store.put(SHEET, sheet)
-    place = CARD if card_is_ours(ledger.store) else OTHER_CARD
-    to_sheet = posixpath.relpath(SHEET, posixpath.dirname(place) or ".") if shown else None
-    card = card_of(plan, tally, digest, reasons, to_sheet, _label_names(ledger)) + CARD_MARK
-    ledger.store.put(place, card.encode())
+    place = _write_card(plan, ledger, tally, digest, bool(shown))
     if place != CARD:
         message += f"; {CARD} is not batchgen's and was kept: the dataset card is {OTHER_CARD}"
     ledger.store.put(PAGE, pages.get_template("report.html").render(facts).encode())
     return exit_code, message
+
+
+def _write_card(
+    plan: Planned, ledger: Ledger, tally: Tally, digest: Digest, has_sheet: bool
+) -> str:
+    """Write the dataset card; returns its name."""
+    place = CARD if card_is_ours(ledger.store) else OTHER_CARD
+    sheet = posixpath.relpath(SHEET, posixpath.dirname(place) or ".") if has_sheet else None
+    names = _label_names(ledger)
+    card = card_of(plan, tally, digest, reasons_of(tally), sheet, names, ledger) + CARD_MARK
+    ledger.store.put(place, card.encode())
+    return place
+
+
+def refresh_card(ledger: Ledger) -> None:
+    """Write the card of an output once more, with the selections and evaluations that it has now.
+
+    An output without a card has not ended a run yet; it gets its card then.
+    """
+    there = ledger.store.list("")
+    records = ledger.store.list(RECORDS)
+    if CARD not in there and OTHER_CARD.rpartition("/")[2] not in records:
+        return
+    plan, digest = ledger.parts(), Digest()
+    tally, _, _ = survey(plan, ledger, ledger.states(plan), digest.add)
+    _write_card(plan, ledger, tally, digest, SHEET.rpartition("/")[2] in records)
 
 
 def _label_names(ledger: Ledger) -> list[str]:

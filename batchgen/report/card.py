@@ -12,12 +12,23 @@ import yaml
 
 from batchgen import __version__
 from batchgen.output.formats import format_of, kept_columns, own_columns
+from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Reason
 from batchgen.output.tally import Tally
 from batchgen.plain_text import plain, short
 from batchgen.plan.parts import Planned
 from batchgen.plan.plan import Plan
 from batchgen.plan.scores import score_columns
+from batchgen.report.card_sections import (
+    Rows,
+    evaluations,
+    filters,
+    licences,
+    limits,
+    scorers,
+    selections,
+    varying,
+)
 from batchgen.report.digest import Digest
 from batchgen.report.settings import applying, approximations, model_name
 from batchgen.spec.call_settings import CALL_SETTINGS
@@ -25,6 +36,7 @@ from batchgen.spec.spec import Spec
 
 SHOWN_LABELS = 50
 SHOWN_COLUMNS = 100
+_LONGEST_CELL = 400
 
 # Task -> the Hub's categories of datasets.
 CATEGORIES = {
@@ -57,6 +69,7 @@ _MEANINGS = {
     "class_label": "number of the class in the model",
     "lora": "LoRA adapters and their weights",
     "conditioning": "how conditioning images were prepared",
+    "unsigned_sha256": "SHA-256 of the image before it was signed",
     "approximate": "how sampling was made faster; the images are not the exact ones",
     **{name: one.about for name, one in CALL_SETTINGS.items()},
 }
@@ -80,6 +93,7 @@ def card_of(
     reasons: Iterable[Reason],
     sheet: str | None,
     names: Sequence[str] = (),
+    ledger: Ledger | None = None,
 ) -> str:
     """The text of the card, Markdown with a YAML head.
 
@@ -88,6 +102,7 @@ def card_of(
         tally, digest, reasons: sums over its markers.
         sheet: relative path from the card to the contact sheet; None if there are no images.
         names: those of the labels, if the input declares them and the data files do not.
+        ledger: of the output, whose selections and evaluations are listed.
     """
     first = plan.plans[0]
     spec, form = first.spec, format_of(first)
@@ -110,20 +125,46 @@ def card_of(
         _table(("", "samples"), counts),
         "## How they were generated\n",
         _table(("", ""), [(name, str(value)) for name, value in _facts(first)]),
+        *_section("Values that vary", ("column", "lowest", "highest"), varying(digest.ranges)),
         *_parts(plan.plans),
         *_labels(digest.labels, tally.accepted),
         *_categories(spec.labels.names),
+        *_chosen(first, ledger),
         "## Columns\n",
         _columns(first),
         f"## How to load them\n\nIn the folder of this dataset:\n\n```python\n"
         f"{form.how_to_load(spec, names)}\n```\n\nFrom the Hugging Face Hub, `folder` is "
         "`hf://datasets/` and the dataset's name.\n",
+        *_limits(first, tally, ledger),
         "## Other files\n\n`_batchgen/plan.json` records the plan and its inputs, "
         "`_batchgen/shards/` the result of\neach shard, `_batchgen/rejects/` which samples are "
         "missing and why. `batchgen verify` proves the counts.\nA copy on the Hub that "
         "`batchgen push` made does not have these files.\n",
     ]
     return "\n".join(parts)
+
+
+def _section(head: str, columns: tuple[str, ...], rows: Rows) -> list[str]:
+    """A section with a table; nothing without rows."""
+    return [f"## {head}\n", _table(columns, rows)] if rows else []
+
+
+def _chosen(plan: Plan, ledger: Ledger | None) -> list[str]:
+    """How images were judged and chosen: scorers, filters, selections, evaluations."""
+    parts = _section("Scorers", ("scorer", "model", "fingerprint"), scorers(plan))
+    parts += _section("Filters that reject", ("reason", "setting"), filters(plan))
+    if ledger is not None:
+        head = ("selection", "condition", "of samples", "images")
+        parts += _section("Selections", head, selections(ledger))
+        parts += _section("Evaluations", ("evaluation", "verdict"), evaluations(ledger))
+    return parts
+
+
+def _limits(plan: Plan, tally: Tally, ledger: Ledger | None) -> list[str]:
+    if ledger is None:
+        return []
+    lines = "".join(f"- {one}\n" for one in limits(plan, tally, ledger))
+    return [f"## Known limits\n\n{lines}"]
 
 
 def _of_labels(spec: Spec) -> Iterator[str]:
@@ -150,6 +191,7 @@ def _facts(plan: Plan) -> list[tuple[str, object]]:
         *((name.replace("_", " "), value) for name, value in applying(plan).items()),
         *approximations(spec).items(),
         ("dtype", spec.model.dtype),
+        *((str(name), value) for name, value in licences(plan)),
         ("images per row", spec.variants),
         ("run seed", spec.seed),
     ]
@@ -219,5 +261,5 @@ def cell(value: object) -> str:
     """A value as the text of a table's cell, with Markdown and HTML escaped."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    shown = html.escape(short(plain(str(value)), 120), quote=False)
+    shown = html.escape(short(plain(str(value)), _LONGEST_CELL), quote=False)
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", shown)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from batchgen.output.marker import Marker
+from batchgen.output.ranges import widened
 
 MOST_LABELS = 1000
 
@@ -18,6 +19,7 @@ class Digest:
     measures: Counter[str] = field(default_factory=Counter)
     environments: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     parameter_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     retried_shards: int = 0
     bytes: int = 0
@@ -30,6 +32,7 @@ class Digest:
         for label, count in marker.labels.items():
             if label in self.labels or len(self.labels) < MOST_LABELS:
                 self.labels[label] += count
+        self.ranges = widened(self.ranges, marker.ranges)
         self.parameter_counts |= marker.parameter_counts
         for name, amount in marker.measures.items():
             self.measures[name] += amount  # type: ignore[assignment]

@@ -27,6 +27,7 @@ from batchgen.output.formats import (
 )
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import Counts, Example, Marker
+from batchgen.output.ranges import ranges_of
 from batchgen.plain_text import short
 from batchgen.plan.plan import Plan
 from batchgen.records import Dropped, ImageBatch, Sample
@@ -195,6 +196,7 @@ def commit(
         finished_at=time.time(),
         examples=examples_of(dropped),
         labels=label_counts(plan, work.rows, finished),
+        ranges=ranges_of(accepted),
     )
     return commit_shard(ledger, plan, marker, accepted, rejects)
 

@@ -177,7 +177,7 @@ class ScorerSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _text_alone(cls, value: object) -> object:
-        given = _from_text(value) if isinstance(value, str) else value
+        given: Any = _from_text(value) if isinstance(value, str) else value
         is_clip = isinstance(given, dict) and given.get("scorer") in USES_CLIP
         if is_clip and given.get("model") is None and given.get("revision") is None:
             return {**given, "model": SHIPPED_CLIP}

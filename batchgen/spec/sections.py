@@ -228,6 +228,10 @@ class Output(Section):
         description="xmp: mark each image file as made by a generative model, in the terms of "
         "IPTC; null: xmp, for new outputs",
     )
+    signed: Annotated[bool, COUNTED_IF_SET] = Field(
+        default=False,
+        description="images are signed with C2PA; only `batchgen export --sign` sets it",
+    )
 
 
 class Pool(Section):

@@ -20,7 +20,12 @@ from batchgen.curate.replay import replay
 from batchgen.errors import InputError, ModelError, SpecError
 from batchgen.families import FAMILIES, Family
 from batchgen.models.tiny import BUILDERS
+from batchgen.output.export import export
+from batchgen.output.ledger import Ledger
+from batchgen.output.sign import open_signer
+from batchgen.storage import open_store
 from jobs import task_inputs
+from tests.certificates import write_chain
 from tests.family_specs import family_spec
 from tests.in_process import stream
 from tests.outputs import digests_of, spec_for, table_of
@@ -63,6 +68,17 @@ def test_every_sample_replays_without_its_input(output: Path, tmp_path: Path) ->
             assert not made.differences and made.psnr_db == float("inf")
     finally:
         source.with_suffix(".away").rename(source)
+
+
+def test_a_sample_of_a_signed_copy_replays(output: Path, tmp_path: Path) -> None:
+    """Its file is compared with the one before the signature."""
+    pytest.importorskip("c2pa")
+    signer = open_signer(*write_chain(tmp_path / "pem"), "png")
+    copy = open_store(str(tmp_path / "copy"))
+    export(Ledger(open_store(str(output))), copy, "parquet", signer=signer)
+    row = table_of(tmp_path / "copy").to_pylist()[0]
+    made = replay(str(tmp_path / "copy"), row["key"])
+    assert made.same and made.sha256 == row["unsigned_sha256"] != row["sha256"]
 
 
 @pytest.mark.parametrize("family", FEW, ids=lambda one: f"{one.task}-{one.name}")

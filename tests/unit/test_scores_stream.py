@@ -15,7 +15,7 @@ import pytest
 from batchgen.engine.scoring import with_scorers
 from batchgen.errors import ModelError, PlanChanged, SpecError
 from batchgen.images.files import pixels_in
-from batchgen.images.hashing import perceptual_hash
+from batchgen.images.perceptual_hash import perceptual_hash
 from batchgen.output.ledger import Ledger
 from batchgen.output.tally import Tally
 from batchgen.output.verify import verify

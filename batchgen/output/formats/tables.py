@@ -69,6 +69,7 @@ EXTRA_COLUMNS = pa.schema(
         pa.field("lora", pa.string()),
         pa.field("conditioning", pa.string()),
         pa.field("approximate", pa.string()),
+        pa.field("unsigned_sha256", pa.string()),
     ]
 )
 REJECT_COLUMNS = pa.schema(
@@ -104,6 +105,7 @@ def own_columns(spec: Spec, settings: Sequence[str] = ()) -> pa.Schema:
         "lora": bool(spec.model.loras),
         "conditioning": bool(spec.image_parts),
         "approximate": bool(spec.sampling.approximate.names),
+        "unsigned_sha256": spec.output.signed,
     }
     extra = [one for one in EXTRA_COLUMNS if present.get(one.name, one.name in settings)]
     if spec.has_labels:
