@@ -126,6 +126,19 @@ def select(ledger: Ledger, plan: Planned, name: str, query: Query) -> Selection:
             f"selection {name!r} keeps none of {table.num_rows:,} samples; nothing was stored"
             f"{_labels(columns, query)}"
         )
+    return keep_selection(ledger, plan, name, query, table, groups)
+
+
+def keep_selection(
+    ledger: Ledger,
+    plan: Planned,
+    name: str,
+    query: Query,
+    table: pa.Table,
+    groups: dict[str, tuple[int, int]],
+) -> Selection:
+    """Store a selection; ``table`` has the columns of SCHEMA, ``groups`` those of Selection."""
+    selected = pa.compute.sum(table.column("selected")).as_py() or 0
     counts = table.column("reason").value_counts().to_pylist()
     reasons = {one["values"]: one["counts"] for one in counts if one["values"] is not None}
     sink = io.BytesIO()

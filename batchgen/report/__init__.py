@@ -16,6 +16,7 @@ from batchgen.output.formats import SCHEMAS, label_names
 from batchgen.output.holdings import CARD, CARD_MARK, card_is_ours
 from batchgen.output.ledger import Ledger, States
 from batchgen.output.outcome import reasons_of
+from batchgen.output.quota_record import quota_of
 from batchgen.output.tally import Tally
 from batchgen.output.verify import damaged
 from batchgen.plan.parts import Planned
@@ -95,6 +96,7 @@ def write(
         "scores": Markup(f"{BEGIN}{section(read_summary(ledger))}{END}"),
         "changed": changed,
         "others": others,
+        "quota": quota_of(ledger),
     }
     if shown:
         sheet = contact_sheet(
@@ -105,7 +107,8 @@ def write(
         ledger.store.put(SHEET, sheet)
     place = CARD if card_is_ours(ledger.store) else OTHER_CARD
     to_sheet = posixpath.relpath(SHEET, posixpath.dirname(place) or ".") if shown else None
-    card = card_of(plan, tally, digest, reasons, to_sheet, _label_names(ledger)) + CARD_MARK
+    names, quota = _label_names(ledger), facts["quota"]
+    card = card_of(plan, tally, digest, reasons, to_sheet, names, quota) + CARD_MARK
     ledger.store.put(place, card.encode())
     if place != CARD:
         message += f"; {CARD} is not batchgen's and was kept: the dataset card is {OTHER_CARD}"

@@ -13,6 +13,7 @@ import yaml
 from batchgen import __version__
 from batchgen.output.formats import format_of, kept_columns, own_columns
 from batchgen.output.outcome import Reason
+from batchgen.output.quota_record import QuotaRecord
 from batchgen.output.tally import Tally
 from batchgen.plain_text import plain, short
 from batchgen.plan.parts import Planned
@@ -80,6 +81,7 @@ def card_of(
     reasons: Iterable[Reason],
     sheet: str | None,
     names: Sequence[str] = (),
+    quota: QuotaRecord | None = None,
 ) -> str:
     """The text of the card, Markdown with a YAML head.
 
@@ -88,6 +90,7 @@ def card_of(
         tally, digest, reasons: sums over its markers.
         sheet: relative path from the card to the contact sheet; None if there are no images.
         names: those of the labels, if the input declares them and the data files do not.
+        quota: how far the quota is met, as it is recorded; None without one.
     """
     first = plan.plans[0]
     spec, form = first.spec, format_of(first)
@@ -111,6 +114,7 @@ def card_of(
         "## How they were generated\n",
         _table(("", ""), [(name, str(value)) for name, value in _facts(first)]),
         *_parts(plan.plans),
+        *_quota(quota),
         *_labels(digest.labels, tally.accepted),
         *_categories(spec.labels.names),
         "## Columns\n",
@@ -163,6 +167,26 @@ def _parts(plans: Sequence[Plan]) -> list[str]:
         (plan.place.part, WHY[plan.place.why], plan.samples, plan.numbers.start) for plan in plans
     ]
     return ["## Parts\n", _table(("part", "what it adds", "samples", "first shard"), rows)]
+
+
+def _quota(quota: QuotaRecord | None) -> list[str]:
+    """A table of the groups of a quota."""
+    if quota is None:
+        return []
+    head = ("group", "wanted", "accepted", "candidates", "accept rate", "95 % interval")
+    rows: list[tuple[object, ...]] = [
+        (
+            *(one.name, one.wanted, one.accepted, one.candidates),
+            f"{one.rate:.3f}",
+            f"{one.low:.3f} to {one.high:.3f}",
+        )
+        for one in quota.groups[:SHOWN_LABELS]
+    ]
+    per = f" per {', '.join(quota.per)}" if quota.per else ""
+    where = f" where {quota.where}" if quota.where else ""
+    told = f"Accepted samples{per}{where}; the selection quota has the wanted number of them."
+    lacking = f" {quota.why}." if quota.lacking else ""
+    return [f"## Quota\n\n{html.escape(plain(told + lacking))}\n", _table(head, rows)]
 
 
 def _labels(labels: Counter[str], accepted: int) -> list[str]:

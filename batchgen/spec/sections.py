@@ -10,6 +10,7 @@ from batchgen.errors import SpecError
 from batchgen.spec.approximate import Approximate
 from batchgen.spec.faults import NEEDED, Faults, missing
 from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, NotCounted, OnlyWith, Section
+from batchgen.spec.quota_section import Remake
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
@@ -353,3 +354,6 @@ class Policy(Section):
     )
     shard_retries: Annotated[int, Field(ge=0, le=100), FREE] = 2
     reject_flat: bool = Field(default=True, description="reject images that have only one colour")
+    remake: Annotated[Remake | None, FREE] = Field(
+        default=None, description="make rejected samples again, with other seeds"
+    )
