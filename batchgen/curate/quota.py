@@ -40,6 +40,7 @@ class Standing:
         rows: of each accepted sample; -1 for those of other inputs. Shape (samples,).
         fits: whether it counts.
         rounds: the round in which it was made.
+        columns: of the output, from which the table was read.
         table: key, rank and score of each accepted sample, by key.
         so_far: candidates of each row.
         round: the last round.
@@ -50,6 +51,7 @@ class Standing:
     rows: Array
     fits: Array
     rounds: Array
+    columns: Columns
     table: pa.Table
     so_far: Array
     round: int
@@ -160,7 +162,7 @@ def standing_of(ledger: Ledger, parts: Parts, quota: Quota) -> Standing:
         for name, most, own, of in zip(groups.names, *numbers_of, strict=True)
     )
     last = max(plan.place.round for plan in own)
-    return Standing(groups, counts, numbers, fits, rounds, table, so_far, last)
+    return Standing(groups, counts, numbers, fits, rounds, columns, table, so_far, last)
 
 
 def next_round(parts: Parts, quota: Quota, standing: Standing) -> Plan | None:
@@ -228,7 +230,7 @@ def store_quota(ledger: Ledger, parts: Parts, quota: Quota, standing: Standing) 
     table = pa.table([standing.table.column("key"), selected, reasons], schema=SCHEMA)
     counts = {one.name: (one.candidates, one.kept) for one in standing.counts}
     query = Query(where=quota.where, by=quota.by, per=quota.per, lowest=quota.lowest)
-    return keep_selection(ledger, parts, NAME, query, table, counts)
+    return keep_selection(ledger, parts, standing.columns, NAME, query, table, counts)
 
 
 def record_of(quota: Quota, standing: Standing) -> QuotaRecord:
