@@ -31,7 +31,7 @@ from batchgen.storage import configure, open_store
 def plan_job(spec: Spec, address: str | None = None) -> Plan:
     """The plan of a run of this spec, on local Ray or a cluster at ``address``; writes nothing."""
     reach_stores(spec)
-    return plan_for(choices_ahead(anywhere(spec)), address)[0]
+    return check_rounds(plan_for(choices_ahead(anywhere(spec)), address)[0])
 
 
 def run(
@@ -68,7 +68,7 @@ def _run(
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
         saved = None if overwrite else plan_to_keep(ledger, whole=shards is None)
         plan, sizes = plan_for(spec, address, saved, planned)
-        check_rounds(spec, plan)
+        check_rounds(plan)
         part = parse_range(shards, ledger.parts().shards if saved else plan.shards)
         with (
             interruptible() as interrupt,

@@ -35,13 +35,16 @@ class Make(Protocol):
     def __call__(self, *, shards: str | None, overwrite: bool = False) -> Outcome: ...
 
 
-def check_rounds(spec: Spec, plan: Plan) -> None:
-    """Check before work starts that the rounds which a spec asks for can be planned.
+def check_rounds(plan: Plan) -> Plan:
+    """Check before work starts that the rounds which a plan's spec asks for can be planned.
+
+    Returns:
+        The plan.
 
     Raises:
         SpecError, InputError: see ``quota.check_quota``.
     """
-    remake, quota = spec.policy.remake, spec.quota
+    remake, quota = plan.spec.policy.remake, plan.spec.quota
     if remake is not None and quota is not None:
         because = "a quota makes further samples of its own; remove one of the two"
         raise SpecError("policy.remake", list(remake.reasons), "", because=because)
@@ -50,6 +53,7 @@ def check_rounds(spec: Spec, plan: Plan) -> None:
             raise SpecError("policy.remake.reasons", reason, ", ".join(sorted(BY_FILTER)))
     if quota is not None:
         check_quota(quota, plan)
+    return plan
 
 
 def in_rounds(

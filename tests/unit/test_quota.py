@@ -93,7 +93,7 @@ class Runs:
             arithmetic_stages()(rows, plan, self.ledger, attempt=1)
 
     def run(self) -> Outcome:
-        check_rounds(self.plan.spec, self.plan)
+        check_rounds(self.plan)
         return in_rounds(self.plan.spec, self.make, None, say=self.said.append)
 
 
@@ -286,14 +286,14 @@ def test_a_wrong_quota_is_refused_before_work(
 ) -> None:
     with pytest.raises((SpecError, InputError), match=words):
         plan = plan_with(tmp_path, quota={"budget": 100, **asked})
-        check_rounds(plan.spec, plan)
+        check_rounds(plan)
 
 
 def test_without_duckdb_a_quota_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_with(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
     with pytest.raises(InputError, match=r"pip install 'batchgen\[curate\]'"):
-        check_rounds(plan.spec, plan)
+        check_rounds(plan)
 
 
 def test_rejected_samples_are_made_again_in_rounds(tmp_path: Path) -> None:
@@ -314,12 +314,12 @@ def test_rejected_samples_are_made_again_in_rounds(tmp_path: Path) -> None:
     ):
         with pytest.raises(SpecError, match=words):
             other = plan_for(tmp_path / "in.parquet", tmp_path / "out", policy__remake=wrong)
-            check_rounds(other.spec, other)
+            check_rounds(other)
     both = plan_for(
         tmp_path / "in.parquet", tmp_path / "o", policy__remake=remake, quota={"accepted": 1}
     )
     with pytest.raises(SpecError, match="remove one of the two"):
-        check_rounds(both.spec, both)
+        check_rounds(both)
 
 
 def test_a_quota_without_an_input_is_one_group(tmp_path: Path) -> None:
