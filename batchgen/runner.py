@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any
 
+from batchgen.curate.rounds import check_rounds, in_rounds
 from batchgen.engine.interrupt import interruptible
 from batchgen.engine.planning import plan_for, runnable
 from batchgen.errors import Interrupted
@@ -29,7 +31,7 @@ from batchgen.storage import configure, open_store
 def plan_job(spec: Spec, address: str | None = None) -> Plan:
     """The plan of a run of this spec, on local Ray or a cluster at ``address``; writes nothing."""
     reach_stores(spec)
-    return plan_for(choices_ahead(anywhere(spec)), address)[0]
+    return check_rounds(plan_for(choices_ahead(anywhere(spec)), address)[0])
 
 
 def run(
@@ -42,13 +44,11 @@ def run(
     """Generate all planned shards that are not committed, on local Ray or a cluster at ``address``.
 
     An output with the same plan is continued. ``shards`` ("A:B" means A to B-1) limits the run to
-    these, so that other runs can generate the others meanwhile. ``overwrite`` first removes what
-    batchgen wrote there before.
-
-    Raises:
-        StopJob: usage errors (exit 1), an interruption (exit 3).
+    these; other runs can generate the others meanwhile. ``overwrite`` first removes earlier output.
+    Raises StopJob: usage errors (exit 1), an interruption (exit 3).
     """
-    return _run(spec, spec, address, quiet, shards, overwrite)
+    make = partial(_run, spec, spec, address, quiet)
+    return in_rounds(spec, make, shards, overwrite, say=teller(quiet))
 
 
 def _run(
@@ -56,7 +56,7 @@ def _run(
     asked: Spec,
     address: str | None,
     quiet: bool,
-    shards: str | None,
+    shards: str | None = None,
     overwrite: bool = False,
     planned: Spec | None = None,
 ) -> Outcome:
@@ -68,6 +68,7 @@ def _run(
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
         saved = None if overwrite else plan_to_keep(ledger, whole=shards is None)
         plan, sizes = plan_for(spec, address, saved, planned)
+        check_rounds(plan)
         part = parse_range(shards, ledger.parts().shards if saved else plan.shards)
         with (
             interruptible() as interrupt,
@@ -114,9 +115,10 @@ def resume(
     """
     configure(storage_options or {})
     planned, asked = job_of(Ledger(open_store(url)), batch_size, decode_batch_size)
-    options = {"storage_options": {**asked.storage_options, **(storage_options or {})}}
-    spec = asked.model_copy(update=options)
-    return _run(spec, asked, address, quiet, shards, planned=planned)
+    options = {**asked.storage_options, **(storage_options or {})}
+    spec = asked.model_copy(update={"storage_options": options})
+    make = partial(_run, spec, asked, address, quiet, planned=planned)
+    return in_rounds(spec, make, shards, say=teller(quiet))
 
 
 def _stream(
@@ -133,7 +135,6 @@ def _stream(
     from batchgen.engine.stream import generate
 
     tally, pending, stopped = progress.tally, states.pending, ""
-    tally.go_on()
     with ready(plan, ledger, len(pending), address, progress, interrupt) as pools:
         with closing(generate(plan, ledger, pending, pools, progress.hear)) as events:
             for event in events:

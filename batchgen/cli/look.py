@@ -11,10 +11,11 @@ import click
 from batchgen.cli.cluster import address_option, ask, at_work, last_run
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, storage_option
-from batchgen.errors import Interrupted
+from batchgen.errors import Interrupted, LimitExceeded
 from batchgen.plain_text import short
 
 if TYPE_CHECKING:
+    from batchgen.output.ledger import Ledger
     from batchgen.plan.parts import Parts
 
 
@@ -51,6 +52,8 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     working = at_work(ledger)
     states = ledger.states(frozen)
     tally, exit_code, message = survey(frozen, ledger, states)
+    if exit_code == 0 and frozen.spec.quota is not None:
+        exit_code, message = _quota(ledger, message)
     pending = frozen.shards - tally.committed - tally.failed_shards
     last = last_run(ledger)
     if working and exit_code == Interrupted.exit_code:
@@ -86,6 +89,17 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
         for line in reason_lines(reasons_of(tally), output):
             echo(line)
     return exit_code
+
+
+def _quota(ledger: Ledger, message: str) -> tuple[int, str]:
+    """The exit code and message of an output whose shards are all committed, with its quota."""
+    from batchgen.output.quota_record import quota_of
+
+    record = quota_of(ledger)
+    if record is None:
+        command = f"`batchgen resume {ledger.store.url}`"
+        return Interrupted.exit_code, f"{message}; the quota is not met yet: {command} continues"
+    return (LimitExceeded.exit_code if record.lacking else 0), record.message
 
 
 def _parts(parts: Parts) -> str:

@@ -131,6 +131,9 @@ def select(
         return 0
     if again:
         query = selection.read_selection(ledger, name).query
+        if name == QUOTA and ledger.job().quota is not None:
+            told = f"a quota made this selection; `batchgen resume {output}` makes it again"
+            raise SpecError("--again", name, "", because=told)
     made = selection.select(ledger, parts, name, query)
     show_selections(ledger)
     refresh_card(ledger)
@@ -141,6 +144,7 @@ def select(
     return 0
 
 
+QUOTA = "quota"  # the selection that a quota makes
 _ALONE = "the stored query counts; give it without --where, --top, --by, --per and --lowest"
 
 

@@ -51,19 +51,29 @@ TOKEN_REMEDY = (
     "the cluster requires its token: put it into RAY_AUTH_TOKEN, or name its file in "
     "RAY_AUTH_TOKEN_PATH (on the head it is ~/.ray/auth_token), and set RAY_AUTH_MODE=token"
 )
+CURATE = "curate"  # the extra that a quota needs
 
 
-def requirements() -> list[str]:
-    """batchgen's requirements, pinned to the versions installed here, except Ray.
+def requirements(extras: Sequence[str] = ()) -> list[str]:
+    """batchgen's requirements and those of extras, pinned to the versions installed here.
 
-    Ray is that of the cluster.
+    Ray is that of the cluster. What an extra needs and this machine lacks is left out.
     """
     pins = []
     for line in importlib.metadata.requires("batchgen") or []:
         wanted = Requirement(line)
-        if wanted.name in CLUSTERS or (wanted.marker and "extra" in str(wanted.marker)):
+        marker = wanted.marker if "extra" in str(wanted.marker) else None
+        if wanted.name in CLUSTERS or (
+            marker and not any(marker.evaluate({"extra": one}) for one in extras)
+        ):
             continue
-        public = Version(importlib.metadata.version(wanted.name)).public  # torch 2.13.0+cpu
+        try:
+            found = importlib.metadata.version(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            if marker:
+                continue
+            raise
+        public = Version(found).public  # torch 2.13.0+cpu
         pins.append(f"{wanted.name}=={public}")
     return sorted(pins)
 
@@ -103,13 +113,14 @@ class Cluster:
         """
         facts = {"batchgen_task": spec.task, "batchgen_model": redact(spec.model.path)}
         files = {SPEC_FILE: spec.to_yaml()}
-        return self._start(
-            ["run", SPEC_FILE, *options], spec.output.url, files, facts, submission_id, packages
-        )
+        words, url = ["run", SPEC_FILE, *options], spec.output.url
+        extras = [] if spec.quota is None else [CURATE]
+        return self._start(words, url, files, facts, submission_id, packages, extras)
 
     def resume(self, output: str, options: Sequence[str] = (), packages: bool = True) -> str:
         """Submit a job that resumes an output; ``options`` are those of ``batchgen resume``."""
-        return self._start(["resume", output, *options], output, {}, {}, None, packages)
+        words = ["resume", output, *options]  # the job may have a quota
+        return self._start(words, output, {}, {}, None, packages, [CURATE])
 
     def _start(
         self,
@@ -119,6 +130,7 @@ class Cluster:
         facts: dict[str, str],
         submission_id: str | None,
         packages: bool,
+        extras: Sequence[str] = (),
     ) -> str:
         name = submission_id or f"batchgen-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         if not SUBMISSION_ID.fullmatch(name):
@@ -128,7 +140,7 @@ class Cluster:
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
         }
         if packages:
-            environment["pip"] = {"packages": requirements(), "pip_check": False}
+            environment["pip"] = {"packages": requirements(extras), "pip_check": False}
         with tempfile.TemporaryDirectory() as folder:
             for file, text in files.items():
                 (Path(folder) / file).write_text(text)

@@ -54,6 +54,11 @@ class Query:
     per: tuple[str, ...] = ()
     lowest: bool = False
 
+    @property
+    def mentions(self) -> list[str]:
+        """The texts that may name columns."""
+        return [self.where, self.by, *self.per]
+
     def __str__(self) -> str:
         parts = [f"where {self.where}"] if self.where else []
         if self.top is not None:
@@ -116,9 +121,9 @@ def select(ledger: Ledger, plan: Planned, name: str, query: Query) -> Selection:
         InputError: the condition cannot be evaluated, or selects nothing.
     """
     _check(name, query)
-    columns, mentions = columns_of(ledger), [query.where, query.by, *query.per]
+    columns = columns_of(ledger)
     columns.require(query.per, "--per")
-    found = columns.query(_sql(query), mentions)
+    found = columns.query(_sql(query), query.mentions)
     groups, table = _groups(found) if query.per else {}, found.select(SCHEMA.names).cast(SCHEMA)
     selected = pa.compute.sum(table.column("selected")).as_py() or 0
     if not selected:
@@ -126,6 +131,23 @@ def select(ledger: Ledger, plan: Planned, name: str, query: Query) -> Selection:
             f"selection {name!r} keeps none of {table.num_rows:,} samples; nothing was stored"
             f"{_labels(columns, query)}"
         )
+    return keep_selection(ledger, plan, columns, name, query, table, groups)
+
+
+def keep_selection(
+    ledger: Ledger,
+    plan: Planned,
+    columns: Columns,
+    name: str,
+    query: Query,
+    table: pa.Table,
+    groups: dict[str, tuple[int, int]],
+) -> Selection:
+    """Store a selection that was made from these columns of the output.
+
+    ``table`` has the columns of SCHEMA, ``groups`` are those of Selection.
+    """
+    selected = pa.compute.sum(table.column("selected")).as_py() or 0
     counts = table.column("reason").value_counts().to_pylist()
     reasons = {one["values"]: one["counts"] for one in counts if one["values"] is not None}
     sink = io.BytesIO()
@@ -141,7 +163,7 @@ def select(ledger: Ledger, plan: Planned, name: str, query: Query) -> Selection:
         sha256=hashlib.sha256(sink.getvalue()).hexdigest(),
         contents=columns.contents,
         shards=columns.shards,
-        sets=columns.used(mentions),
+        sets=columns.used(query.mentions),
     )
     ledger.store.put(f"{SELECTIONS}/{name}.parquet", sink.getvalue())
     ledger.store.put(f"{SELECTIONS}/{name}.json", (json.dumps(asdict(made)) + "\n").encode())

@@ -28,7 +28,8 @@ from batchgen.stages.scorers.filters import FILTERS
 
 OUTCOMES = ("rejected", "failed")
 # Reasons that depend on the generated image: another seed may give an image that is accepted.
-BY_IMAGE = frozenset(one.reason for one in FILTERS) | FAILURES.keys()
+BY_FILTER = frozenset(one.reason for one in FILTERS)
+BY_IMAGE = BY_FILTER | FAILURES.keys()
 
 
 @dataclass(frozen=True)

@@ -217,12 +217,12 @@ class Ledger:
             self.store.put(JOB, text)
 
     def in_force(self, parts: Planned) -> Parts:
-        """The parts with the policy of the last run, which may have changed it."""
+        """The parts with the policy and quota of the last run, which may have changed them."""
         try:
-            policy = self.job().policy
+            job = self.job()
         except InputError:
             return Parts(parts.plans)
-        update = {"policy": policy}
+        update = {"policy": job.policy, "quota": job.quota}
         return Parts(
             replace(plan, spec=plan.spec.model_copy(update=update)) for plan in parts.plans
         )

@@ -193,7 +193,8 @@ def hopeless(plan: Planned, tally: Tally) -> str:
         )
     far = (1 + policy.rejected_limit) / 2
     if (
-        tally.rejecting_now >= MIN_BAD_SHARDS
+        plan.spec.quota is None  # whose budget is the limit
+        and tally.rejecting_now >= MIN_BAD_SHARDS
         and tally.rejected_now >= MIN_REJECTS
         and tally.rejected_now > far * tally.made
         and tally.refused > policy.rejected_limit * finished
@@ -251,7 +252,8 @@ def verdict(plan: Planned, tally: Tally) -> tuple[int, str]:
             f"{tally.failed:,} of {tally.samples:,} samples failed (in {tally.failed_shards:,} "
             f"failed shards and {tally.flawed_shards:,} committed ones); {remedy}"
         )
-    if tally.refused > plan.spec.policy.rejected_limit * tally.samples:
+    limited = plan.spec.quota is None  # the budget of a quota is the limit
+    if limited and tally.refused > plan.spec.policy.rejected_limit * tally.samples:
         return 2, (
             f"{tally.refused:,} of {tally.samples:,} samples were rejected, above "
             f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "

@@ -81,6 +81,7 @@ class Progress:
     def enter_phase(self, text: str) -> None:
         """Display what the run does from now on, as a line or as the note next to the bars."""
         with self._turn:
+            self.tally.go_on()
             self._phase = plain(text)
             if self._bars is None:
                 self.say(text)

@@ -16,6 +16,7 @@ from batchgen.output.formats import SCHEMAS, label_names
 from batchgen.output.holdings import CARD, CARD_MARK, card_is_ours
 from batchgen.output.ledger import RECORDS, Ledger, States
 from batchgen.output.outcome import reasons_of, survey
+from batchgen.output.quota_record import quota_of
 from batchgen.output.tally import Tally
 from batchgen.output.verify import damaged
 from batchgen.plan.parts import Planned
@@ -96,6 +97,7 @@ def write(
         "scores": Markup(f"{BEGIN}{section(read_summary(ledger))}{END}"),
         "changed": changed,
         "others": others,
+        "quota": quota_of(ledger),
     }
     if shown:
         sheet = contact_sheet(
@@ -118,7 +120,8 @@ def _write_card(
     place = CARD if card_is_ours(ledger.store) else OTHER_CARD
     sheet = posixpath.relpath(SHEET, posixpath.dirname(place) or ".") if has_sheet else None
     names = _label_names(ledger)
-    card = card_of(plan, tally, digest, reasons_of(tally), sheet, names, ledger) + CARD_MARK
+    card = card_of(plan, tally, digest, reasons_of(tally), sheet, names, quota_of(ledger), ledger)
+    card += CARD_MARK
     ledger.store.put(place, card.encode())
     return place
 

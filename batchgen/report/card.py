@@ -14,6 +14,7 @@ from batchgen import __version__
 from batchgen.output.formats import format_of, kept_columns, own_columns
 from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Reason
+from batchgen.output.quota_record import QuotaRecord
 from batchgen.output.tally import Tally
 from batchgen.plain_text import plain, short
 from batchgen.plan.parts import Planned
@@ -93,6 +94,7 @@ def card_of(
     reasons: Iterable[Reason],
     sheet: str | None,
     names: Sequence[str] = (),
+    quota: QuotaRecord | None = None,
     ledger: Ledger | None = None,
 ) -> str:
     """The text of the card, Markdown with a YAML head.
@@ -102,6 +104,7 @@ def card_of(
         tally, digest, reasons: sums over its markers.
         sheet: relative path from the card to the contact sheet; None if there are no images.
         names: those of the labels, if the input declares them and the data files do not.
+        quota: how far the quota is met, as it is recorded; None without one.
         ledger: of the output, whose selections and evaluations are listed.
     """
     first = plan.plans[0]
@@ -127,6 +130,7 @@ def card_of(
         _table(("", ""), [(name, str(value)) for name, value in _facts(first)]),
         *_section("Values that vary", ("column", "lowest", "highest"), varying(digest.ranges)),
         *_parts(plan.plans),
+        *_quota(quota),
         *_labels(digest.labels, tally.accepted),
         *_categories(spec.labels.names),
         *_chosen(first, ledger),
@@ -205,6 +209,26 @@ def _parts(plans: Sequence[Plan]) -> list[str]:
         (plan.place.part, WHY[plan.place.why], plan.samples, plan.numbers.start) for plan in plans
     ]
     return ["## Parts\n", _table(("part", "what it adds", "samples", "first shard"), rows)]
+
+
+def _quota(quota: QuotaRecord | None) -> list[str]:
+    """A table of the groups of a quota."""
+    if quota is None:
+        return []
+    head = ("group", "wanted", "accepted", "candidates", "accept rate", "95 % interval")
+    rows: list[tuple[object, ...]] = [
+        (
+            *(one.name, one.wanted, one.accepted, one.candidates),
+            f"{one.rate:.3f}",
+            f"{one.low:.3f} to {one.high:.3f}",
+        )
+        for one in quota.groups[:SHOWN_LABELS]
+    ]
+    per = f" per {', '.join(quota.per)}" if quota.per else ""
+    where = f" where {quota.where}" if quota.where else ""
+    told = f"Accepted samples{per}{where}; the selection quota has the wanted number of them."
+    lacking = f" {quota.why}." if quota.lacking else ""
+    return [f"## Quota\n\n{html.escape(plain(told + lacking))}\n", _table(head, rows)]
 
 
 def _labels(labels: Counter[str], accepted: int) -> list[str]:

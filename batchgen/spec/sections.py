@@ -10,6 +10,7 @@ from batchgen.errors import SpecError
 from batchgen.spec.approximate import Approximate
 from batchgen.spec.faults import NEEDED, Faults, missing
 from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, NotCounted, OnlyWith, Section
+from batchgen.spec.quota_section import Remake
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 MAX_TEXT = 10_000  # characters of a prompt; the longest text encoder here reads less than half
@@ -377,4 +378,7 @@ class Policy(Section):
         default="off",
         description="images that are unsafe by the scorer nsfw: flag counts them in the markers, "
         "reject rejects them",
+    )
+    remake: Annotated[Remake | None, FREE] = Field(
+        default=None, description="make rejected samples again, with other seeds"
     )

@@ -14,6 +14,7 @@ from batchgen.spec.checks import refusals
 from batchgen.spec.faults import Faults
 from batchgen.spec.labels_section import FROM_LABELS, Labels
 from batchgen.spec.model import AUTO, COUNTED_IF_SET, FREE, Model, Section, counted
+from batchgen.spec.quota_section import Quota
 from batchgen.spec.score_section import ScorerSpec
 from batchgen.spec.sections import (
     Conditioning,
@@ -49,6 +50,9 @@ class Spec(Section):
     output: Output
     resources: Resources = Resources()
     policy: Policy = Policy()
+    quota: Annotated[Quota | None, FREE] = Field(
+        default=None, description="accepted samples that each group needs, in rounds"
+    )
     storage: Annotated[Storage, FREE] = Storage()
     storage_options: Annotated[dict[str, dict[str, Any]], FREE] = Field(
         default={}, description="protocol -> options of its fsspec package"

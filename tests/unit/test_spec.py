@@ -184,6 +184,8 @@ KEEPS_THE_RESULT: dict[str, Any] = {
     "policy.failed_limit": 0.2,
     "policy.rejected_limit": 0.9,
     "policy.shard_retries": 7,
+    "policy.remake": {"reasons": ["flat-image"]},
+    "quota": {"accepted": 5},
     "storage.connect_timeout_s": 2.5,
     "storage.read_timeout_s": 60.0,
     "storage.patience_s": 10.0,
