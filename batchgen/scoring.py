@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-from pydantic import ValidationError
-
-from batchgen.curate.columns import IMAGES, columns_of
+from batchgen.curate.score_request import Request, settled
 from batchgen.curate.score_sets import shards_of
 from batchgen.curate.summary import show_scores
 from batchgen.engine.interrupt import interruptible
-from batchgen.errors import InputError, Interrupted, LimitExceeded, SpecError
-from batchgen.models.scorers import check_scorers
-from batchgen.output.find import contents
-from batchgen.output.formats import format_of
+from batchgen.errors import InputError, Interrupted, LimitExceeded
 from batchgen.output.lease import Lease, hold_lease
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import Marker
 from batchgen.output.outcome import Outcome, count, outcome_of
 from batchgen.output.score_set import (
     RECORD,
-    SET_NAME,
     ScoreSet,
-    SetColumn,
     claim_set,
     files_of,
     folder_of,
     lease_folder,
     ledger_of,
-    read_set,
-    refuse_other,
-    require_set,
-    set_names,
     withdraw,
 )
 from batchgen.output.shard_range import ShardRange, parse_range, range_text
@@ -48,7 +33,6 @@ from batchgen.plan.plan import Plan
 from batchgen.progress.display import Progress
 from batchgen.progress.lines import line_of, teller
 from batchgen.progress.log import kept
-from batchgen.shard.rescore import COMPARED
 from batchgen.spec.places import reach_stores
 from batchgen.spec.score_section import ScorerSpec
 from batchgen.spec.sections import Pool, Resources
@@ -56,38 +40,6 @@ from batchgen.storage import configure, open_store
 
 BAD_SHARDS = 3  # more shards with unscored samples than an accident makes
 Shards = Sequence[tuple[Plan, Marker]]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for.
-
-    Attributes:
-        specs: the scorers; none: those of the set.
-        name: of the set; None: made of the scorers' names.
-        shards: limits the run to these ("A:B" means A to B-1).
-        pool: the replicas and what each of them reserves.
-    """
-
-    specs: tuple[ScorerSpec, ...] = ()
-    name: str | None = None
-    shards: str | None = None
-    pool: Pool = field(default_factory=Pool)
-
-
-def pool_of(num_gpus: float | None, num_cpus: float | None, max_replicas: int | None) -> Pool:
-    """The pool with these resources.
-
-    Raises:
-        SpecError: one of them is not allowed; names its flag.
-    """
-    given = {"num_gpus": num_gpus, "num_cpus": num_cpus, "max_replicas": max_replicas}
-    try:
-        return Pool.model_validate({name: one for name, one in given.items() if one is not None})
-    except ValidationError as error:
-        fault = error.errors()[0]
-        name = str(fault["loc"][0]) if fault["loc"] else "max_replicas"
-        raise SpecError(f"--{name.replace('_', '-')}", given[name], fault["msg"]) from None
 
 
 @dataclass(frozen=True)
@@ -151,108 +103,6 @@ def score(
     except Interrupted as error:
         again = f"`batchgen score {ledger.store.url} --name {name}`"
         raise type(error)(f"{error}; scores are kept, continue with {again}") from error
-
-
-def settled(
-    ledger: Ledger, asked: Request, parts: Sequence[Plan]
-) -> tuple[ScoreSet, tuple[ScorerSpec, ...]]:
-    """The record of the set, and its scorers as they were checked against the output.
-
-    Raises:
-        SpecError: a wrong name, or no scorer.
-        InputError: no committed shard, or no such set to continue.
-        PlanChanged: the set has other scorers, or scores of another output.
-    """
-    name = asked.name or _name_of(ledger, asked.specs)
-    if not SET_NAME.fullmatch(name):
-        raise SpecError("--name", name, "letters, digits, _ and -")
-    found = read_set(ledger, name)
-    if found is None and not asked.specs:
-        require_set(ledger, name)
-    if found is not None and not found.scorers:
-        raise InputError(
-            f"score set {name!r} of {ledger.store.url} was stored by another command; choose "
-            "another --name"
-        )
-    specs = _checked(ledger, parts, _kept(asked.specs, found))
-    record = ScoreSet(
-        name=name,
-        scorers=tuple(spec.model_dump(mode="json") for spec in specs),
-        columns=tuple(
-            SetColumn(column, kind, spec.settled.about.get(column, ""))
-            for spec in specs
-            if spec.settled is not None
-            for column, kind in spec.settled.columns.items()
-        ),
-        fingerprint=fingerprint_of(specs),
-        plans=tuple(plan.fingerprint for plan in parts),
-        made_at=time.time(),
-    )
-    if found is not None:
-        refuse_other(ledger, found, record)
-    return record, specs
-
-
-def fingerprint_of(specs: Sequence[ScorerSpec]) -> str:
-    """Of the scorers with their models and settings, and their columns."""
-    facts = [
-        [spec.scorer, spec.settled.fingerprint, spec.settled.columns]
-        for spec in specs
-        if spec.settled is not None
-    ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _name_of(ledger: Ledger, specs: Sequence[ScorerSpec]) -> str:
-    """A name for the set: its scorers'; without them, the only set of the output."""
-    if specs:
-        return "-".join(re.sub(r"[^A-Za-z0-9_-]+", "-", one.scorer) for one in specs)[:100]
-    names = set_names(ledger)
-    if len(names) == 1:
-        return names[0]
-    known = f"--name with one of {', '.join(names)}" if names else "there is no score set yet"
-    raise SpecError("--scorer", None, f"the name of a scorer, such as phash ({known})")
-
-
-def _kept(specs: tuple[ScorerSpec, ...], found: ScoreSet | None) -> tuple[ScorerSpec, ...]:
-    """The scorers as the set has them, if they are the same: those of a hub keep their commit."""
-    if found is None:
-        return specs
-    saved = tuple(ScorerSpec.model_validate(one) for one in found.scorers)
-    if not specs:
-        return saved
-    if len(specs) != len(saved):
-        return specs
-    pairs = zip(specs, saved, strict=True)
-    return tuple(was if _is_same(one, was) else one for one, was in pairs)
-
-
-def _is_same(asked: ScorerSpec, saved: ScorerSpec) -> bool:
-    fields = ("scorer", "model", "revision", "batch_size")
-    same = all(getattr(asked, field) == getattr(saved, field) for field in fields)
-    return same and asked.options.items() <= saved.options.items()
-
-
-def _checked(
-    ledger: Ledger, parts: Sequence[Plan], specs: tuple[ScorerSpec, ...]
-) -> tuple[ScorerSpec, ...]:
-    """Check the scorers against the output; InputError if nothing is committed yet."""
-    first = next(shards_of(ledger), None)
-    if first is None:
-        raise InputError(f"{ledger.store.url} has no committed shard yet, so nothing to score")
-    plan, marker = first
-    whole = format_of(plan).schema(dict(contents(ledger, marker)))
-    schema = pa.schema([one for one in whole if one.name not in IMAGES], whole.metadata)
-
-    def values(name: str) -> Collection[Any]:
-        quoted = name.replace('"', '""')
-        table = columns_of(ledger).query(
-            f'select distinct "{quoted}" as one from samples where "{quoted}" is not null'
-        )
-        return set(table.column("one").to_pylist())
-
-    has_sources = any(part in COMPARED for one in parts for part in one.spec.image_parts)
-    return check_scorers(specs, schema, values, has_sources, plan.spec.labels.names or ())
 
 
 def _plan(

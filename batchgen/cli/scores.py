@@ -62,12 +62,13 @@ def score(
     from dataclasses import asdict
 
     from batchgen import scoring
+    from batchgen.curate.score_request import Request, pool_of
     from batchgen.output.outcome import reason_lines
     from batchgen.spec.score_section import read_scorer
 
-    pool = scoring.pool_of(num_gpus, num_cpus, max_replicas)
+    pool = pool_of(num_gpus, num_cpus, max_replicas)
     specs = tuple(read_scorer(one) for one in scorers)
-    asked = scoring.Request(specs, name, shards, pool)
+    asked = Request(specs, name, shards, pool)
     options = parse_storage_options(storage_options)
     outcome = scoring.score(output, asked, address, as_json, options)
     if as_json:

@@ -162,13 +162,14 @@ def columns_of(ledger: Ledger) -> Columns:
         _together([_part(ledger, plan, some) for plan, some in parts if some])
     )
     sets = score_sets(ledger, markers)
-    taken, joined = {*found.schema.names, *IMAGES, *vectors}, []
+    # DuckDB compares names without case: the second of two such columns could not be read.
+    taken, joined = {one.lower() for one in (*found.schema.names, *IMAGES, *vectors)}, []
     for one in sets:
         if one.complete:
             table, unread = _readable(_dataset(ledger, one.files))
             own = [name for name in table.schema.names if name != KEY]
-            names = {name: f"{one.name}.{name}" if name in taken else name for name in own}
-            taken |= set(names.values())
+            names = {name: f"{one.name}.{name}" if name.lower() in taken else name for name in own}
+            taken |= {name.lower() for name in names.values()}
             vectors += unread
             joined.append(Joined(one, table, names))
     left_out = tuple(one for one in sets if not one.complete)

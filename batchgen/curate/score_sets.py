@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.errors import InputError
+from batchgen.errors import DamagedRecord, InputError, Interrupted, NewerFormat
 from batchgen.output.find import keys_of
 from batchgen.output.formats import format_of
+from batchgen.output.lease import hold_lease
 from batchgen.output.ledger import Ledger
 from batchgen.output.marker import Marker
 from batchgen.output.score_set import (
@@ -23,6 +24,7 @@ from batchgen.output.score_set import (
     file_of,
     files_of,
     keep_set,
+    lease_folder,
     ledger_of,
     read_set,
     remove_set,
@@ -112,18 +114,21 @@ def store_scores(
         )
     shards = list(shards_of(ledger))
     tables = list(_by_shard(ledger, table, shards, [one.name for one in columns]))
-    remove_set(ledger, name)
-    plans = tuple(plan.fingerprint for plan in ledger.parts())
     record = ScoreSet(
         name=name,
         columns=told(columns),
         fingerprint=fingerprint,
-        plans=plans,
+        plans=tuple(plan.fingerprint for plan in ledger.parts()),
         made_at=time.time(),
     )
-    for (_, marker), rows in zip(shards, tables, strict=True):
-        commit_scores(ledger, record, marker, rows)
-    keep_set(ledger, record)
+    lost: list[str] = []
+    with hold_lease(ledger.store, lost.append, folder=lease_folder(name)):
+        remove_set(ledger, name)
+        for (_, marker), rows in zip(shards, tables, strict=True):
+            if lost:
+                raise Interrupted(f"score set {name!r} is not stored: {lost[0]}; try again")
+            commit_scores(ledger, record, marker, rows)
+        keep_set(ledger, record)
     return record
 
 
@@ -173,8 +178,14 @@ def _by_shard(
 
 
 def _scored(ledger: Ledger, name: str, markers: Sequence[Marker]) -> Scored | None:
-    """The state of a set; None if it has no record, as while one is being removed."""
-    record = read_set(ledger, name)
+    """The state of a set; None if it has no record that this version can read.
+
+    `batchgen verify` and `batchgen score` say what is wrong with such a record.
+    """
+    try:
+        record = read_set(ledger, name)
+    except (DamagedRecord, NewerFormat):
+        return None
     if record is None:
         return None
     found = files_of(ledger, name)

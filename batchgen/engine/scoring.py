@@ -44,7 +44,7 @@ def with_scorers(plan: Plan) -> Plan:
     for one in found:
         assert one.settled is not None
         for name in one.settled.columns:
-            if name in ours:
+            if name.lower() in ours:
                 because = f"it fills the column {name}, which every output has"
                 raise SpecError("score.scorer", one.scorer, "", because=because)
         for name in one.settled.reads:

@@ -241,6 +241,11 @@ def commit_scores(
     name = file_of(record.name, source.shard, content_of(source))
     committed = own.marker(source.shard)
     if committed is not None and [file.name for file in committed.files] == [name]:
+        if committed.spec_fingerprint != record.fingerprint:
+            raise PlanChanged(
+                f"score set {record.name!r} of {ledger.store.url}: another process stores it with "
+                "other scorers; repeat the command when it has ended"
+            )
         return committed
     data = parquet_bytes(table)
     ledger.store.put(name, data)
@@ -263,11 +268,15 @@ def withdraw(ledger: Ledger, files: SetFiles, shard: int) -> None:
 
 
 def remove_set(ledger: Ledger, name: str) -> None:
-    """Remove a score set; its record goes first, so that a broken removal leaves no set."""
+    """Remove a score set; its record goes first, so that a broken removal leaves no set.
+
+    Its leases stay: a run that replaces the set may hold one.
+    """
     store, folder = ledger.store, folder_of(name)
     store.delete(f"{folder}/{RECORD}")
     for file in sorted(store.find(folder)):
-        store.delete(f"{folder}/{file}")
+        if not f"{folder}/{file}".startswith(f"{lease_folder(name)}/"):
+            store.delete(f"{folder}/{file}")
 
 
 def scores_of(ledger: Ledger, marker: Marker) -> pa.Table:

@@ -44,15 +44,8 @@ def keep_settled(spec: Spec, saved: Plan | None) -> Spec:
     if saved is None or len(saved.spec.score) != len(spec.score):
         return spec
     pairs = zip(spec.score, saved.spec.score, strict=True)
-    kept = tuple(planned if _is_asked(asked, planned) else asked for asked, planned in pairs)
+    kept = tuple(planned if asked.asks_for(planned) else asked for asked, planned in pairs)
     return spec.model_copy(update={"score": kept})
-
-
-def _is_asked(asked: ScorerSpec, planned: ScorerSpec) -> bool:
-    """Whether planning made this scorer of that one: its options are completed, never changed."""
-    fields = ("scorer", "model", "revision", "batch_size")
-    same = all(getattr(asked, field) == getattr(planned, field) for field in fields)
-    return same and asked.options.items() <= planned.options.items()
 
 
 def compare_scorers(saved: Sequence[ScorerSpec], now: Sequence[ScorerSpec]) -> None:

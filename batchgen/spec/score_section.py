@@ -186,6 +186,8 @@ class ScorerSpec(Section):
     @model_validator(mode="after")
     def _known(self) -> ScorerSpec:
         name = self.scorer
+        if self.model is not None and not self.model.strip():
+            raise Faults([SpecError("score.model", self.model, "a folder, hub id or URL, or null")])
         if self.is_own or (self.settled is not None and name not in OPTIONS):
             return self
         if name not in OPTIONS:
@@ -211,6 +213,14 @@ class ScorerSpec(Section):
     def title(self) -> str:
         """The scorer with its model, for messages."""
         return self.scorer if self.model is None else f"{self.scorer}={self.model}"
+
+    def asks_for(self, other: ScorerSpec) -> bool:
+        """Whether this is the other scorer, as a user gives it: with the same model and options."""
+        fields = ("scorer", "model", "revision", "batch_size")
+        same = all(getattr(self, field) == getattr(other, field) for field in fields)
+        if not same or self.scorer not in OPTIONS:
+            return same and self.options == other.options
+        return bool(self.read_options() == other.read_options())
 
     def read_options(self) -> Any:
         """The options of the scorer, checked, with its defaults.

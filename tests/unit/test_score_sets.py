@@ -15,7 +15,14 @@ from batchgen.cli import main
 from batchgen.curate.columns import columns_of
 from batchgen.curate.score_sets import score_sets, shards_of, store_scores
 from batchgen.curate.selection import Query, select, selected_keys, stored_selections
-from batchgen.errors import DamagedRecord, InputError, NewerFormat, OutputBusy, SpecError
+from batchgen.errors import (
+    DamagedRecord,
+    InputError,
+    NewerFormat,
+    OutputBusy,
+    PlanChanged,
+    SpecError,
+)
 from batchgen.output.clean import clean
 from batchgen.output.find import keys_of
 from batchgen.output.formats import format_of
@@ -182,7 +189,36 @@ def test_a_damaged_or_newer_record_is_named(tmp_path: Path) -> None:
         read_set(ledger, "numbers")
     path.write_text(whole.replace('"version": 1', '"version": 99'))
     with pytest.raises(NewerFormat, match="newer batchgen"):
-        score_sets(ledger)
+        read_set(ledger, "numbers")
+    assert score_sets(ledger) == []  # the other columns can be selected by
+
+
+def test_two_processes_do_not_mix_their_scores(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    stored(ledger, "numbers", TWICE)
+    record, marker = read_set(ledger, "numbers"), ledger.marker(0)
+    assert record is not None and marker is not None
+    table = pa.table({"key": ["a"] * 4, "twice": [0] * 4})
+    with pytest.raises(PlanChanged, match="another process stores it"):
+        commit_scores(ledger, replace(record, fingerprint="another"), marker, table)
+    held = hold_lease(ledger.store, lambda words: None, folder=lease_folder("numbers"))
+    with held, pytest.raises(OutputBusy):
+        stored(ledger, "numbers", TWICE)
+
+
+def test_columns_that_differ_only_in_case_are_told_apart(tmp_path: Path) -> None:
+    ledger = output_of(tmp_path)
+    columns = columns_of(ledger)
+    name = columns.output.schema.names[1].upper()
+    rows = ledger.marker(0), ledger.marker(1)
+    assert all(rows)
+    keys = columns.query("select key from samples")["key"]
+    column = ScoreColumn(name, pa.int64(), "always below zero")
+    store_scores(ledger, "low", pa.table({"key": keys, name: [-1] * len(keys)}), [column], "x")
+    joined = columns_of(ledger)
+    assert f"low.{name}" in joined.names
+    found = joined.query(f'select count(*) as n from samples where "low.{name}" < 0')
+    assert found["n"].to_pylist() == [len(keys)]
 
 
 def test_scores_are_committed_once(tmp_path: Path) -> None:
@@ -201,7 +237,8 @@ def test_overwrite_removes_score_sets(tmp_path: Path) -> None:
     ledger = output_of(tmp_path)
     stored(ledger, "numbers", TWICE)
     own = holdings_of(ledger).own
-    assert sum(name.startswith("_batchgen/scores/numbers/") for name in own) == 7
+    files = [name for name in own if name.startswith("_batchgen/scores/numbers/")]
+    assert len(files) == 8  # one of them is a lease
     remove_output(ledger)
     assert set_names(ledger) == []
 

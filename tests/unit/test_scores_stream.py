@@ -194,7 +194,7 @@ def compared(images: Scored) -> Scores:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (taken, "it fills the column key, which every output has"),
+        (taken, "it fills a column named 'key'"),
         (absent, "it reads the column 'gone', which the output does not have; its columns: key, "),
         (compared, "it compares with conditioning images, and this task reads none"),
     ],

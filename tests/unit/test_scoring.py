@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from batchgen import scoring
 from batchgen.cli import main
+from batchgen.curate.score_request import Request, fingerprint_of, pool_of, settled
 from batchgen.errors import InputError, ModelError, OutOfMemory, PlanChanged, RetryShard, SpecError
 from batchgen.output.ledger import Ledger
 from batchgen.output.score_set import claim_set, commit_scores, keep_set, ledger_of, scores_of
-from batchgen.scoring import Request, pool_of, settled
 from batchgen.shard.rescore import AT_ONCE, groups, rescore
 from batchgen.shard.work import Trial
-from batchgen.spec.score_section import read_scorer
+from batchgen.spec.score_section import ScorerSpec, Settled, read_scorer
 from batchgen.stages.scorers.phash import PerceptualHash
 from batchgen.stages.scorers.scorer import ScoreColumn, Scored, scores
 from batchgen.storage import open_store
@@ -216,3 +216,30 @@ def test_a_damaged_shard_fails_alone(tmp_path: Path) -> None:
     ledger.store.put(marker.files[0].name, b"damaged")
     with pytest.raises(RetryShard, match="missing or damaged"):
         rescore([counted], ledger, ledger.parts()[0], marker, Trial())
+
+
+@pytest.mark.parametrize(
+    ("asked", "saved", "same"),
+    [
+        ("quality", {"scorer": "quality", "options": {"dark_below": 200}}, False),
+        ("quality", {"scorer": "quality", "options": {"dark_below": 48}}, True),
+        ("own:make", {"scorer": "own:make", "options": {"shift": 1}}, False),
+        ("own:make=a", {"scorer": "own:make", "model": "b"}, False),
+    ],
+)
+def test_a_scorer_is_the_same_with_the_same_options(
+    asked: str, saved: dict[str, Any], same: bool
+) -> None:
+    assert read_scorer(asked).asks_for(ScorerSpec.model_validate(saved)) is same
+
+
+def test_options_and_models_of_own_scorers_are_in_the_fingerprint_of_the_set() -> None:
+    facts = Settled(fingerprint="always the same", columns={"one": "double"})
+    given = [
+        {"scorer": "own:make", "options": {"shift": 1}},
+        {"scorer": "own:make", "options": {"shift": 2}},
+        {"scorer": "own:make", "model": "a"},
+        {"scorer": "own:make"},
+    ]
+    specs = [ScorerSpec.model_validate({**one, "settled": facts}) for one in given]
+    assert len({fingerprint_of([spec]) for spec in specs}) == len(specs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from batchgen.spec.score_section import ScorerSpec, Settled
 from batchgen.stages.scorers.scorer import Scorer, kind_text
 
 ONE = 1  # image in a call
+TAKEN = ("key", "image")  # columns by which scores and samples belong together
+COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
 def call_size(spec: ScorerSpec, device: str) -> int:
@@ -79,6 +82,13 @@ class Kind:
 
 def settled(spec: ScorerSpec, scorer: Scorer, **known: Any) -> ScorerSpec:
     """The specification with what is known of its scorer; ``known``: more fields of ``Settled``."""
+    for one in scorer.columns:
+        if one.name.lower() in TAKEN or not COLUMN.fullmatch(one.name):
+            because = (
+                f"it fills a column named {one.name!r}; a name of a column has letters, digits and "
+                f"_, begins with no digit, and is not {' or '.join(TAKEN)}"
+            )
+            raise SpecError("score.scorer", spec.scorer, "", because=because)
     facts = Settled(
         fingerprint=scorer.fingerprint,
         columns={one.name: kind_text(one.kind) for one in scorer.columns},

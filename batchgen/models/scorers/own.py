@@ -10,7 +10,7 @@ import inspect
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from batchgen.errors import BatchgenError, ModelError
+from batchgen.errors import BatchgenError, ModelError, SpecError
 from batchgen.models.scorers.kind import Job, Kind, settled
 from batchgen.spec.score_section import ENTRY_POINTS, ScorerSpec
 from batchgen.stages.scorers.scorer import Scorer
@@ -54,6 +54,9 @@ def _made(spec: ScorerSpec, device: str) -> Scorer:
             "PYTHONPATH, and a function or class in it"
         ) from error
     is_ready = not isinstance(named, type) and all(hasattr(named, part) for part in _PARTS)
+    if is_ready and (spec.model is not None or spec.revision is not None):
+        because = f"{spec.scorer} reads no model; remove it"
+        raise SpecError("score.model", spec.model or spec.revision, "null", because=because)
     made = named if is_ready and not spec.options else _called(spec, named, device)
     missing = [part for part in _PARTS if not hasattr(made, part)]
     if missing or not callable(made):
@@ -71,8 +74,10 @@ def _called(spec: ScorerSpec, named: Any, device: str) -> Any:
     try:
         known = inspect.signature(named).parameters
         ours = {"model": spec.model, "device": device, "batch_size": spec.batch_size}
-        if spec.model is not None and "model" not in known:
-            raise ModelError(f"scorer {spec.title}: {spec.scorer} has no parameter 'model'")
+        ours |= {} if spec.revision is None else {"revision": spec.revision}
+        for name in ("model", "revision"):
+            if getattr(spec, name) is not None and name not in known:
+                raise ModelError(f"scorer {spec.title}: {spec.scorer} has no parameter {name!r}")
         return named(**{name: ours[name] for name in ours if name in known}, **spec.options)
     except BatchgenError:
         raise
