@@ -26,7 +26,14 @@ HEAVY = ("torch", "diffusers", "transformers", "ray")  # what no unit test loads
 GROUPS = {  # fixture -> the files whose tests use it
     "ray_session": (
         *("test_addresses", "test_engine", "test_old_outputs", "test_poison", "test_pools"),
-        *("test_more_runs", "test_ray_reads", "test_replica_faults", "test_run", "test_tail"),
+        *(
+            "test_more_runs",
+            "test_quota_runs",
+            "test_ray_reads",
+            "test_replica_faults",
+            "test_run",
+            "test_tail",
+        ),
         "test_extend",
     ),
     "s3_server": (
