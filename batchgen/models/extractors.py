@@ -15,7 +15,7 @@ import torch
 from batchgen.errors import ModelError, nearest
 from batchgen.images.resize import resized_to
 from batchgen.models import efficientnet_lite
-from batchgen.models.find import HUB_ID, SHIPPED
+from batchgen.models.find import HUB_ID, SHIPPED, shipped_networks
 
 Array = np.ndarray[Any, Any]
 
@@ -84,8 +84,7 @@ def _folder(name: str, revision: str | None) -> Path:
         if (folder / "config.json").is_file():
             return folder
     if Path(name).is_dir() or not HUB_ID.fullmatch(name):
-        shipped = [one.parent.name for one in SHIPPED.glob("*/config.json")]
-        known = [DEFAULT, *sorted(shipped)]
+        known = [DEFAULT, *shipped_networks()]
         raise ModelError(
             f"features {name!r}: it is neither a folder with a config.json of transformers, nor an "
             f"id of the Hugging Face Hub, nor one of {', '.join(known)}{nearest(name, known)}"

@@ -165,8 +165,13 @@ def shipped_names() -> list[str]:
 
 
 def shipped_parts() -> list[str]:
-    """List the single components that come with batchgen."""
-    return sorted(config.parent.name for config in SHIPPED.glob("*/config.json"))
+    """List the single components of pipelines that come with batchgen."""
+    return sorted(one.parent.name for one in SHIPPED.glob("*/diffusion_pytorch_model.safetensors"))
+
+
+def shipped_networks() -> list[str]:
+    """List the models for scorers and features that come with batchgen."""
+    return sorted(one.parent.name for one in SHIPPED.glob("*/model.safetensors"))
 
 
 def weight_globs(stem: str, variant: str | None, end: str = "safetensors") -> list[str]:

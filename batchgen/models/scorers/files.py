@@ -11,7 +11,7 @@ from typing import Any
 
 from batchgen.errors import ModelError, shown
 from batchgen.models.files import read_json
-from batchgen.models.find import TEXT_FILES, Wanted, find_folder, shipped_parts, weight_globs
+from batchgen.models.find import TEXT_FILES, Wanted, find_folder, shipped_networks, weight_globs
 from batchgen.spec.score_section import ScorerSpec
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -95,7 +95,9 @@ def scorer_model(
     field = f"score: {spec.scorer}"
     wanted = Wanted([*(f"*{end}" for end in TEXT_FILES), *weight_globs("model", None)])
     revision = spec.settled.revision if spec.settled else None
-    found = find_folder(str(spec.model), spec.revision or revision, field, wanted, shipped_parts())
+    found = find_folder(
+        str(spec.model), spec.revision or revision, field, wanted, shipped_networks()
+    )
     config_file = found.folder / "config.json"
     if not config_file.is_file():
         raise ModelError(f"{field}: {found.folder} has no config.json; needed: {needed}")
