@@ -100,3 +100,13 @@ def detector(folder: Path, names: list[str], seed: int = 7) -> Path:
         size={"height": SIDE, "width": SIDE}, do_pad=False
     ).save_pretrained(folder)
     return folder
+
+
+def image_model(folder: Path, name: str, **how: Any) -> Path:
+    """A tiny image model of this class of transformers."""
+    config: Any = getattr(transformers, name).config_class(**_VISION)
+    with seeded(7):
+        model = getattr(transformers, name)(config, **how)
+    model.save_pretrained(folder)
+    _processor(folder)
+    return folder

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from batchgen.errors import SpecError
+from batchgen.errors import ModelError, SpecError
 from batchgen.labels.columns import object_fields
+from batchgen.models.image_networks import refuse_random
 from batchgen.models.scorers import networks
 from batchgen.models.scorers.class_map import (
     declared_names,
@@ -47,7 +48,12 @@ def _detector(spec: ScorerSpec) -> ScorerModel:
 
 
 def _image_model(spec: ScorerSpec) -> ScorerModel:
-    return scorer_model(spec, FEATURES, ("",))
+    model = scorer_model(spec, FEATURES, ("",))
+    try:
+        refuse_random(model.config.get("model_type"), model.folder)
+    except ModelError as error:
+        raise ModelError(f"{model.field}: {error}") from error
+    return model
 
 
 def _classes(spec: ScorerSpec) -> dict[str, Any]:
