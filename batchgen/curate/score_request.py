@@ -190,4 +190,6 @@ def _checked(
         return set(table.column("one").to_pylist())
 
     has_sources = any(part in COMPARED for one in parts for part in one.spec.image_parts)
-    return check_scorers(specs, schema, values, has_sources, plan.spec.labels.names or ())
+    known = plan.model.class_names
+    names = {"class_label": known if any(known) else ()}
+    return check_scorers(specs, schema, values, has_sources, plan.spec.labels.names or (), names)

@@ -87,5 +87,7 @@ def test_a_file_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         del kept[name]
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     for features in (embedding, extracted):
-        with pytest.raises(ModelError, match="lacks weights of a ViTModel: layernorm.bias, layern"):
+        with pytest.raises(
+            ModelError, match=r"lacks weights of a ViTModel: layernorm.bias, layern"
+        ):
             features(folder)

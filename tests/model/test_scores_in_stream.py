@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,22 @@ def test_classes_that_are_missing_are_found_while_planning(tmp_path: Path, model
     scorer_models.classifier(tmp_path / "two", ["cat", "bird"])
     with pytest.raises(SpecError, match="these labels have no class in it: 'dog'; its classes"):
         planned(tmp_path, [f"classifier={tmp_path / 'two'}"])
+
+
+@pytest.mark.parametrize("given", [[0, 1, 0], ["cat", "dog", "cat"]])
+def test_classes_of_a_class_conditional_model_are_matched_by_name(
+    tmp_path: Path, given: list[Any]
+) -> None:
+    folder = scorer_models.classifier(tmp_path / "model", ["dog", "cat"])
+    source = write_columns(tmp_path / "b.parquet", {"k": given})
+    options = {"label": "class_label"}
+    plan = plan_for(
+        source,
+        tmp_path / "out",
+        task="class-conditional",
+        input__columns__class_label="k",
+        score=[{"scorer": "classifier", "model": str(folder), "options": options}],
+    )
+    plan = replace(plan, model=replace(plan.model, class_names=("cat", "dog", "")))
+    (spec,) = with_scorers(plan).spec.score
+    assert spec.settled is not None and spec.settled.classes == {"0": 1, "1": 0}

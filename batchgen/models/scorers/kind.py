@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from batchgen.errors import SpecError
+from batchgen.models.scorers.class_map import declared_names
 from batchgen.spec.score_section import ScorerSpec, Settled
 from batchgen.stages.scorers.scorer import Scorer, kind_text
 
@@ -36,12 +37,18 @@ class Job:
         values: returns the different values of a column, without null.
         has_sources: whether the images have conditioning images to compare with.
         categories: names of the categories of objects, by number; empty if they are not known.
+        class_names: column -> names of its classes by number, beside those of the schema.
     """
 
     schema: pa.Schema
     values: Callable[[str], Collection[Any]] = lambda name: ()
     has_sources: bool = False
     categories: Sequence[str] = ()
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def names(self, column: str) -> tuple[str, ...]:
+        """The names of a column's classes by number; empty if they are not known."""
+        return tuple(self.class_names.get(column, ())) or declared_names(self.schema, column)
 
     def sorted_values(self, column: str) -> list[Any]:
         """The different values of a column, always in the same order."""

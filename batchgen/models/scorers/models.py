@@ -12,7 +12,6 @@ from batchgen.labels.columns import object_fields
 from batchgen.models.image_networks import refuse_random
 from batchgen.models.scorers import networks
 from batchgen.models.scorers.class_map import (
-    declared_names,
     known_classes,
     named_labels,
     numbered_labels,
@@ -131,7 +130,7 @@ def _make_zero_shot(
 
 def _zero_shot_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
     options = spec.read_options()
-    names = declared_names(job.schema, options.label)
+    names = job.names(options.label)
     values = job.sorted_values(options.label)
     known = known_classes(spec, values)
     return known or dict(named_labels(spec, values, names, options.classes))
@@ -149,7 +148,7 @@ def _make_classifier(
 
 def _classifier_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
     options = spec.read_options()
-    names = declared_names(job.schema, options.label)
+    names = job.names(options.label)
     values = job.sorted_values(options.label)
     known = known_classes(spec, values)
     return known or dict(numbered_labels(spec, values, names, model.names(), options.classes))
