@@ -13,6 +13,7 @@ from batchgen.plan.plan import Plan
 from batchgen.records import Sample
 from batchgen.shard.prepare import Prepared
 from batchgen.shard.work import Array, ShardWork
+from batchgen.stages.scorers.call import read_only
 from batchgen.stages.scorers.scorer import Scored, Scorer
 
 OF_SAMPLES = ("key", "source_id", "variant", "seed", "prompt", "negative_prompt", "class_label")
@@ -61,8 +62,8 @@ class ScoredRows:
 
     def __call__(self, samples: Sequence[Sample], pixels: Sequence[Array]) -> Scored:
         rows = {name: [read(sample) for sample in samples] for name, read in self._read.items()}
-        compared = [self._sources.get(sample.row) for sample in samples]
-        return Scored(pixels, rows, compared if self._sources else ())
+        compared = [read_only(self._sources.get(sample.row)) for sample in samples]
+        return Scored([read_only(one) for one in pixels], rows, compared if self._sources else ())
 
 
 def _reader(name: str, plan: Plan, work: ShardWork) -> Callable[[Sample], Any]:
