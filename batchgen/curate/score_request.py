@@ -183,11 +183,11 @@ def _checked(
     schema = pa.schema([one for one in whole if one.name not in IMAGES], whole.metadata)
 
     def values(name: str) -> Collection[Any]:
-        quoted = name.replace('"', '""')
-        table = columns_of(ledger).query(
-            f'select distinct "{quoted}" as one from samples where "{quoted}" is not null'
-        )
-        return set(table.column("one").to_pylist())
+        quoted = '"' + name.replace('"', '""') + '"'
+        if name == "objects":  # a struct of lists
+            quoted = 'unnest("objects"."category")'
+        table = columns_of(ledger).query(f"select distinct {quoted} as one from samples")
+        return set(table.column("one").to_pylist()) - {None}
 
     has_sources = any(part in COMPARED for one in parts for part in one.spec.image_parts)
     known = plan.model.class_names

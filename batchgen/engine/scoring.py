@@ -9,7 +9,7 @@ from batchgen.errors import SpecError
 from batchgen.models.scorers import check_scorers, load_scorers
 from batchgen.output.formats import own_columns
 from batchgen.plan.plan import Plan
-from batchgen.plan.scores import source_schema, values_of
+from batchgen.plan.scores import categories_of, source_schema, values_of
 from batchgen.shard.prepare import class_number
 from batchgen.shard.scored import has_sources, readable_schema, source_of
 from batchgen.stages.scorers.scorer import Scorer
@@ -39,6 +39,8 @@ def with_scorers(plan: Plan) -> Plan:
             given = values_of(plan, column)
             numbers = {class_number(value, plan.model.class_names) for value in given}
             return numbers - {None}
+        if name == "objects":
+            return categories_of(plan)
         return values_of(plan, source_of(name, bare))
 
     found = check_scorers(

@@ -70,11 +70,20 @@ def test_what_options_classes_names_wrongly_is_refused() -> None:
         numbered(["cat"], ["cat"], given={"typo": 99})
     with pytest.raises(SpecError, match=r"options.classes.x: got 'wolff'"):
         numbered(["cat"], ["cat", "wolf"], given={"x": "wolff"})
-    with pytest.raises(
-        SpecError, match=r"options.classes: got 'Cat'; allowed: the label as the in"
-    ):
+    with pytest.raises(SpecError, match=r"options.classes: got 'Cat'; allowed: the label as the"):
         numbered(["cat"], ["cat", "wolf"], given={"Cat": "wolf"})
     with pytest.raises(SpecError, match=r"no class in it: 'wulf'.*no image has its 'wolff'"):
         numbered(["cat", "wulf"], ["cat", "wolf"], given={"wolff": "wolf"})
     given = {"rare": "wolf"}  # of rows that a limit leaves out
     assert numbered(["cat"], ["cat", "wolf"], given=given) == {"cat": 0}
+
+
+def test_numbers_are_mapped_by_their_declared_names_as_well() -> None:
+    names = ["car", "dog"]
+    found = numbered([0, 1], ["dog", "automobile"], names=names, given={"car": "automobile"})
+    assert found == {"0": 1, "1": 0}
+    assert named_labels(ZERO, [0, 1], names, {"car": "auto", "1": "hound"})["0"] == "auto"
+    with pytest.raises(
+        SpecError, match=r"the label '1' could be the class number 1 .* or number 0"
+    ):
+        numbered([0, 1], ["dog", "cat"], names=["1", "0"], given={"1": "dog"})

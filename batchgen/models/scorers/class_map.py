@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pyarrow as pa
 
@@ -13,6 +13,7 @@ from batchgen.errors import SpecError, nearest
 from batchgen.spec.score_section import ScorerSpec
 
 SHOWN = 5
+One = TypeVar("One", str, str | int)
 
 
 def declared_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
@@ -59,14 +60,14 @@ def named_labels(
         SpecError: a label has no name or could have two, or there are fewer than two classes.
     """
     if isinstance(given, Mapping):
-        named = {str(label): name for label, name in given.items()}
+        named = _by_text(spec, values, names, given)
         _refuse_almost(spec, values, named)
     elif given is not None or names:
         named = _listed(spec, values, names if given is None else given, given is None)
     else:
         named = {value: value for value in values if isinstance(value, str)}
     missing = [value for value in values if str(value) not in named]
-    _refuse_missing(spec, missing, named.values(), _unused(values, given))
+    _refuse_missing(spec, missing, named.values(), _unused(values, given, names))
     if len(set(named.values())) < 2:
         allowed = f"names of at least two classes for {spec.scorer}, by label or by number"
         raise SpecError("score.options.classes", sorted(set(named.values())) or None, allowed)
@@ -117,7 +118,7 @@ def numbered_labels(
         SpecError: a label has no class in the model, or could be one of several.
     """
     known = ClassNames(spec, classes)
-    chosen = given or {}
+    chosen = _by_text(spec, values, names, given or {})
     _refuse_almost(spec, values, chosen)
     targets = {label: _target(known, wanted) for label, wanted in chosen.items()}
     found: dict[str, int | None] = {}
@@ -129,7 +130,7 @@ def numbered_labels(
     if wrong:
         allowed = f"a name of a class or its number, 0 to {len(classes) - 1}, for {spec.title}"
         raise SpecError(f"score.options.classes.{wrong[0]}", chosen[wrong[0]], allowed)
-    _refuse_missing(spec, missing, classes, _unused(values, given))
+    _refuse_missing(spec, missing, classes, _unused(values, given, names))
     return {label: number for label, number in found.items() if number is not None}
 
 
@@ -232,9 +233,28 @@ def _refuse_almost(spec: ScorerSpec, values: Collection[Any], given: Collection[
             raise SpecError("score.options.classes", label, allowed)
 
 
-def _unused(values: Collection[Any], given: object) -> list[str]:
+def _by_text(
+    spec: ScorerSpec, values: Collection[Any], names: Sequence[str], given: Mapping[str, One]
+) -> dict[str, One]:
+    """What the user maps labels to, where a number may be given by its declared name as well.
+
+    Raises:
+        SpecError: a label is a number and the name of another number.
+    """
+    found = {str(label): one for label, one in given.items()}
+    for value in values:
+        if not isinstance(value, int) or not 0 <= value < len(names) or names[value] not in given:
+            continue
+        if names[value] in map(str, values) and names[value] != str(value):
+            _refuse_two(spec, names[value], [int(names[value]), value], names)
+        found.setdefault(str(value), given[names[value]])
+    return found
+
+
+def _unused(values: Collection[Any], given: object, names: Sequence[str]) -> list[str]:
     """The labels of ``options.classes`` that no image has."""
     texts = {str(value) for value in values}
+    texts |= {names[one] for one in values if isinstance(one, int) and 0 <= one < len(names)}
     return [label for label in given if label not in texts] if isinstance(given, Mapping) else []
 
 

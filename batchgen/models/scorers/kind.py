@@ -34,7 +34,8 @@ class Job:
 
     Attributes:
         schema: the columns of the output that scorers may read, with its metadata.
-        values: returns the different values of a column, without null.
+        values: returns the different values of a column, without null; for ``objects`` those of
+            their categories.
         has_sources: whether the images have conditioning images to compare with.
         categories: names of the categories of objects, by number; empty if they are not known.
         class_names: column -> names of its classes by number, beside those of the schema.

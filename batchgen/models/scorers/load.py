@@ -42,8 +42,8 @@ def check_scorers(
     Args:
         specs: as the user gave them, or as they were settled before.
         schema: the columns of the output that the scorers may read, with its metadata.
-        values: returns the different values of a column, such as ``label``, without null; called
-            if a scorer needs them.
+        values: returns the different values of a column, such as ``label``, without null, and of
+            ``objects`` the categories; called if a scorer needs them.
         has_sources: whether the images have conditioning images to compare with.
         categories: names of the categories of objects, by number; empty if they are not known.
         class_names: column -> names of its classes by number, where the schema declares none.

@@ -167,17 +167,19 @@ def _make_detector(
 
 
 def _detector_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
-    """Category -> class. Categories without names are the detector's numbers."""
+    """Category -> class, of those that are declared, else of those that occur."""
     options = spec.read_options()
     fields = object_fields(job.schema.field("objects").type) or {}
     if options.mark_crowd and fields and "iscrowd" not in fields:
         because = "the objects of the input have no field iscrowd; add it, or leave mark_crowd out"
         raise SpecError("score.options.mark_crowd", True, "", because=because)
-    values: list[Any] = [*range(len(job.categories))] or [*range(len(model.names()))]
-    found = numbered_labels(spec, values, job.categories, model.names(), options.classes)
-    by_name = {name: found[str(number)] for number, name in enumerate(job.categories)}
-    if not job.categories:
-        by_name = {name: number for number, name in enumerate(model.names())}
+    declared = job.categories
+    values = [*range(len(declared))] if declared else job.sorted_values("objects")
+    known = known_classes(spec, values)
+    if known is not None:
+        return known
+    found = numbered_labels(spec, values, declared, model.names(), options.classes)
+    by_name = {name: found[str(number)] for number, name in enumerate(declared)}
     return {**by_name, **found}
 
 
