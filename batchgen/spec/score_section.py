@@ -6,7 +6,7 @@ import re
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from batchgen.errors import SpecError, nearest
 from batchgen.spec.faults import Faults, faults_of
@@ -105,6 +105,14 @@ class RealOptions(Section):
     limit: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
         default=10_000, description="at most so many real images, evenly over the file"
     )
+
+    @field_validator("limit")
+    @classmethod
+    def _has_neighbours(cls, value: int, told: ValidationInfo) -> int:
+        neighbours = told.data.get("neighbours", 0)
+        if value <= neighbours:
+            raise ValueError(f"a number above neighbours ({neighbours})")
+        return value
 
 
 class NsfwOptions(Section):

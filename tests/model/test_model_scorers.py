@@ -381,3 +381,21 @@ def test_further_rows_have_the_classes_that_the_output_was_planned_with(models: 
         assert settle(planned, values=lambda name: {"dog"}) == planned
         with pytest.raises(SpecError, match="these labels have no class in it: 'wolf'; its"):
             settle(planned, values=lambda name: {"dog", "wolf"})
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        (pa.array([b"a"] * 9), {"limit": 2}, "options.limit: got 2; allowed: a number above neig"),
+        (pa.array([], pa.binary()), {}, "has 0 images; needed: more than options.neighbours .3"),
+        (pa.array([b"a"] * 5), {"neighbours": 5}, "has 5 images; needed: more than options.neigh"),
+        (pa.array(["a"] * 9), {}, "column 'image' in .* has type string; needed: image files as"),
+    ],
+)
+def test_a_reference_that_cannot_serve_is_refused_before_work(
+    models: Path, tmp_path: Path, images: pa.Array, options: dict[str, Any], words: str
+) -> None:
+    reference = tmp_path / "real.parquet"
+    pq.write_table(pa.table({"image": images}), reference)
+    with pytest.raises((InputError, ValueError), match=words):
+        settle(spec_of(models, "real", "resnet", reference=str(reference), **options))

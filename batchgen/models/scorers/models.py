@@ -194,7 +194,8 @@ def _make_source(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | Non
 
 def _make_real(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | None) -> Scorer:
     options, features = spec.read_options(), _features(spec, model, device)
-    told = fingerprint(spec, model, reference=reference_sha256(options.reference))
+    sha256 = reference_sha256(options.reference, options.neighbours)
+    told = fingerprint(spec, model, reference=sha256)
     return RealDistance(
         features, lambda: real_features(options, features), options.neighbours, told
     )
