@@ -137,8 +137,13 @@ def values_of(
                 row += len(batch)
                 found |= set(python_values(pc.unique(values.cast(plain_type(values.type)))))
                 if len(found) > MOST_LABELS:
-                    raise InputError(
-                        f"column {column!r} has more than {MOST_LABELS:,} different values; a "
-                        "scorer that compares classes needs a column of classes"
-                    )
+                    raise too_many_labels(column)
     return found - {None}
+
+
+def too_many_labels(column: str) -> InputError:
+    """The error of a column that has more different values than classes."""
+    return InputError(
+        f"column {column!r} has more than {MOST_LABELS:,} different values; a scorer that compares "
+        "classes needs a column of classes"
+    )

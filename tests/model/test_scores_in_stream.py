@@ -193,3 +193,25 @@ def test_categories_that_occur_are_matched_with_the_detector(
     if options:
         with pytest.raises(SpecError, match=f"have no class in it: {given[0]!r}"):
             settle()
+
+
+def zero_shot(tmp_path: Path, models: Path, options: dict[str, Any], **dotted: Any) -> Plan:
+    score = {"scorer": "zero-shot", "model": str(models / "clip"), "options": options}
+    columns = {"prompt": ["a cat", "a dog", "a cat"], "kind": ["cat", "dog", "cat"]}
+    source = write_columns(tmp_path / "c.parquet", columns)
+    return with_scorers(plan_for(source, tmp_path / "out", score=[score], **dotted))
+
+
+def test_prompts_can_be_the_labels(tmp_path: Path, models: Path) -> None:
+    plan = zero_shot(tmp_path, models, {"label": "prompt", "template": "{label}"})
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    make(plan, ledger, "fused")
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert {row["zero_shot_label"] for row in rows} <= {"a cat", "a dog"} and len(rows) == 3
+
+
+@pytest.mark.parametrize("name", ["key", "variant", "seed", "width", "source_id"])
+def test_columns_that_the_run_makes_are_no_classes(tmp_path: Path, models: Path, name: str) -> None:
+    words = f"options.label: got {name!r}; allowed: a column of classes that the input has: kind"
+    with pytest.raises(SpecError, match=words):
+        zero_shot(tmp_path, models, {"label": name, "classes": ["a", "b"]})
