@@ -70,6 +70,28 @@ def _loaded(load: Callable[..., Any], folder: Path, **how: Any) -> tuple[Any, li
     return network, sorted(key for key in told["missing_keys"] if not key.endswith(COUNTER))
 
 
+def feature_size(folder: Path, shape: tuple[int, ...]) -> int:
+    """The number of features that an image model gives, found without its weights.
+
+    The network is built and called without memory for its numbers.
+
+    Args:
+        folder: that of its files.
+        shape: of one prepared image.
+
+    Raises:
+        Exception: whatever transformers or the network raises.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    quiet_libraries()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"), torch.inference_mode():
+        network = AutoModel.from_config(config).eval()
+        return int(image_features(network, torch.empty((1, *shape))).shape[1])
+
+
 def image_features(network: Any, pixels: Any) -> Any:
     """Features (B, d) of a batch: of a CLIP those of its space, else those that the model pools.
 

@@ -91,3 +91,35 @@ def test_a_file_that_lacks_weights_is_refused(tmp_path: Path) -> None:
             ModelError, match=r"lacks weights of a ViTModel: layernorm.bias, layern"
         ):
             features(folder)
+
+
+TEXT = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "vocab_size": 64}
+SIZES: dict[str, tuple[dict[str, Any], int]] = {
+    "MobileViTForImageClassification": ({"image_size": 32}, 640),
+    "MobileNetV2ForImageClassification": ({"image_size": 32}, 1280),
+    "SiglipModel": (
+        {
+            "vision_config": scorer_models._VISION,
+            "text_config": {**TEXT, "num_attention_heads": 4},
+        },
+        32,
+    ),
+    "SwinForImageClassification": (
+        {
+            **{"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1]},
+            **{"num_heads": [2, 2], "window_size": 4},
+        },
+        16,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_planning_knows_the_number_of_features(tmp_path: Path, name: str) -> None:
+    config, size = SIZES[name]
+    folder = scorer_models.image_model(tmp_path / "model", name, config)
+    spec = ScorerSpec(scorer="embedding", model=str(folder))
+    (found,) = check_scorers([spec], SCHEMA)
+    assert found.settled is not None
+    assert found.settled.columns == {"embedding": f"list<halffloat>[{size}]"}
+    assert embedding(folder).shape == (size,)

@@ -16,7 +16,7 @@ from batchgen.models.scorers.class_map import (
     named_labels,
     numbered_labels,
 )
-from batchgen.models.scorers.files import ScorerModel, feature_size, fingerprint, scorer_model
+from batchgen.models.scorers.files import ScorerModel, configured_size, fingerprint, scorer_model
 from batchgen.models.scorers.kind import Job, Kind, call_size, settled
 from batchgen.models.scorers.nsfw import NSFW
 from batchgen.models.scorers.real import real_features, reference_sha256
@@ -185,7 +185,8 @@ def _detector_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[st
 
 def _make_embedding(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | None) -> Scorer:
     features = _features(spec, model, device)
-    return Embedding(features, feature_size(model), fingerprint(spec, model))
+    size = networks.feature_size(model.folder, model.sha256) or configured_size(model)
+    return Embedding(features, size, fingerprint(spec, model))
 
 
 def _make_source(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | None) -> Scorer:

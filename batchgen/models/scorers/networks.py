@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ def _loaded(load: Callable[[], Any], folder: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         first = str(error).partition("\n")[0]
         raise ModelError(f"score: transformers cannot load {folder}: {first}") from error
+
+
+@cache
+def feature_size(folder: Path, sha256: str) -> int | None:
+    """The number of features of an image model; None if only its weights would tell.
+
+    ``sha256``: of its files, so that others are looked at again.
+    """
+    blank = np.zeros((64, 48, 3), np.uint8)
+    prepared = prepared_by(image_processor(folder))(blank)
+    try:
+        return image_networks.feature_size(folder, prepared.shape)
+    except Exception:  # a network that cannot be called without numbers, in whatever way
+        return None
 
 
 def logits_of(folder: Path, device: str, size: int) -> Batches:
