@@ -209,8 +209,24 @@ class ScorerSpec(Section):
         if name not in MAY_HAVE_MODELS and (self.model is not None or self.revision is not None):
             because = f"{name} reads no model; remove it"
             raise Faults([SpecError("score.model", self.model, "null", because=because)])
+        if name == "nsfw" and self.model is None:
+            self._refuse_idle()
         self.read_options()
         return self
+
+    def _refuse_idle(self) -> None:
+        """Refuse what the nsfw scorer without a model would ignore.
+
+        Raises:
+            Faults: a revision, or classes that are unsafe.
+        """
+        if self.revision is not None:
+            because = "nsfw reads no model; remove it, or name the model of the revision"
+            raise Faults([SpecError("score.revision", self.revision, "null", because=because)])
+        unsafe = self.options.get("unsafe")
+        if unsafe:
+            because = "nsfw without a model has no classes; remove it, or name a model (nsfw=MODEL)"
+            raise Faults([SpecError("score.options.unsafe", unsafe, "null", because=because)])
 
     @property
     def is_own(self) -> bool:

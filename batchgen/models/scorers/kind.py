@@ -16,6 +16,7 @@ from batchgen.stages.scorers.scorer import Scorer, kind_text
 
 ONE = 1  # image in a call
 TAKEN = ("key", "image")  # columns by which scores and samples belong together
+MAPPED = ("label", "class_label", "prompt", "objects")  # columns of an output if they are mapped
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -69,6 +70,8 @@ class Job:
                     f"it reads the column {name!r}, which the output does not have; its columns: "
                     f"{', '.join(self.schema.names)}"
                 )
+                if name in MAPPED:
+                    because += f" (a run has it if you map it with input.columns.{name})"
                 raise SpecError("score.scorer", spec.scorer, "", because=because)
         if compares and not self.has_sources:
             because = "it compares with conditioning images, and this task reads none"
