@@ -56,6 +56,7 @@ def _column(scorer: Scorer, column: ScoreColumn, values: Any, count: int) -> Seq
         )
     try:
         plain = [_plain(value) for value in values]
+        _refuse_parts(column, plain)
         pa.array(plain, column.kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ModelError(
@@ -63,6 +64,14 @@ def _column(scorer: Scorer, column: ScoreColumn, values: Any, count: int) -> Seq
             f"of the type {column.kind} that it names: {error}"
         ) from error
     return plain
+
+
+def _refuse_parts(column: ScoreColumn, values: Sequence[Any]) -> None:
+    """Refuse numbers that a column of whole numbers would cut."""
+    if pa.types.is_integer(column.kind):
+        cut = [one for one in values if isinstance(one, float) and not one.is_integer()]
+        if cut:
+            raise ValueError(f"{cut[0]} is no whole number")
 
 
 def _plain(value: Any) -> Any:
