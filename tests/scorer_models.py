@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,4 +100,17 @@ def detector(folder: Path, names: list[str], seed: int = 7) -> Path:
     transformers.YolosImageProcessorPil(
         size={"height": SIDE, "width": SIDE}, do_pad=False
     ).save_pretrained(folder)
+    return folder
+
+
+def image_model(
+    folder: Path, name: str, config: Mapping[str, Any] | None = None, **how: Any
+) -> Path:
+    """A tiny image model of this class of transformers; ``config``: its own settings."""
+    kind = getattr(transformers, name).config_class
+    made = kind(**(_VISION if config is None else config))
+    with seeded(7):
+        model = getattr(transformers, name)(made, **how)
+    model.save_pretrained(folder)
+    _processor(folder)
     return folder

@@ -32,6 +32,7 @@ from batchgen.output.score_set import (
     shown_scorers,
 )
 from batchgen.plan.plan import Plan
+from batchgen.plan.scores import MOST_LABELS, too_many_labels
 from batchgen.shard.rescore import COMPARED
 from batchgen.spec.score_section import OPTIONS, ScorerSpec
 from batchgen.spec.sections import Pool
@@ -183,11 +184,17 @@ def _checked(
     schema = pa.schema([one for one in whole if one.name not in IMAGES], whole.metadata)
 
     def values(name: str) -> Collection[Any]:
-        quoted = name.replace('"', '""')
+        quoted = '"' + name.replace('"', '""') + '"'
+        if name == "objects":  # a struct of lists
+            quoted = 'unnest("objects"."category")'
         table = columns_of(ledger).query(
-            f'select distinct "{quoted}" as one from samples where "{quoted}" is not null'
+            f"select distinct {quoted} as one from samples limit {MOST_LABELS + 2}"
         )
-        return set(table.column("one").to_pylist())
+        if table.num_rows > MOST_LABELS + 1:  # null is one
+            raise too_many_labels(name)
+        return set(table.column("one").to_pylist()) - {None}
 
     has_sources = any(part in COMPARED for one in parts for part in one.spec.image_parts)
-    return check_scorers(specs, schema, values, has_sources, plan.spec.labels.names or ())
+    known = plan.model.class_names
+    names = {"class_label": known if any(known) else ()}
+    return check_scorers(specs, schema, values, has_sources, plan.spec.labels.names or (), names)

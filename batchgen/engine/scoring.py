@@ -9,7 +9,8 @@ from batchgen.errors import SpecError
 from batchgen.models.scorers import check_scorers, load_scorers
 from batchgen.output.formats import own_columns
 from batchgen.plan.plan import Plan
-from batchgen.plan.scores import source_schema, values_of
+from batchgen.plan.scores import categories_of, source_schema, values_of
+from batchgen.shard.prepare import class_number
 from batchgen.shard.scored import has_sources, readable_schema, source_of
 from batchgen.stages.scorers.scorer import Scorer
 
@@ -33,11 +34,23 @@ def with_scorers(plan: Plan) -> Plan:
     schema = readable_schema(bare, source)
 
     def values(name: str) -> Collection[object]:
-        if name == "class_label":  # given as a number or a name, stored as a number
-            return range(len(plan.model.class_names))
+        column = spec.input.columns.class_label
+        if name == "class_label" and column is not None:  # stored as a number
+            given = values_of(plan, column)
+            numbers = {class_number(value, plan.model.class_names) for value in given}
+            return numbers - {None}
+        if name == "objects":
+            return categories_of(plan)
         return values_of(plan, source_of(name, bare))
 
-    found = check_scorers(spec.score, schema, values, has_sources(plan), spec.labels.names or ())
+    found = check_scorers(
+        spec.score,
+        schema,
+        values,
+        has_sources(plan),
+        spec.labels.names or (),
+        {"class_label": plan.model.class_names if any(plan.model.class_names) else ()},
+    )
     ours = own_columns(bare.spec, plan.model.settings).names
     settled = replace(plan, spec=spec.model_copy(update={"score": found}))
     readable = readable_schema(settled, source).names

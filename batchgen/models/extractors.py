@@ -16,6 +16,7 @@ from batchgen.errors import ModelError, nearest
 from batchgen.images.resize import resized_to
 from batchgen.models import efficientnet_lite
 from batchgen.models.find import HUB_ID, SHIPPED, shipped_networks
+from batchgen.models.image_networks import image_features, load_network
 
 Array = np.ndarray[Any, Any]
 
@@ -102,7 +103,7 @@ def _folder(name: str, revision: str | None) -> Path:
 
 
 def _transformers(name: str, folder: Path) -> Extractor:
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor
 
     from batchgen.models.libraries import quiet_libraries
 
@@ -112,7 +113,9 @@ def _transformers(name: str, folder: Path) -> Extractor:
         raise ModelError(f"features {name!r}: {folder} has no weights in the form of safetensors")
     try:
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+        model = load_network("AutoModel", folder)
+    except ModelError as error:
+        raise ModelError(f"features {name!r}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         first = str(error).partition("\n")[0]
         raise ModelError(f"features {name!r}: transformers cannot load {folder}: {first}") from None
@@ -120,7 +123,7 @@ def _transformers(name: str, folder: Path) -> Extractor:
     def run(images: Sequence[Array]) -> Array:
         prepared = processor(images=list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            return np.asarray(_features(model, prepared))
+            return np.asarray(image_features(model, prepared))
 
     try:
         run([np.zeros((32, 32, 3), dtype=np.uint8)] * 2)
@@ -131,22 +134,6 @@ def _transformers(name: str, folder: Path) -> Extractor:
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in weights]
     return Extractor(name, _digest([VERSION, sums, config, settings, BATCH]), run)
-
-
-def _features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Pooled features (B, d): of CLIP those of its space, else those that the model pools."""
-    if hasattr(model, "get_image_features"):
-        found = model.get_image_features(pixel_values=pixels)
-        found = getattr(found, "pooler_output", found)
-    else:
-        result = model(pixel_values=pixels)
-        found = getattr(result, "pooler_output", None)
-        if found is None:
-            found = result.last_hidden_state
-    pooled: torch.Tensor = found
-    if pooled.ndim == 3:  # (B, T, d): the class token
-        return pooled[:, 0]
-    return pooled if pooled.ndim == 2 else pooled.mean(dim=(2, 3))
 
 
 def _digest(facts: Sequence[object]) -> str:

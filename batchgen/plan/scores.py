@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.errors import InputError, PlanChanged
+from batchgen.labels.columns import object_fields
 from batchgen.plan.columns import plain_type, python_values
 from batchgen.plan.plan import COUNTED_COLUMN, Plan
 from batchgen.spec.score_section import ScorerSpec
@@ -84,9 +85,38 @@ def source_schema(plan: Plan) -> pa.Schema:
         return pq.read_schema(handle)
 
 
-def values_of(plan: Plan, column: str) -> set[Any]:
+def categories_of(plan: Plan) -> set[Any]:
+    """The different categories of the objects of the input, and of those that are to be made.
+
+    Raises:
+        InputError: more than MOST_LABELS.
+    """
+    columns = plan.spec.input.columns
+    assert columns.objects is not None
+    found = values_of(plan, columns.objects, _categories)
+    if columns.new_category is not None:
+        found |= values_of(plan, columns.new_category)
+    for made in plan.spec.drawn.values():
+        category = made.options.get("category", -1)
+        found |= {category} if category >= 0 else set()
+    return found
+
+
+def _categories(objects: pa.Array) -> pa.Array:
+    """The categories in a column of objects: a struct of lists, or a list of structs."""
+    fields = object_fields(objects.type) or {}
+    name = "category" if "category" in fields else "category_id"
+    if pa.types.is_struct(objects.type):
+        return pc.list_flatten(pc.struct_field(objects, name))
+    return pc.struct_field(pc.list_flatten(objects), name)
+
+
+def values_of(
+    plan: Plan, column: str, part: Callable[[pa.Array], pa.Array] = lambda whole: whole
+) -> set[Any]:
     """The different values of a column of the input, among the plan's rows, without null.
 
+    ``part``: takes the values out of the column, such as the categories out of objects.
     Those of a part that lists its samples are those of all rows up to its last one.
 
     Raises:
@@ -103,12 +133,17 @@ def values_of(plan: Plan, column: str) -> set[Any]:
         with open_input(file.path, plan.spec.input.path, file.etag) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=False)
             for batch in parquet.iter_batches(65_536, columns=[column], use_threads=False):
-                values = batch.column(0)[max(0, start - row) : max(0, stop - row)]
+                values = part(batch.column(0)[max(0, start - row) : max(0, stop - row)])
                 row += len(batch)
                 found |= set(python_values(pc.unique(values.cast(plain_type(values.type)))))
                 if len(found) > MOST_LABELS:
-                    raise InputError(
-                        f"column {column!r} has more than {MOST_LABELS:,} different values; a "
-                        "scorer that compares classes needs a column of classes"
-                    )
+                    raise too_many_labels(column)
     return found - {None}
+
+
+def too_many_labels(column: str) -> InputError:
+    """The error of a column that has more different values than classes."""
+    return InputError(
+        f"column {column!r} has more than {MOST_LABELS:,} different values; a scorer that compares "
+        "classes needs a column of classes"
+    )

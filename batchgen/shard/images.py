@@ -13,8 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from batchgen.images.files import encode_image
 from batchgen.models import packages_used
 from batchgen.output.commit import commit_shard
@@ -35,10 +33,11 @@ from batchgen.secrets import redact
 from batchgen.shard.scored import ScoredRows
 from batchgen.shard.work import ShardWork, Trial
 from batchgen.stages.queue import Later
+from batchgen.stages.scorers.call import called
 from batchgen.stages.scorers.choose import scorer_named
 from batchgen.stages.scorers.detection import FAILED
 from batchgen.stages.scorers.filters import FILTERS, NOT_SAFE, Filter
-from batchgen.stages.scorers.scorer import Array, Scorer
+from batchgen.stages.scorers.scorer import Scorer
 
 ENCODE_THREADS = 2
 FLAGGED = f"flagged {NOT_SAFE}"
@@ -95,14 +94,14 @@ class ImagePool:
     ) -> list[Future[Finished] | Dropped]:
         """Score a micro-batch, and queue its accepted images for encoding."""
         batch = decoded.result()
-        every: dict[str, Sequence[Any] | Array] = {}
+        every: dict[str, Sequence[Any]] = {}
         with self._notes.timed("score"):
             scored = self._read(samples, list(batch.pixels))
             for scorer in self._scorers:
-                every |= scorer(scored)
+                every |= called(scorer, scored)
         judged: list[Future[Finished] | Dropped] = []
         for index, sample in enumerate(samples):
-            scores = {name: _plain(values[index]) for name, values in every.items()}
+            scores = {name: values[index] for name, values in every.items()}
             self._count(scores)
             if not batch.finite[index]:
                 said = "the model produced NaN or infinite pixels"
@@ -144,11 +143,6 @@ class ImagePool:
             marked=output.provenance == "xmp",
         )
         return Finished(sample, image, batch.truncated[index], scores, failed)
-
-
-def _plain(value: Any) -> Any:
-    """A score as a Python value."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _dropped(sample: Sample, outcome: str, reason: str, message: str) -> Dropped:

@@ -325,14 +325,20 @@ def _class_label(values: Mapping[str, Any], plan: Plan) -> int | None:
     column = plan.spec.input.columns.class_label
     if value is None:
         raise RejectRow("null-class", f"column {column!r} is null; a class is needed")
-    if isinstance(value, int) and 0 <= value < len(names):
-        return value
-    if isinstance(value, str) and value in _class_numbers(names):
-        return _class_numbers(names)[value]
+    number = class_number(value, names)
+    if number is not None:
+        return number
     known = ", ".join([name for name in names if name][:5])
     named = f" or a class name ({known}, ...)" if known else ""
     allowed = f"a class number from 0 to {len(names) - 1}{named}"
     raise RejectRow("unknown-class", f"column {column!r} holds {_shown(value)}; allowed: {allowed}")
+
+
+def class_number(value: Any, names: tuple[str, ...]) -> int | None:
+    """The number of a class that is given by number or name; None if there is none."""
+    if isinstance(value, int):
+        return value if 0 <= value < len(names) else None
+    return _class_numbers(names).get(value) if isinstance(value, str) else None
 
 
 @cache

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from batchgen.errors import InputError, ModelError, OutOfMemory, RetryShard
+from batchgen.errors import InputError, RetryShard
 from batchgen.images.files import pixels_in
 from batchgen.input.reader import make_spans, read_columns, read_span
 from batchgen.output.find import contents
@@ -21,7 +20,7 @@ from batchgen.output.score_set import KEY
 from batchgen.plan.plan import Plan
 from batchgen.shard.prepare import prepare
 from batchgen.shard.work import Trial
-from batchgen.stages.out_of_memory import is_out_of_memory
+from batchgen.stages.scorers.call import called, read_only
 from batchgen.stages.scorers.scorer import Array, Scored, Scorer
 
 AT_ONCE = 64  # images that are decoded at a time
@@ -76,12 +75,14 @@ def rescore(
         trial.working_on(keys[place] for place in places)
         some = rows.take(pa.array(places, pa.int64()))
         scored = Scored(
-            [pixels_in(image["bytes"]) for image in some.column("image").to_pylist()],
+            [read_only(pixels_in(image["bytes"])) for image in some.column("image").to_pylist()],
             {name: some.column(name).to_pylist() for name in names},
-            [sources.get(keys[place]) for place in places] if sources else (),
+            [read_only(sources.get(keys[place])) for place in places] if sources else (),
         )
         for scorer in scorers:
-            for name, values in scores_by(scorer, scored).items():
+            for name, values in called(scorer, scored).items():
+                if name not in found:  # a figure that only filters read
+                    continue
                 for place, value in zip(places, values, strict=True):
                     found[name][place] = value
         trial.made(len(places))
@@ -107,43 +108,11 @@ def groups(keys: Sequence[str], trial: Trial) -> Iterator[list[int]]:
             yield [place]
 
 
-def scores_by(scorer: Scorer, images: Scored) -> dict[str, Sequence[Any]]:
-    """The columns of a scorer for some images.
-
-    Raises:
-        OutOfMemory: it ran out of memory.
-        ModelError: a column is missing, or has another number of values than there are images.
-    """
-    try:
-        scores = scorer(images)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise OutOfMemory("score", str(error)) from error
-        raise
-    found: dict[str, Sequence[Any]] = {}
-    for column in scorer.columns:
-        values = scores.get(column.name)
-        if values is None or len(values) != len(images.pixels):
-            got = "nothing" if values is None else f"{len(values)} values"
-            raise ModelError(
-                f"scorer {scorer.fingerprint} returned {got} of its column {column.name} for "
-                f"{len(images.pixels)} images; needed: one value for each image"
-            )
-        found[column.name] = [_plain(value) for value in values]
-    return found
-
-
 def _table(keys: list[str], scorers: Sequence[Scorer], found: Mapping[str, list[Any]]) -> pa.Table:
     columns: dict[str, pa.Array] = {KEY: pa.array(keys, pa.string())}
     for scorer in scorers:
         for column in scorer.columns:
-            try:
-                columns[column.name] = pa.array(found[column.name], column.kind)
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise ModelError(
-                    f"scorer {scorer.fingerprint}: the values of its column {column.name} are not "
-                    f"of the type {column.kind} that it names: {error}"
-                ) from error
+            columns[column.name] = pa.array(found[column.name], column.kind)
     return pa.table(columns)
 
 
@@ -163,8 +132,3 @@ def _sources(plan: Plan, marker: Marker) -> dict[str, Array]:
             images = {} if part is None else prepared.images[part]
             found |= {one.key: images[one.row] for one in prepared.samples if one.row in images}
     return found
-
-
-def _plain(value: Any) -> Any:
-    """A score as a Python value."""
-    return value.item() if isinstance(value, np.generic) else value

@@ -7,12 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchgen.errors import SpecError
 from batchgen.output.formats import kept_columns, output_schema
 from batchgen.plan.columns import python_values
 from batchgen.plan.plan import Plan
 from batchgen.records import Sample
 from batchgen.shard.prepare import Prepared
 from batchgen.shard.work import Array, ShardWork
+from batchgen.stages.scorers.call import read_only
 from batchgen.stages.scorers.scorer import Scored, Scorer
 
 OF_SAMPLES = ("key", "source_id", "variant", "seed", "prompt", "negative_prompt", "class_label")
@@ -61,8 +63,8 @@ class ScoredRows:
 
     def __call__(self, samples: Sequence[Sample], pixels: Sequence[Array]) -> Scored:
         rows = {name: [read(sample) for sample in samples] for name, read in self._read.items()}
-        compared = [self._sources.get(sample.row) for sample in samples]
-        return Scored(pixels, rows, compared if self._sources else ())
+        compared = [read_only(self._sources.get(sample.row)) for sample in samples]
+        return Scored([read_only(one) for one in pixels], rows, compared if self._sources else ())
 
 
 def _reader(name: str, plan: Plan, work: ShardWork) -> Callable[[Sample], Any]:
@@ -80,10 +82,23 @@ def _reader(name: str, plan: Plan, work: ShardWork) -> Callable[[Sample], Any]:
 
 
 def source_of(name: str, plan: Plan) -> str:
-    """The input's column of a column of the output."""
-    label = plan.spec.input.columns.label
-    if name == "label" and label is not None:
-        return label
+    """The input's column of a column of the output.
+
+    Raises:
+        SpecError: it is not a column of the input, so it has no classes.
+    """
+    columns = plan.spec.input.columns
+    own = {"label": columns.label, "prompt": columns.prompt}.get(name)
+    if own is not None:
+        return own
     names = [column for column, _ in plan.columns]
     kept = kept_columns(plan.spec, names, plan.model.settings)
-    return next(column for column, output in kept.items() if output == name)
+    found = next((column for column, output in kept.items() if output == name), None)
+    if found is None:
+        known = [
+            *(one for one in ("label", "class_label") if getattr(columns, one)),
+            *kept.values(),
+        ]
+        allowed = f"a column of classes that the input has: {', '.join(known) or 'none'}"
+        raise SpecError("score.options.label", name, allowed)
+    return found

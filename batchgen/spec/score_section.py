@@ -6,7 +6,7 @@ import re
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from batchgen.errors import SpecError, nearest
 from batchgen.spec.faults import Faults, faults_of
@@ -106,6 +106,14 @@ class RealOptions(Section):
         default=10_000, description="at most so many real images, evenly over the file"
     )
 
+    @field_validator("limit")
+    @classmethod
+    def _has_neighbours(cls, value: int, told: ValidationInfo) -> int:
+        neighbours = told.data.get("neighbours", 0)
+        if value <= neighbours:
+            raise ValueError(f"a number above neighbours ({neighbours})")
+        return value
+
 
 class NsfwOptions(Section):
     """The classes of a classifier that are not safe for work."""
@@ -201,8 +209,24 @@ class ScorerSpec(Section):
         if name not in MAY_HAVE_MODELS and (self.model is not None or self.revision is not None):
             because = f"{name} reads no model; remove it"
             raise Faults([SpecError("score.model", self.model, "null", because=because)])
+        if name == "nsfw" and self.model is None:
+            self._refuse_idle()
         self.read_options()
         return self
+
+    def _refuse_idle(self) -> None:
+        """Refuse what the nsfw scorer without a model would ignore.
+
+        Raises:
+            Faults: a revision, or classes that are unsafe.
+        """
+        if self.revision is not None:
+            because = "nsfw reads no model; remove it, or name the model of the revision"
+            raise Faults([SpecError("score.revision", self.revision, "null", because=because)])
+        unsafe = self.options.get("unsafe")
+        if unsafe:
+            because = "nsfw without a model has no classes; remove it, or name a model (nsfw=MODEL)"
+            raise Faults([SpecError("score.options.unsafe", unsafe, "null", because=because)])
 
     @property
     def is_own(self) -> bool:

@@ -357,7 +357,8 @@ def test_another_model_is_noticed_by_its_weights(models: Path, tmp_path: Path) -
 def test_columns_that_are_missing_are_named(models: Path) -> None:
     bare = pa.schema([("key", pa.string())])
     for spec, column in zip(every(models), ("prompt", "label", "label", "objects"), strict=False):
-        with pytest.raises(SpecError, match=f"it reads the column '{column}', which the output"):
+        words = f"it reads the column '{column}', which the output .*input.columns.{column}"
+        with pytest.raises(SpecError, match=words):
             settle(spec, bare)
     with pytest.raises(SpecError, match="it compares with conditioning images"):
         settle(spec_of(models, "source", "clip"), has_sources=False)
@@ -381,3 +382,31 @@ def test_further_rows_have_the_classes_that_the_output_was_planned_with(models: 
         assert settle(planned, values=lambda name: {"dog"}) == planned
         with pytest.raises(SpecError, match="these labels have no class in it: 'wolf'; its"):
             settle(planned, values=lambda name: {"dog", "wolf"})
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        (pa.array([b"a"] * 9), {"limit": 2}, "options.limit: got 2; allowed: a number above neig"),
+        (pa.array([], pa.binary()), {}, "has 0 images; needed: more than options.neighbours .3"),
+        (pa.array([b"a"] * 5), {"neighbours": 5}, "has 5 images; needed: more than options.neigh"),
+        (pa.array(["a"] * 9), {}, "column 'image' in .* has type string; needed: image files as"),
+    ],
+)
+def test_a_reference_that_cannot_serve_is_refused_before_work(
+    models: Path, tmp_path: Path, images: pa.Array, options: dict[str, Any], words: str
+) -> None:
+    reference = tmp_path / "real.parquet"
+    pq.write_table(pa.table({"image": images}), reference)
+    with pytest.raises((InputError, ValueError), match=words):
+        settle(spec_of(models, "real", "resnet", reference=str(reference), **options))
+
+
+def test_the_text_of_a_number_is_its_digits(models: Path) -> None:
+    numbers = pa.schema([("label", pa.int64())])
+    spec = settle(spec_of(models, "clip", "clip", text="label"), numbers)
+    (scorer,) = load_scorers([spec])
+    found = scorer(Scored(IMAGES[:2], {"label": [0, 1]}))["clip_similarity"]
+    texts = scorer(Scored(IMAGES[:2], {"label": ["0", "1"]}))["clip_similarity"]
+    assert list(found) == list(texts)
+    assert scorer(Scored(IMAGES[:1], {"label": [None]}))["clip_similarity"] != list(found[:1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from batchgen.curate.score_request import Request, settled
 from batchgen.engine.scoring import with_scorers
 from batchgen.errors import SpecError
 from batchgen.output.ledger import Ledger
@@ -119,3 +121,97 @@ def test_classes_that_are_missing_are_found_while_planning(tmp_path: Path, model
     scorer_models.classifier(tmp_path / "two", ["cat", "bird"])
     with pytest.raises(SpecError, match="these labels have no class in it: 'dog'; its classes"):
         planned(tmp_path, [f"classifier={tmp_path / 'two'}"])
+
+
+@pytest.mark.parametrize("given", [[0, 1, 0], ["cat", "dog", "cat"]])
+def test_classes_of_a_class_conditional_model_are_matched_by_name(
+    tmp_path: Path, given: list[Any]
+) -> None:
+    folder = scorer_models.classifier(tmp_path / "model", ["dog", "cat"])
+    source = write_columns(tmp_path / "b.parquet", {"k": given})
+    options = {"label": "class_label"}
+    plan = plan_for(
+        source,
+        tmp_path / "out",
+        task="class-conditional",
+        input__columns__class_label="k",
+        score=[{"scorer": "classifier", "model": str(folder), "options": options}],
+    )
+    plan = replace(plan, model=replace(plan.model, class_names=("cat", "dog", "")))
+    (spec,) = with_scorers(plan).spec.score
+    assert spec.settled is not None and spec.settled.classes == {"0": 1, "1": 0}
+
+
+BOXES = [{"bbox": [0.0, 0.0, 20.0, 20.0], "iscrowd": 0}] * 2
+
+
+@pytest.mark.parametrize("struct", [False, True])
+@pytest.mark.parametrize(
+    ("given", "options", "classes"),
+    [
+        (["car", "dog"], {"classes": {"car": "automobile"}}, {"car": 0, "dog": 1}),
+        (["automobile", "dog"], {}, {"automobile": 0, "dog": 1}),
+        ([0, 1], {}, {"0": 0, "1": 1}),
+        ([7, 8], {"classes": {"7": "dog", "8": 0}}, {"7": 1, "8": 0}),
+    ],
+)
+def test_categories_that_occur_are_matched_with_the_detector(
+    tmp_path: Path, struct: bool, given: list[Any], options: dict[str, Any], classes: dict[str, int]
+) -> None:
+    folder = scorer_models.detector(tmp_path / "detector", ["automobile", "dog"])
+    objects: Any = [
+        [{**box, "category": one} for box, one in zip(BOXES, given, strict=True)],
+        [{**BOXES[0], "category": given[0]}],
+    ]
+    if struct:
+        names = ("bbox", "iscrowd", "category")
+        objects = [{name: [one[name] for one in row] for name in names} for row in objects]
+    pictures = [png(32, 32, (9, 99, 199)), png(32, 32, (9, 9, 19))]
+    columns = {"image": pictures, "prompt": ["a", "b"], "objects": objects}
+    source = write_columns(tmp_path / "b.parquet", columns)
+    mapped = {f"input__columns__{name}": name for name in ("image", "prompt", "objects")}
+    loose = {"threshold": 0.0, "min_iou": 0.01, "mark_crowd": True}
+
+    def settle(**also: Any) -> Plan:
+        score = {"scorer": "detector", "model": str(folder), "options": {**loose, **also}}
+        settings = {**mapped, "task": "image-to-image", "sampling__strength": 0.4}
+        return with_scorers(plan_for(source, tmp_path / "out", score=[score], **settings))
+
+    plan = settle(**options)
+    (spec,) = plan.spec.score
+    assert spec.settled is not None and spec.settled.classes == classes
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    make(plan, ledger, "fused")
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert sum(row["objects_found"] for row in rows) > 0
+    for row in rows:
+        assert row["objects"]["iscrowd"] == [int(iou < 0.01) for iou in row["object_iou"]]
+    _, score_specs = settled(
+        ledger, Request((spec.model_copy(update={"settled": None}),)), ledger.parts()
+    )
+    assert score_specs[0].settled is not None and score_specs[0].settled.classes == classes
+    if options:
+        with pytest.raises(SpecError, match=f"have no class in it: {given[0]!r}"):
+            settle()
+
+
+def zero_shot(tmp_path: Path, models: Path, options: dict[str, Any], **dotted: Any) -> Plan:
+    score = {"scorer": "zero-shot", "model": str(models / "clip"), "options": options}
+    columns = {"prompt": ["a cat", "a dog", "a cat"], "kind": ["cat", "dog", "cat"]}
+    source = write_columns(tmp_path / "c.parquet", columns)
+    return with_scorers(plan_for(source, tmp_path / "out", score=[score], **dotted))
+
+
+def test_prompts_can_be_the_labels(tmp_path: Path, models: Path) -> None:
+    plan = zero_shot(tmp_path, models, {"label": "prompt", "template": "{label}"})
+    ledger = Ledger(open_store(str(tmp_path / "out")))
+    make(plan, ledger, "fused")
+    rows = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert {row["zero_shot_label"] for row in rows} <= {"a cat", "a dog"} and len(rows) == 3
+
+
+@pytest.mark.parametrize("name", ["key", "variant", "seed", "width", "source_id"])
+def test_columns_that_the_run_makes_are_no_classes(tmp_path: Path, models: Path, name: str) -> None:
+    words = f"options.label: got {name!r}; allowed: a column of classes that the input has: kind"
+    with pytest.raises(SpecError, match=words):
+        zero_shot(tmp_path, models, {"label": name, "classes": ["a", "b"]})

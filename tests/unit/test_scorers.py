@@ -220,3 +220,15 @@ def test_a_wrong_scorer_of_ones_own_is_refused(own: str, name: str, words: str) 
 def test_a_column_that_a_scorer_reads_must_be_there(own: str) -> None:
     with pytest.raises(SpecError, match="reads the column 'label', which the output does not have"):
         check_scorers([read_scorer(f"{own}:redness")], pa.schema([("key", pa.string())]))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{scorer: nsfw, revision: abc}", "score.revision is set to 'abc', but nsfw reads no mode"),
+        ("{scorer: nsfw, options: {unsafe: [rude]}}", "nsfw without a model has no classes; rem"),
+    ],
+)
+def test_nsfw_without_a_model_refuses_what_it_would_ignore(text: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        read_scorer(text)

@@ -254,3 +254,61 @@ def test_labels_are_those_of_the_rows_of_the_plan(
     if first:
         plan = replace(plan, rows=4, place=replace(plan.place, first_row=first))
     assert values_of(plan, "kind") == values
+
+
+RED = ScoreColumn("red", pa.float32(), "")
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda count: {"red": [1.0] * (count - 1)}, "returned 2 values of its column red for 3 i"),
+        (lambda count: {"red": [1.0] * (count + 1)}, "returned 4 values of its column red for 3 i"),
+        (lambda count: {"rad": [1.0] * count}, "returned nothing of its column red for 3 images"),
+        (lambda count: {"red": ["a"] * count}, "of its column red are not of the type float that"),
+        (lambda count: None, "returned NoneType; needed: a mapping from columns to values"),
+    ],
+)
+def test_a_scorer_that_breaks_its_promise_is_named_in_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: Any, words: str
+) -> None:
+    broken = scores(RED, version=words)(lambda images: returned(len(images.pixels)))
+    monkeypatch.setattr(sys.modules["own_scores"], "everything", broken)
+    plan = planned(tmp_path, ["own_scores:everything"])
+    with pytest.raises(ModelError, match=words):
+        make(plan, Ledger(open_store(str(tmp_path / "out"))), "fused")
+
+
+def test_figures_that_a_scorer_does_not_name_reject_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def more(images: Scored) -> Scores:
+        every = [True] * len(images.pixels)
+        return {"red": [1.0] * len(images.pixels), "is_flat": every, "objects_failed": every}
+
+    monkeypatch.setattr(sys.modules["own_scores"], "everything", scores(RED)(more))
+    plan = planned(tmp_path, ["own_scores:everything"])
+    make(plan, Ledger(open_store(str(tmp_path / "out"))), "fused")
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == 8
+
+
+@pytest.mark.parametrize("name", ["is_flat", "Is_Blank", "objects_failed", "Pixel_Mean"])
+def test_what_filters_read_cannot_be_filled_by_another_scorer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    other = scores(ScoreColumn(name, pa.bool_(), ""))(lambda images: {})
+    monkeypatch.setattr(sys.modules["own_scores"], "everything", other)
+    with pytest.raises(SpecError, match=f"it fills (the column )?{name}, "):
+        planned(tmp_path, ["own_scores:everything"])
+
+
+def test_a_scorer_cannot_change_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def darken(images: Scored) -> Scores:
+        for pixels in images.pixels:
+            pixels[:] = 0
+        return {"red": [1.0] * len(images.pixels)}
+
+    monkeypatch.setattr(sys.modules["own_scores"], "everything", scores(RED)(darken))
+    plan = planned(tmp_path, ["own_scores:everything"])
+    with pytest.raises(ValueError, match="read-only"):
+        make(plan, Ledger(open_store(str(tmp_path / "out"))), "fused")

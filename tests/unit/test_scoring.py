@@ -186,6 +186,11 @@ def wrong_type(images: Scored) -> dict[str, Any]:
     return {"x": ["a"] * len(images.pixels)}
 
 
+@scores(ScoreColumn("x", pa.int32(), "fractions"))
+def fractions(images: Scored) -> dict[str, Any]:
+    return {"x": [1.5] * len(images.pixels)}
+
+
 @scores(ScoreColumn("x", pa.int32(), "none"))
 def hungry(images: Scored) -> dict[str, Any]:
     raise MemoryError("no more")
@@ -197,6 +202,7 @@ def hungry(images: Scored) -> dict[str, Any]:
         (forgets, ModelError, "returned nothing of its column x"),
         (too_few, ModelError, "returned 1 values of its column x for 4 images"),
         (wrong_type, ModelError, "its column x are not of the type int32"),
+        (fractions, ModelError, "not of the type int32 that it names: 1.5 is no whole number"),
         (hungry, OutOfMemory, "no more"),
     ],
 )

@@ -123,8 +123,8 @@ def fingerprint(spec: ScorerSpec, model: ScorerModel | None, **facts: object) ->
     return f"{spec.scorer}/1{weights} batch:{spec.batch_size} settings:{settings}"
 
 
-def feature_size(model: ScorerModel) -> int:
-    """The number of features that a model gives for an image.
+def configured_size(model: ScorerModel) -> int:
+    """The number of features that a model gives for an image, by its configuration.
 
     Raises:
         ModelError: its configuration does not tell.

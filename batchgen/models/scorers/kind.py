@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from batchgen.errors import SpecError
+from batchgen.models.scorers.class_map import declared_names
 from batchgen.spec.score_section import ScorerSpec, Settled
 from batchgen.stages.scorers.scorer import Scorer, kind_text
 
 ONE = 1  # image in a call
 TAKEN = ("key", "image")  # columns by which scores and samples belong together
+MAPPED = ("label", "class_label", "prompt", "objects")  # columns of an output if they are mapped
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -33,15 +35,22 @@ class Job:
 
     Attributes:
         schema: the columns of the output that scorers may read, with its metadata.
-        values: returns the different values of a column, without null.
+        values: returns the different values of a column, without null; for ``objects`` those of
+            their categories.
         has_sources: whether the images have conditioning images to compare with.
         categories: names of the categories of objects, by number; empty if they are not known.
+        class_names: column -> names of its classes by number, beside those of the schema.
     """
 
     schema: pa.Schema
     values: Callable[[str], Collection[Any]] = lambda name: ()
     has_sources: bool = False
     categories: Sequence[str] = ()
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def names(self, column: str) -> tuple[str, ...]:
+        """The names of a column's classes by number; empty if they are not known."""
+        return tuple(self.class_names.get(column, ())) or declared_names(self.schema, column)
 
     def sorted_values(self, column: str) -> list[Any]:
         """The different values of a column, always in the same order."""
@@ -61,6 +70,8 @@ class Job:
                     f"it reads the column {name!r}, which the output does not have; its columns: "
                     f"{', '.join(self.schema.names)}"
                 )
+                if name in MAPPED:
+                    because += f" (a run has it if you map it with input.columns.{name})"
                 raise SpecError("score.scorer", spec.scorer, "", because=because)
         if compares and not self.has_sources:
             because = "it compares with conditioning images, and this task reads none"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -34,16 +35,18 @@ def check_scorers(
     values: Callable[[str], Collection[Any]] = lambda name: (),
     has_sources: bool = False,
     categories: Sequence[str] = (),
+    class_names: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> tuple[ScorerSpec, ...]:
     """Check scorers before work starts, without loading weights.
 
     Args:
         specs: as the user gave them, or as they were settled before.
         schema: the columns of the output that the scorers may read, with its metadata.
-        values: returns the different values of a column, such as ``label``, without null; called
-            if a scorer needs them.
+        values: returns the different values of a column, such as ``label``, without null, and of
+            ``objects`` the categories; called if a scorer needs them.
         has_sources: whether the images have conditioning images to compare with.
         categories: names of the categories of objects, by number; empty if they are not known.
+        class_names: column -> names of its classes by number, where the schema declares none.
 
     Returns:
         The same scorers, settled: each with its fingerprint and its columns, with which
@@ -53,7 +56,7 @@ def check_scorers(
         SpecError: an option is wrong, a column is missing, or two scorers fill the same column.
         ModelError: a model cannot be found, or is of another kind than its scorer needs.
     """
-    job = Job(schema, values, has_sources, categories)
+    job = Job(schema, values, has_sources, categories, class_names)
     found = tuple(_kind(spec).settle(spec, job) for spec in specs)
     for before, now in zip(specs, found, strict=True):
         _refuse_other(before, now)
@@ -109,9 +112,9 @@ def _changed(spec: ScorerSpec, found: str) -> ModelError:
 
 def _refuse_twice(specs: Sequence[ScorerSpec], schema: pa.Schema) -> None:
     """Refuse scorers whose columns have the name of another column."""
-    names = [name for spec in specs if spec.settled for name in spec.settled.columns]
+    names = [name.lower() for spec in specs if spec.settled for name in spec.settled.columns]
     for spec in specs:
         for name in spec.settled.columns if spec.settled else ():
-            if Counter(names)[name] > 1:
+            if Counter(names)[name.lower()] > 1:
                 because = f"two scorers fill the column {name}; remove one of the two"
                 raise SpecError("score.scorer", spec.scorer, "", because=because)

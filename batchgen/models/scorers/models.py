@@ -7,16 +7,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from batchgen.errors import SpecError
+from batchgen.errors import ModelError, SpecError
 from batchgen.labels.columns import object_fields
+from batchgen.models.image_networks import refuse_random
 from batchgen.models.scorers import networks
 from batchgen.models.scorers.class_map import (
-    declared_names,
     known_classes,
     named_labels,
     numbered_labels,
 )
-from batchgen.models.scorers.files import ScorerModel, feature_size, fingerprint, scorer_model
+from batchgen.models.scorers.files import ScorerModel, configured_size, fingerprint, scorer_model
 from batchgen.models.scorers.kind import Job, Kind, call_size, settled
 from batchgen.models.scorers.nsfw import NSFW
 from batchgen.models.scorers.real import real_features, reference_sha256
@@ -47,7 +47,12 @@ def _detector(spec: ScorerSpec) -> ScorerModel:
 
 
 def _image_model(spec: ScorerSpec) -> ScorerModel:
-    return scorer_model(spec, FEATURES, ("",))
+    model = scorer_model(spec, FEATURES, ("",))
+    try:
+        refuse_random(model.config.get("model_type"), model.folder)
+    except ModelError as error:
+        raise ModelError(f"{model.field}: {error}") from error
+    return model
 
 
 def _classes(spec: ScorerSpec) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def _make_zero_shot(
 
 def _zero_shot_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
     options = spec.read_options()
-    names = declared_names(job.schema, options.label)
+    names = job.names(options.label)
     values = job.sorted_values(options.label)
     known = known_classes(spec, values)
     return known or dict(named_labels(spec, values, names, options.classes))
@@ -143,7 +148,7 @@ def _make_classifier(
 
 def _classifier_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
     options = spec.read_options()
-    names = declared_names(job.schema, options.label)
+    names = job.names(options.label)
     values = job.sorted_values(options.label)
     known = known_classes(spec, values)
     return known or dict(numbered_labels(spec, values, names, model.names(), options.classes))
@@ -162,23 +167,26 @@ def _make_detector(
 
 
 def _detector_classes(spec: ScorerSpec, model: ScorerModel, job: Job) -> dict[str, Any]:
-    """Category -> class. Categories without names are the detector's numbers."""
+    """Category -> class, of those that are declared, else of those that occur."""
     options = spec.read_options()
     fields = object_fields(job.schema.field("objects").type) or {}
     if options.mark_crowd and fields and "iscrowd" not in fields:
         because = "the objects of the input have no field iscrowd; add it, or leave mark_crowd out"
         raise SpecError("score.options.mark_crowd", True, "", because=because)
-    values: list[Any] = [*range(len(job.categories))] or [*range(len(model.names()))]
-    found = numbered_labels(spec, values, job.categories, model.names(), options.classes)
-    by_name = {name: found[str(number)] for number, name in enumerate(job.categories)}
-    if not job.categories:
-        by_name = {name: number for number, name in enumerate(model.names())}
+    declared = job.categories
+    values = [*range(len(declared))] if declared else job.sorted_values("objects")
+    known = known_classes(spec, values)
+    if known is not None:
+        return known
+    found = numbered_labels(spec, values, declared, model.names(), options.classes)
+    by_name = {name: found[str(number)] for number, name in enumerate(declared)}
     return {**by_name, **found}
 
 
 def _make_embedding(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | None) -> Scorer:
     features = _features(spec, model, device)
-    return Embedding(features, feature_size(model), fingerprint(spec, model))
+    size = networks.feature_size(model.folder, model.sha256) or configured_size(model)
+    return Embedding(features, size, fingerprint(spec, model))
 
 
 def _make_source(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | None) -> Scorer:
@@ -187,7 +195,8 @@ def _make_source(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | Non
 
 def _make_real(spec: ScorerSpec, model: ScorerModel, _: Any, device: str | None) -> Scorer:
     options, features = spec.read_options(), _features(spec, model, device)
-    told = fingerprint(spec, model, reference=reference_sha256(options.reference))
+    sha256 = reference_sha256(options.reference, options.neighbours)
+    told = fingerprint(spec, model, reference=sha256)
     return RealDistance(
         features, lambda: real_features(options, features), options.neighbours, told
     )

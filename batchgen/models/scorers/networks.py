@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from batchgen.errors import ModelError
+from batchgen.models import image_networks
+from batchgen.models.image_networks import image_features
 from batchgen.models.libraries import quiet_libraries
 from batchgen.stages.scorers.batches import Batches
 from batchgen.stages.scorers.detection import Seen
@@ -42,27 +45,32 @@ def prepared_by(processor: Any) -> Callable[[Array], Array]:
 
 
 def load_network(kind: str, folder: Path, device: str) -> Any:
-    """A transformers model in evaluation mode.
-
-    Args:
-        kind: the name of its class in transformers, such as ``AutoModel``.
-        folder: that of its files.
-        device: a torch device.
-    """
-    import transformers
-
-    quiet_libraries()
-    load = getattr(transformers, kind).from_pretrained
-    network = _loaded(lambda: load(folder, use_safetensors=True, local_files_only=True), folder)
-    return network.float().eval().requires_grad_(False).to(device)
+    """A transformers model in evaluation mode on a torch device, see ``image_networks``."""
+    return _loaded(lambda: image_networks.load_network(kind, folder), folder).to(device)
 
 
 def _loaded(load: Callable[[], Any], folder: Path) -> Any:
     try:
         return load()
+    except ModelError as error:
+        raise ModelError(f"score: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         first = str(error).partition("\n")[0]
         raise ModelError(f"score: transformers cannot load {folder}: {first}") from error
+
+
+@cache
+def feature_size(folder: Path, sha256: str) -> int | None:
+    """The number of features of an image model; None if only its weights would tell.
+
+    ``sha256``: of its files, so that others are looked at again.
+    """
+    blank = np.zeros((64, 48, 3), np.uint8)
+    prepared = prepared_by(image_processor(folder))(blank)
+    try:
+        return image_networks.feature_size(folder, prepared.shape)
+    except Exception:  # a network that cannot be called without numbers, in whatever way
+        return None
 
 
 def logits_of(folder: Path, device: str, size: int) -> Batches:
@@ -80,22 +88,9 @@ def features_of(folder: Path, device: str, size: int) -> Batches:
     network = load_network("AutoModel", folder, device)
     return Batches(
         prepared_by(image_processor(folder)),
-        _on(device, lambda pixels: _pooled(network, pixels), unit=True),
+        _on(device, lambda pixels: image_features(network, pixels), unit=True),
         size,
     )
-
-
-def _pooled(network: Any, pixels: Any) -> Any:
-    """Features (B, d) of a batch."""
-    if hasattr(network, "get_image_features"):
-        found = network.get_image_features(pixel_values=pixels)
-        return getattr(found, "pooler_output", found)
-    result = network(pixel_values=pixels)
-    pooled = getattr(result, "pooler_output", None)
-    if pooled is None:
-        last = result.last_hidden_state
-        return last[:, 0] if last.ndim == 3 else last.mean(dim=(2, 3))
-    return pooled.flatten(1)
 
 
 class Texts:
@@ -137,7 +132,7 @@ def clip_of(folder: Path, device: str, size: int) -> tuple[Batches, Texts]:
     network = load_network("AutoModel", folder, device)
     images = Batches(
         prepared_by(image_processor(folder)),
-        _on(device, lambda pixels: _pooled(network, pixels), unit=True),
+        _on(device, lambda pixels: image_features(network, pixels), unit=True),
         size,
     )
     return images, Texts(network, folder, device, size)

@@ -13,6 +13,9 @@ from typing import Any
 from batchgen.errors import BatchgenError, ModelError, SpecError
 from batchgen.models.scorers.kind import Job, Kind, settled
 from batchgen.spec.score_section import ENTRY_POINTS, ScorerSpec
+from batchgen.stages.scorers.call import figures_of
+from batchgen.stages.scorers.filters import READ
+from batchgen.stages.scorers.pixel_statistics import PixelStatistics
 from batchgen.stages.scorers.scorer import Scorer
 
 _PARTS = ("columns", "reads", "compares", "fingerprint")
@@ -21,6 +24,14 @@ _PARTS = ("columns", "reads", "compares", "fingerprint")
 def _settle(spec: ScorerSpec, job: Job) -> ScorerSpec:
     scorer = _made(spec, "cpu")
     job.refuse_missing(spec, scorer.reads, scorer.compares)
+    reserved = {*READ, *(one.name for one in PixelStatistics.columns)}
+    for name in (*(one.name for one in scorer.columns), *figures_of(scorer)):
+        if name.lower() in reserved:
+            because = (
+                f"it fills {name}, by which batchgen rejects or marks images; give the column "
+                "another name"
+            )
+            raise SpecError("score.scorer", spec.scorer, "", because=because)
     try:
         return settled(spec, scorer)
     except ValueError as error:

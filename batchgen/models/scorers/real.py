@@ -20,25 +20,52 @@ _CHUNK = 16 << 20
 _ROWS = 64  # images in memory at a time
 
 
-def reference_sha256(path: str) -> str:
-    """SHA-256 of the reference's files, by content.
+def reference_sha256(path: str, neighbours: int) -> str:
+    """SHA-256 of the reference's files, by content, after a check that it has images enough.
 
     Raises:
-        InputError: there is none, or it has no column of images.
+        InputError: there is none, it has no column of images, or too few rows.
     """
     digest = hashlib.sha256()
+    rows = 0
     for file in _files(path):
         with open_input(file.path, path, file.etag) as handle:
-            schema = pq.read_schema(handle)
-            if IMAGE not in schema.names:
-                raise InputError(
-                    f"score.options.reference: {file.path} has no column {IMAGE!r}; its columns: "
-                    f"{', '.join(schema.names)}"
-                )
+            whole = pq.ParquetFile(handle, pre_buffer=False)
+            _check_column(whole.schema_arrow, file.path)
+            rows += whole.metadata.num_rows
             handle.seek(0)
             while chunk := handle.read(_CHUNK):
                 digest.update(chunk)
+    if rows <= neighbours:
+        raise _too_few(path, rows, neighbours)
     return digest.hexdigest()
+
+
+def _check_column(schema: pa.Schema, path: str) -> None:
+    """Refuse a file without a column of images."""
+    if IMAGE not in schema.names:
+        raise InputError(
+            f"score.options.reference: {path} has no column {IMAGE!r}; its columns: "
+            f"{', '.join(schema.names)}"
+        )
+    kind = schema.field(IMAGE).type
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    content = kind.field("bytes").type if is_struct else kind
+    types = pa.types
+    if not any(
+        one(content) for one in (types.is_binary, types.is_large_binary, types.is_binary_view)
+    ):
+        raise InputError(
+            f"score.options.reference: column {IMAGE!r} in {path} has type {kind}; needed: image "
+            "files as bytes, or structs with the field bytes"
+        )
+
+
+def _too_few(path: str, count: int, neighbours: int) -> InputError:
+    return InputError(
+        f"score.options.reference: {path} has {count} images; needed: more than "
+        f"options.neighbours ({neighbours})"
+    )
 
 
 def real_features(options: Any, features: Callable[[Sequence[Array]], list[Array]]) -> Array:
@@ -56,10 +83,7 @@ def real_features(options: Any, features: Callable[[Sequence[Array]], list[Array
             batch = []
     found += features(batch)
     if len(found) <= options.neighbours:
-        raise InputError(
-            f"score.options.reference: {options.reference} has {len(found)} images; needed: more "
-            f"than options.neighbours ({options.neighbours})"
-        )
+        raise _too_few(options.reference, len(found), options.neighbours)
     return np.stack(found)
 
 

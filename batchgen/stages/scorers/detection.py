@@ -67,6 +67,10 @@ class ObjectsFound:
             ),
         )
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return (FAILED,) if self.marks else ()
+
     def __call__(self, images: Scored) -> Scores:
         pairs = zip(self.detect(images.pixels), images.rows["objects"], strict=True)
         judged = [self._judge(seen, objects) for seen, objects in pairs]

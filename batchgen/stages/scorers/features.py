@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +14,8 @@ from batchgen.stages.scorers.scorer import Array, ScoreColumn, Scored, Scores
 
 Features = Callable[[Sequence[object]], list[Array]]  # images -> features (d,) of length 1
 _CHUNK = 256
+_SAME = 1e-6  # features that are no further apart are of one image
+_SPARE = 8  # neighbours that rounding may take for nearer ones
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,18 @@ class RealDistance:
             "distance to the nearest real images; 1: as they are from each other",
         ),
     )
+    turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
-    def _reference(self) -> tuple[Array, float]:
-        """The real features, and the median of their distances to their own k-th neighbour."""
+    def _found(self) -> tuple[Array, float]:
         real = self.real().astype(np.float64)
-        own = [
-            np.partition(_distances(real, one), self.neighbours)[self.neighbours] for one in real
-        ]  # the nearest one is the image itself
-        return real, float(np.median(own))
+        return real, usual_distance(real, self.neighbours)
+
+    @property
+    def _reference(self) -> tuple[Array, float]:
+        """The real features and the usual distance between them; one thread computes them."""
+        with self.turn:
+            return self._found
 
     def __call__(self, images: Scored) -> Scores:
         real, radius = self._reference
@@ -101,6 +107,25 @@ class RealDistance:
                 for one in self.features(images.pixels)
             ]
         }
+
+
+def usual_distance(real: Array, neighbours: int) -> float:
+    """The median distance of real features (n, d) to their own k-th neighbours.
+
+    Images that have k copies in the set are left out; 1 if all have.
+    """
+    lengths = (real**2).sum(axis=1)
+    most = min(len(real), neighbours + 1 + _SPARE)
+    own = []
+    for start in range(0, len(real), _CHUNK):
+        part = real[start : start + _CHUNK]
+        squares = lengths - 2 * (part @ real.T)  # less the part's own lengths
+        near = np.argpartition(squares, most - 1, axis=1)[:, :most]
+        for one, places in zip(part, near, strict=True):
+            exact = np.sqrt(((real[places] - one) ** 2).sum(axis=1))
+            own.append(np.partition(exact, neighbours)[neighbours])  # the nearest one is itself
+    apart = [one for one in own if one > _SAME]
+    return float(np.median(apart)) if apart else 1.0
 
 
 def _distances(real: Array, one: Array) -> Array:

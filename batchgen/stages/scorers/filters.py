@@ -58,3 +58,6 @@ FILTERS = (
         "its nsfw_probability is at or above the limit of the scorer nsfw (above)",
     ),
 )
+
+# What filters and marks read; only the scorers that they are made for may fill it.
+READ = ("is_flat", "is_blank", "is_dark", "is_blurred", "is_unsafe", "objects_failed")

@@ -7,6 +7,8 @@ import pyarrow as pa
 
 from batchgen.stages.scorers.scorer import Array, ScoreColumn, Scored, Scores
 
+FLAT = "is_flat"
+
 
 class PixelStatistics:
     """Scores in 8-bit levels, over pixels and channels of each image."""
@@ -15,6 +17,7 @@ class PixelStatistics:
         ScoreColumn("pixel_mean", pa.float32(), "mean of the pixel values, 0 to 255"),
         ScoreColumn("pixel_std", pa.float32(), "standard deviation of the pixel values"),
     )
+    figures = (FLAT,)
     reads = ()
     compares = False
     fingerprint = "pixel-statistics/1"
@@ -23,7 +26,7 @@ class PixelStatistics:
         return {
             "pixel_mean": [_rounded(pixels.mean(dtype=np.float64)) for pixels in images.pixels],
             "pixel_std": [_rounded(pixels.std(dtype=np.float64)) for pixels in images.pixels],
-            "is_flat": [_is_flat(pixels) for pixels in images.pixels],
+            FLAT: [_is_flat(pixels) for pixels in images.pixels],
         }
 
 

@@ -36,7 +36,9 @@ class PromptSimilarity:
 
     def __call__(self, images: Scored) -> Scores:
         seen = self.images(images.pixels)
-        said = self.texts([str(text or "") for text in images.rows[self.reads[0]]])
+        said = self.texts(
+            ["" if text is None else str(text) for text in images.rows[self.reads[0]]]
+        )
         pairs = zip(seen, said, strict=True)
         return {"clip_similarity": [_cosine(one, other) for one, other in pairs]}
 
