@@ -97,7 +97,21 @@ def check_quota(quota: Quota, plan: Plan) -> None:
     if quota.follow is not None:
         columns.require([quota.follow.score], "quota.follow.score")
         _check_expression(columns, quoted(quota.follow.score), "quota.follow.score", number=True)
+    if quota.where:
+        _check_condition(columns, quota.where)
     columns.query(_sql(quota))
+
+
+def _check_condition(columns: Columns, text: str) -> None:
+    """Refuse a condition that is neither true nor false, such as a number."""
+    try:
+        kind = columns.query(f"select (\n{text}\n) as fits from samples").schema.field(0).type
+    except InputError as error:
+        raise SpecError("quota.where", text, f"a condition: {error}") from error
+    unknown = [one.name for one in columns.output.schema if pa.types.is_null(one.type)]
+    if not pa.types.is_boolean(kind) and not any(name in text for name in unknown):
+        because = f"it gives {kind}, not true or false; write a comparison, such as `{text} > 0`"
+        raise SpecError("quota.where", text, "", because=because)
 
 
 def _check_expression(columns: Columns, text: str, field: str, number: bool = False) -> None:
@@ -256,7 +270,7 @@ def _wanted(quota: Quota, groups: Groups) -> Array:
 
 def _sql(quota: Quota) -> str:
     """One row for each accepted sample, by key: what the rounds depend on."""
-    fits = f"coalesce((\n{quota.where}\n), false)" if quota.where else "true"
+    fits = f"coalesce((\n{quota.where}\n)::boolean, false)" if quota.where else "true"
     order = "asc" if quota.lowest else "desc"
     rank = f"row_number() over (order by (\n{quota.by}\n) {order} nulls last, key)"
     score = f"({quoted(quota.follow.score)})::double" if quota.follow else "null::double"
