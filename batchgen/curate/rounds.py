@@ -13,7 +13,7 @@ from batchgen.curate.quota import (
     standing_of,
     store_quota,
 )
-from batchgen.errors import LimitExceeded, OutputBusy, SpecError, VerifyFailed
+from batchgen.errors import OutputBusy, SpecError, VerifyFailed
 from batchgen.output.extension import BY_FILTER, dropped_samples, remade
 from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Outcome
@@ -93,6 +93,8 @@ def in_rounds(
         except OutputBusy as error:
             told = f"round {part.place.round} is planned, but another run holds it ({error})"
             return replace(outcome, pending=part.shards, exit_code=BUSY, message=told)
+        if outcome.exit_code == VerifyFailed.exit_code:
+            return outcome
     return _settled(ledger, spec.quota, outcome) if spec.quota else outcome
 
 
@@ -135,9 +137,11 @@ def _settled(ledger: Ledger, quota: Quota, outcome: Outcome) -> Outcome:
     record = record_of(quota, standing)
     keep_quota(ledger, record)
     store_quota(ledger, parts, quota, standing)
-    finalize(ledger.in_force(parts), ledger, Tally(parts.shards, parts.samples))
-    code = LimitExceeded.exit_code if standing.lacking else 0
-    return replace(outcome, exit_code=code, message=record.message)
+    whole = finalize(ledger.in_force(parts), ledger, Tally(parts.shards, parts.samples))
+    code, message = record.ending(whole.failed)
+    if whole.exit_code == VerifyFailed.exit_code:
+        code, message = whole.exit_code, whole.message
+    return replace(outcome, exit_code=code, message=message)
 
 
 def _together(first: Outcome, then: Outcome) -> Outcome:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from batchgen.errors import DamagedRecord
+from batchgen.errors import DamagedRecord, LimitExceeded
 from batchgen.output.ledger import Ledger
 from batchgen.storage.documents import Count, Number, Version, read_document
 
@@ -97,6 +97,17 @@ class QuotaRecord:
             f"round{'' if self.rounds == 1 else 's'}"
         )
         return f"{told}. {self.why}: {'; '.join(self.lines(3))}" if self.lacking else told
+
+    def ending(self, failed: int) -> tuple[int, str]:
+        """The exit code and message of an output that has all of its samples.
+
+        Samples that failed do not count against it if others took their places, so that all groups
+        are full.
+        """
+        told = f"{self.message}; {failed:,} samples failed" if failed else self.message
+        if self.lacking:
+            return LimitExceeded.exit_code, told
+        return 0, f"{told}, and others took their places" if failed else told
 
     def lines(self, shown: int = 8) -> Iterator[str]:
         """The groups that lack samples, one line each."""
