@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchgen.curate.candidates import as_samples, cell_weights, chosen_rows, needs
 from batchgen.curate.columns import Columns, columns_of, quoted
-from batchgen.curate.groups import Groups, groups_of, source_column
+from batchgen.curate.groups import NO_GROUP, Groups, groups_of, source_column
 from batchgen.curate.selection import SCHEMA, Query, Selection, keep_selection
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.output.extension import first_rows, row_of
@@ -19,6 +19,7 @@ from batchgen.output.formats import own_columns
 from batchgen.output.ledger import Ledger
 from batchgen.output.planned import columns_of as planned_columns
 from batchgen.output.quota_record import GroupCount, QuotaRecord
+from batchgen.plain_text import short
 from batchgen.plan.extend import listed_part, next_variant, rows_of
 from batchgen.plan.parts import Parts
 from batchgen.plan.place import NOTHING
@@ -73,6 +74,9 @@ def check_quota(quota: Quota, plan: Plan) -> None:
         InputError: DuckDB is missing, or a condition cannot be evaluated.
     """
     groups = _groups(quota, plan, plan.rows)
+    if (groups.of_row == NO_GROUP).all():
+        because = "no row of the input has one of these splits"
+        raise SpecError("input.splits", plan.spec.input.splits, "", because=because)
     wanted = _wanted(quota, groups)
     if isinstance(quota.accepted, dict):
         for name in quota.accepted:
@@ -81,17 +85,19 @@ def check_quota(quota: Quota, plan: Plan) -> None:
                 allowed = f"groups of the rows: {shown}{nearest(name, groups.names)}"
                 raise SpecError("quota.accepted", name, allowed)
     most = quota.most(int(wanted.sum()))
-    if most < plan.samples:
+    first = int((groups.of_row != NO_GROUP).sum()) * plan.spec.variants
+    if most < first:
         raise SpecError(
             "quota.budget",
             quota.budget,
-            f"at least the {plan.samples:,} samples of the first round; lower input.limit or "
+            f"at least the {first:,} samples of the first round; lower input.limit or "
             "variants, or raise the budget",
         )
     if quota.follow is not None:
         for name in quota.follow.cells:
             source_column(plan, name, "quota.follow.cells")
     columns = Columns(plan.spec.output.url, _empty(plan))
+    columns.query("select key from samples")  # fails without DuckDB
     if quota.by:
         _check_expression(columns, quota.by, "quota.by")
     if quota.follow is not None:
@@ -154,7 +160,8 @@ def standing_of(ledger: Ledger, parts: Parts, quota: Quota) -> Standing:
     table = columns.query(_sql(quota))
     firsts = first_rows(widest)
     numbers = _row_numbers(table.column("source_id").to_pylist(), firsts)
-    fits = table.column("fits").to_numpy(zero_copy_only=False) & (numbers >= 0)
+    is_ours = (numbers >= 0) & (groups.of_row[numbers] != NO_GROUP)
+    fits = table.column("fits").to_numpy(zero_copy_only=False) & is_ours
     variants = table.column("variant").to_numpy()
     rounds = np.zeros(len(numbers), np.int64)
     so_far = np.zeros(rows, np.int64)
@@ -168,9 +175,10 @@ def standing_of(ledger: Ledger, parts: Parts, quota: Quota) -> Standing:
             so_far[first : first + plan.rows] += plan.spec.variants
     size = len(groups.names)
     accepted = np.bincount(groups.of_row[numbers[fits]], minlength=size)
-    candidates = np.bincount(groups.of_row, weights=so_far, minlength=size).astype(np.int64)
+    grouped = groups.of_row != NO_GROUP
+    candidates = np.bincount(groups.of_row[grouped], weights=so_far[grouped], minlength=size)
     wanted = _wanted(quota, groups)
-    numbers_of = (one.tolist() for one in (wanted, accepted, candidates))
+    numbers_of = (one.tolist() for one in (wanted, accepted, candidates.astype(np.int64)))
     counts = tuple(
         GroupCount(name, most, own, of, *_interval(own, of))
         for name, most, own, of in zip(groups.names, *numbers_of, strict=True)
@@ -207,7 +215,8 @@ def _followed(parts: Parts, quota: Quota, standing: Standing) -> tuple[Groups, l
     names = [source_column(plan, name, "quota.follow.cells") for name in follow.cells]
     cells = groups_of(plan, len(standing.so_far), names, follow.bins)
     scores = standing.table.column("score").to_numpy(zero_copy_only=False).astype(np.float64)
-    known = standing.fits & ~np.isnan(scores)
+    known = standing.fits & np.isfinite(scores)
+    scores = scores / max(1.0, np.abs(scores[known]).max(initial=0))  # sums of them stay finite
     cell, group = (one.of_row[standing.rows[known]] for one in (cells, standing.groups))
     weights: list[Array | None] = []
     for number in range(count):
@@ -251,9 +260,11 @@ def record_of(quota: Quota, standing: Standing) -> QuotaRecord:
     """The record of the quota at this standing."""
     why = ""
     if standing.lacking:
-        used_up = f"The budget ({quota.budget}) is used up"
-        rounds = f"All {quota.rounds:,} rounds (quota.rounds) are used up"
-        why = used_up if left_of(quota, standing) < 1 else rounds
+        why = "No row can get further candidates"
+        if standing.round >= quota.rounds:
+            why = f"All {quota.rounds:,} rounds (quota.rounds) are used up"
+        if left_of(quota, standing) < 1:
+            why = f"The budget ({short(str(quota.budget))}) is used up"
     return QuotaRecord(quota.per, quota.where, standing.round + 1, why, standing.counts)
 
 

@@ -11,10 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from batchgen.cli import main
+from batchgen.curate.groups import groups_of
 from batchgen.curate.rounds import check_rounds, in_rounds
 from batchgen.errors import SpecError
 from batchgen.output.ledger import rejects_name
 from batchgen.output.outcome import Outcome
+from batchgen.output.quota_record import quota_of
 from batchgen.plan.plan import Plan
 from tests.datasets_on_disk import plan_for
 from tests.unit.test_quota import Runs, plan_with
@@ -71,3 +73,61 @@ def test_failed_samples_of_a_quota(budget: int, code: int, tmp_path: Path) -> No
     assert ("others took their places" in outcome.message) is (code == 0)
     told = status(runs)
     assert told[0] == code and outcome.message in told[1]
+
+
+def test_rows_of_other_splits_get_no_candidates(tmp_path: Path) -> None:
+    columns = {
+        "prompt": ["a"] * 12,
+        "label": ["cat", "dog", "fox", "cow"] * 3,
+        "split": ["train", "training", "train", "test"] * 3,
+    }
+    quota = {"per": ["label"], "accepted": 5, "budget": 15}
+    settings: dict[str, Any] = {"input__columns__label": "label", "input__splits": ["train"]}
+    runs = Runs(plan_of(tmp_path, columns, **settings, quota=quota))
+    outcome = runs.run()
+    assert outcome.exit_code == 0, outcome.message
+    record = quota_of(runs.ledger)
+    assert record is not None
+    told = [(one.name, one.accepted, one.candidates) for one in record.groups]
+    assert told == [("cat", 5, 5), ("dog", 5, 5), ("fox", 5, 5)]
+    named = {**quota, "accepted": {"cow": 5}}
+    with pytest.raises(SpecError, match="groups of the rows: cat, dog, fox"):
+        check_rounds(plan_of(tmp_path, columns, **settings, quota=named))
+    with pytest.raises(SpecError, match=r"input\.splits.*no row"):
+        settings["input__splits"] = ["validation"]
+        check_rounds(plan_of(tmp_path, columns, **settings, quota=quota))
+
+
+def test_groups_are_told_apart_by_their_values(tmp_path: Path) -> None:
+    columns = {
+        "prompt": ["p"] * 5,
+        "x": ["a, b", "a", "null", None, "plain"],
+        "y": ["c", "b, c", "z", "z", "z"],
+        "n": [1.0, 2.0, float("nan"), None, 3.0],
+    }
+    plan = plan_of(tmp_path, columns)
+    found = groups_of(plan, 5, ["x", "y"])
+    assert [found.names[number] for number in found.of_row] == [
+        *('"a, b", "c"', '"a", "b, c"', '"null", "z"', 'null, "z"', "plain, z")
+    ]
+    assert set(groups_of(plan, 5, ["x"]).names) == {"a, b", "a", '"null"', "null", "plain"}
+    bins = groups_of(plan, 5, ["n"], bins=2)
+    assert [bins.names[number] for number in bins.of_row] == [
+        *("bin 1 of 2", "bin 2 of 2", "nan", "null", "bin 2 of 2")
+    ]
+
+
+@pytest.mark.parametrize("score", [float("inf"), float("-inf"), float("nan"), 1e308])
+def test_only_finite_scores_lead_the_candidates(score: float, tmp_path: Path) -> None:
+    columns = {
+        "prompt": ["a"] * 12,
+        "label": ["cat", "dog", "fox"] * 4,
+        "side": ["x", "y"] * 6,
+        "hard": [score, score, *[1.0] * 10],
+    }
+    follow = {"score": "hard", "cells": ["side"]}
+    quota = {"per": ["label"], "accepted": 12, "where": "seed % 10 < 4", "budget": 300}
+    settings: dict[str, Any] = {"input__columns__label": "label"}
+    runs = Runs(plan_of(tmp_path, columns, **settings, quota={**quota, "follow": follow}))
+    outcome = runs.run()
+    assert outcome.exit_code == 0, outcome.message
