@@ -12,7 +12,7 @@ import pyarrow as pa
 from batchgen.curate.candidates import as_samples, cell_weights, chosen_rows, needs
 from batchgen.curate.columns import Columns, columns_of, quoted
 from batchgen.curate.groups import NO_GROUP, Groups, groups_of, source_column
-from batchgen.curate.selection import SCHEMA, Query, Selection, keep_selection
+from batchgen.curate.selection import QUOTA, SCHEMA, Query, Selection, keep_selection
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.output.extension import first_rows, row_of
 from batchgen.output.formats import own_columns
@@ -27,7 +27,6 @@ from batchgen.plan.plan import Plan
 from batchgen.spec.quota_section import Quota
 
 Array = np.ndarray[Any, Any]
-NAME = "quota"  # of the selection
 _Z = 1.96  # 95 % of a normal distribution
 
 
@@ -253,7 +252,7 @@ def store_quota(ledger: Ledger, parts: Parts, quota: Quota, standing: Standing) 
     table = pa.table([standing.table.column("key"), selected, reasons], schema=SCHEMA)
     counts = {one.name: (one.candidates, one.kept) for one in standing.counts}
     query = Query(where=quota.where, by=quota.by, per=quota.per, lowest=quota.lowest)
-    return keep_selection(ledger, parts, standing.columns, NAME, query, table, counts)
+    return keep_selection(ledger, parts, standing.columns, QUOTA, query, table, counts)
 
 
 def record_of(quota: Quota, standing: Standing) -> QuotaRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +20,7 @@ from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Outcome
 from batchgen.output.quota_record import keep_quota
 from batchgen.output.tally import Tally
+from batchgen.plan.extend import listed_parts
 from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan
 from batchgen.report.finalize import finalize
@@ -121,11 +123,24 @@ def _remade(ledger: Ledger, parts: Parts, remake: Remake) -> Plan | None:
     """The part that makes rejected samples again; None if there are none, or no round is left."""
     found = dropped_samples(ledger, parts, remake.reasons, "rejected")
     for base in sorted(found):
-        own = [plan.place for plan in parts if plan.place.base == base]
-        last = max((one.round for one in own if one.why == "remake"), default=0)
-        if last < remake.rounds and (plan := remade(parts, base, found[base], "remake", last + 1)):
+        times = _times_remade(parts, base)
+        samples = [one for one in found[base] if times[one] < remake.rounds]
+        last = max(plan.place.round for plan in parts if plan.place.base == base)
+        if plan := remade(parts, base, samples, "remake", last + 1):
             return plan
     return None
+
+
+def _times_remade(parts: Parts, base: int) -> Counter[tuple[int, int]]:
+    """How often the policy made a sample (row, variant) again, until it was this one."""
+    times = Counter[tuple[int, int]]()
+    for plan in listed_parts(parts, base):
+        one = plan.listed
+        for row, variant, replaced in zip(
+            one.rows.tolist(), one.variants.tolist(), one.instead_of.tolist(), strict=True
+        ):
+            times[row, variant] = times[row, replaced] + (plan.place.why == "remake")
+    return times
 
 
 def _settled(ledger: Ledger, quota: Quota, outcome: Outcome) -> Outcome:

@@ -13,10 +13,13 @@ from click.testing import CliRunner
 from batchgen.cli import main
 from batchgen.curate.groups import groups_of
 from batchgen.curate.rounds import check_rounds, in_rounds
+from batchgen.curate.selection import selected_keys
 from batchgen.errors import SpecError
+from batchgen.output.extension import Extension, extend, further_parts
 from batchgen.output.ledger import rejects_name
 from batchgen.output.outcome import Outcome
 from batchgen.output.quota_record import quota_of
+from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
 from tests.datasets_on_disk import plan_for
 from tests.unit.test_quota import Runs, plan_with
@@ -131,3 +134,29 @@ def test_only_finite_scores_lead_the_candidates(score: float, tmp_path: Path) ->
     runs = Runs(plan_of(tmp_path, columns, **settings, quota={**quota, "follow": follow}))
     outcome = runs.run()
     assert outcome.exit_code == 0, outcome.message
+
+
+def test_remaking_counts_for_each_sample(tmp_path: Path) -> None:
+    remake = {"reasons": ["flat-image"], "rounds": 2}
+    columns = {"prompt": ["a", "flat b"] * 3}
+    settings = {"policy__remake": remake, "policy__rejected_limit": 1.0}
+    runs = Runs(plan_of(tmp_path, columns, **settings))
+    assert runs.run().exit_code == 0
+    extend(runs.ledger, further_parts(runs.ledger, Extension(variants=1), runs.plan.spec))
+    assert runs.run().exit_code == 0
+    told = [(one.place.why, one.place.round, one.samples) for one in runs.ledger.parts()]
+    assert told == [
+        *(("", 0, 6), ("remake", 1, 3), ("remake", 2, 3)),
+        *(("variants", 0, 6), ("remake", 3, 3), ("remake", 4, 3)),
+    ]
+    assert verify(runs.ledger).ok
+
+
+def test_the_selection_of_a_quota_is_not_replaced(tmp_path: Path) -> None:
+    runs = Runs(plan_with(tmp_path))
+    assert runs.run().exit_code == 0
+    command = ["select", runs.plan.spec.output.url, "--where", "seed % 2 = 0", "--name"]
+    refused = CLI.invoke(main, [*command, "quota"])
+    assert refused.exit_code == 1 and "use another name" in refused.output
+    assert len(selected_keys(runs.ledger, runs.ledger.parts(), "quota")) == 21
+    assert CLI.invoke(main, [*command, "even"]).exit_code == 0
