@@ -55,7 +55,7 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     pending = frozen.shards - tally.committed - tally.failed_shards
     is_whole = not pending and not tally.failed_shards and exit_code != VerifyFailed.exit_code
     if is_whole and frozen.spec.quota is not None:
-        exit_code, message = _quota(ledger, message, tally.failed)
+        exit_code, message = _quota(ledger, frozen, message, tally.failed)
     last = last_run(ledger)
     if working and exit_code == Interrupted.exit_code:
         message = f"{pending:,} of {frozen.shards:,} shards are pending; a run is working on them"
@@ -92,12 +92,12 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     return exit_code
 
 
-def _quota(ledger: Ledger, message: str, failed: int) -> tuple[int, str]:
+def _quota(ledger: Ledger, parts: Parts, message: str, failed: int) -> tuple[int, str]:
     """The exit code and message of an output whose shards are all committed, with its quota."""
     from batchgen.output.quota_record import quota_of
 
     record = quota_of(ledger)
-    if record is None:
+    if record is None or not record.is_of(parts):
         command = f"`batchgen resume {ledger.store.url}`"
         return Interrupted.exit_code, f"{message}; the quota is not met yet: {command} continues"
     return record.ending(failed)

@@ -18,7 +18,7 @@ from batchgen.output.extension import first_rows, row_of
 from batchgen.output.formats import own_columns
 from batchgen.output.ledger import Ledger
 from batchgen.output.planned import columns_of as planned_columns
-from batchgen.output.quota_record import GroupCount, QuotaRecord
+from batchgen.output.quota_record import GroupCount, QuotaRecord, asked_for
 from batchgen.plain_text import short
 from batchgen.plan.extend import listed_part, next_variant, rows_of
 from batchgen.plan.parts import Parts
@@ -255,8 +255,8 @@ def store_quota(ledger: Ledger, parts: Parts, quota: Quota, standing: Standing) 
     return keep_selection(ledger, parts, standing.columns, QUOTA, query, table, counts)
 
 
-def record_of(quota: Quota, standing: Standing) -> QuotaRecord:
-    """The record of the quota at this standing."""
+def record_of(quota: Quota, standing: Standing, parts: Parts) -> QuotaRecord:
+    """The record of the quota at this standing of the parts."""
     why = ""
     if standing.lacking:
         why = "No row can get further candidates"
@@ -264,7 +264,15 @@ def record_of(quota: Quota, standing: Standing) -> QuotaRecord:
             why = f"All {quota.rounds:,} rounds (quota.rounds) are used up"
         if left_of(quota, standing) < 1:
             why = f"The budget ({short(str(quota.budget))}) is used up"
-    return QuotaRecord(quota.per, quota.where, standing.round + 1, why, standing.counts)
+    return QuotaRecord(
+        quota.per,
+        quota.where,
+        standing.round + 1,
+        why,
+        standing.counts,
+        asked_for(quota),
+        len(parts),
+    )
 
 
 def _groups(quota: Quota, plan: Plan, rows: int) -> Groups:

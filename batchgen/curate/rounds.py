@@ -108,7 +108,7 @@ def _rounds(ledger: Ledger, spec: Spec, say: Callable[[str], None]) -> Iterator[
             return
         if spec.quota is not None:
             standing = standing_of(ledger, parts, spec.quota)
-            for line in record_of(spec.quota, standing).lines():
+            for line in record_of(spec.quota, standing, parts).lines():
                 say(line)
             plan = next_round(parts, spec.quota, standing)
         else:
@@ -149,7 +149,7 @@ def _settled(ledger: Ledger, quota: Quota, outcome: Outcome) -> Outcome:
     if ledger.states(parts).pending:
         return outcome
     standing = standing_of(ledger, parts, quota)
-    record = record_of(quota, standing)
+    record = record_of(quota, standing, parts)
     keep_quota(ledger, record)
     store_quota(ledger, parts, quota, standing)
     whole = finalize(ledger.in_force(parts), ledger, Tally(parts.shards, parts.samples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,21 @@ def test_the_selection_of_a_quota_is_not_replaced(tmp_path: Path) -> None:
     assert refused.exit_code == 1 and "use another name" in refused.output
     assert len(selected_keys(runs.ledger, runs.ledger.parts(), "quota")) == 21
     assert CLI.invoke(main, [*command, "even"]).exit_code == 0
+
+
+def test_status_knows_the_record_of_another_quota(tmp_path: Path) -> None:
+    """A larger quota was asked for, and its run was killed before the rounds."""
+    met = Runs(plan_with(tmp_path, quota={**ASKED, "where": "", "accepted": 4}))
+    assert met.run().exit_code == 0 and status(met)[0] == 0
+    more = Runs(plan_with(tmp_path, quota={**ASKED, "where": "", "accepted": 8}))
+    more.ledger.keep_job(more.plan.spec)
+    code, told = status(more)
+    assert code == 3 and "the quota is not met yet" in told
+    assert more.run().exit_code == 0 and status(more)[0] == 0
+    extend(more.ledger, further_parts(more.ledger, Extension(variants=1), more.plan.spec))
+    more.make(shards=None)
+    assert status(more)[0] == 3  # the record does not count the new part
+    data = json.loads(more.ledger.store.read("_batchgen/quota.json"))
+    old = {name: value for name, value in data.items() if name not in ("asked", "parts")}
+    more.ledger.store.put("_batchgen/quota.json", json.dumps(old).encode())
+    assert status(more)[0] == 0  # as older versions wrote it
