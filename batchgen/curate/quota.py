@@ -65,14 +65,16 @@ class Standing:
         return sum(one.candidates for one in self.counts)
 
 
-def check_quota(quota: Quota, plan: Plan) -> None:
+def check_quota(quota: Quota, plan: Plan, rows: int) -> None:
     """Check before work starts that a quota can be counted and met.
+
+    ``plan`` is that of the first part, ``rows`` those of the input that all parts have.
 
     Raises:
         SpecError: a column, a group or a score that does not exist, or a budget that is too small.
         InputError: DuckDB is missing, or a condition cannot be evaluated.
     """
-    groups = _groups(quota, plan, plan.rows)
+    groups = _groups(quota, plan, rows)
     if (groups.of_row == NO_GROUP).all():
         because = "no row of the input has one of these splits"
         raise SpecError("input.splits", plan.spec.input.splits, "", because=because)
@@ -84,7 +86,7 @@ def check_quota(quota: Quota, plan: Plan) -> None:
                 allowed = f"groups of the rows: {shown}{nearest(name, groups.names)}"
                 raise SpecError("quota.accepted", name, allowed)
     most = quota.most(int(wanted.sum()))
-    first = int((groups.of_row != NO_GROUP).sum()) * plan.spec.variants
+    first = int((groups.of_row[: plan.rows] != NO_GROUP).sum()) * plan.spec.variants
     if most < first:
         raise SpecError(
             "quota.budget",

@@ -14,13 +14,21 @@ from batchgen.curate.quota import (
     standing_of,
     store_quota,
 )
-from batchgen.errors import OutputBusy, SpecError, VerifyFailed
+from batchgen.errors import (
+    DamagedRecord,
+    InputError,
+    OutputBusy,
+    RetryShard,
+    SpecError,
+    StorageFailed,
+    VerifyFailed,
+)
 from batchgen.output.extension import BY_FILTER, dropped_samples, remade
 from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Outcome
 from batchgen.output.quota_record import keep_quota
 from batchgen.output.tally import Tally
-from batchgen.plan.extend import listed_parts
+from batchgen.plan.extend import listed_parts, rows_of
 from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan
 from batchgen.report.finalize import finalize
@@ -37,8 +45,12 @@ class Make(Protocol):
     def __call__(self, *, shards: str | None, overwrite: bool = False) -> Outcome: ...
 
 
-def check_rounds(plan: Plan) -> Plan:
+def check_rounds(plan: Plan, ledger: Ledger | None = None) -> Plan:
     """Check before work starts that the rounds which a plan's spec asks for can be planned.
+
+    Args:
+        plan: of the first part.
+        ledger: of the output, which may have further parts of this plan; None: they do not count.
 
     Returns:
         The plan.
@@ -54,8 +66,19 @@ def check_rounds(plan: Plan) -> Plan:
         if reason not in BY_FILTER:
             raise SpecError("policy.remake.reasons", reason, ", ".join(sorted(BY_FILTER)))
     if quota is not None:
-        check_quota(quota, plan)
+        check_quota(quota, plan, _rows(plan, ledger))
     return plan
+
+
+def _rows(plan: Plan, ledger: Ledger | None) -> int:
+    """The rows that the output has or will have; extensions may have added some to the plan's."""
+    try:
+        first = ledger.plan() if ledger else None
+        if ledger and first and first.fingerprint == plan.fingerprint:
+            return rows_of(ledger.parts(), 0)
+    except (DamagedRecord, InputError, RetryShard, StorageFailed):
+        pass  # such an output has no plan for this check; the run says what is wrong with it
+    return plan.rows
 
 
 def in_rounds(

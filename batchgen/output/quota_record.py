@@ -102,7 +102,8 @@ class QuotaRecord:
     @property
     def message(self) -> str:
         """The result in one line."""
-        groups, kept = len(self.groups), sum(one.kept for one in self.groups)
+        groups = sum(one.wanted > 0 for one in self.groups)
+        kept = sum(one.kept for one in self.groups)
         candidates = sum(one.candidates for one in self.groups)
         told = (
             f"quota: {groups - len(self.lacking):,} of {groups:,} groups are full; {kept:,} "

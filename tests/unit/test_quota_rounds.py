@@ -38,7 +38,8 @@ def test_what_is_no_condition_is_refused(where: str, tmp_path: Path) -> None:
 
 def plan_of(folder: Path, columns: dict[str, Any], **dotted: Any) -> Plan:
     """A plan of these rows, in shards of four samples."""
-    pq.write_table(pa.table(columns), folder / "in.parquet")
+    if not (folder / "in.parquet").exists():
+        pq.write_table(pa.table(columns), folder / "in.parquet")
     fields: dict[str, Any] = {"output__samples_per_shard": 4, "resources__batch_size": 2}
     return plan_for(folder / "in.parquet", folder / "out", **{**fields, **dotted})
 
@@ -179,3 +180,18 @@ def test_status_knows_the_record_of_another_quota(tmp_path: Path) -> None:
     old = {name: value for name, value in data.items() if name not in ("asked", "parts")}
     more.ledger.store.put("_batchgen/quota.json", json.dumps(old).encode())
     assert status(more)[0] == 0  # as older versions wrote it
+
+
+def test_a_group_that_an_extension_brought_can_be_named(tmp_path: Path) -> None:
+    columns = {"prompt": ["a"] * 9, "label": [*["cat", "dog"] * 3, *["fox"] * 3]}
+    settings: dict[str, Any] = {"input__columns__label": "label", "input__limit": 6}
+    runs = Runs(plan_of(tmp_path, columns, **settings, quota={"per": ["label"], "accepted": 3}))
+    assert runs.run().exit_code == 0
+    named = {"per": ["label"], "accepted": {"fox": 4}, "budget": 300}
+    plan = plan_of(tmp_path, columns, **settings, quota=named)
+    with pytest.raises(SpecError, match="groups of the rows: cat, dog"):
+        Runs(plan).run()
+    extend(runs.ledger, further_parts(runs.ledger, Extension(limit=3), runs.plan.spec))
+    outcome = Runs(plan).run()
+    assert outcome.exit_code == 0, outcome.message
+    assert outcome.message.startswith("quota: 1 of 1 groups are full; 4 samples")
