@@ -292,7 +292,9 @@ def _sql(quota: Quota) -> str:
     """One row for each accepted sample, by key: what the rounds depend on."""
     fits = f"coalesce((\n{quota.where}\n)::boolean, false)" if quota.where else "true"
     order = "asc" if quota.lowest else "desc"
-    rank = f"row_number() over (order by (\n{quota.by}\n) {order} nulls last, key)"
+    number = f"try_cast((\n{quota.by}\n) as double)"
+    known = f"case when isnan({number}) then null else (\n{quota.by}\n) end"
+    rank = f"row_number() over (order by {known} {order} nulls last, key)"
     score = f"({quoted(quota.follow.score)})::double" if quota.follow else "null::double"
     return (
         f"select key, source_id, variant, {fits} as fits, "
