@@ -22,6 +22,7 @@ from batchgen.output.outcome import Outcome
 from batchgen.output.quota_record import quota_of
 from batchgen.output.verify import verify
 from batchgen.plan.plan import Plan
+from tests import arithmetic_stages
 from tests.datasets_on_disk import plan_for
 from tests.unit.test_quota import Runs, plan_with
 
@@ -195,3 +196,53 @@ def test_a_group_that_an_extension_brought_can_be_named(tmp_path: Path) -> None:
     outcome = Runs(plan).run()
     assert outcome.exit_code == 0, outcome.message
     assert outcome.message.startswith("quota: 1 of 1 groups are full; 4 samples")
+
+
+def test_a_rank_that_is_not_a_number_is_the_last(tmp_path: Path) -> None:
+    by = "case when seed % 2 = 0 then 'nan'::double else seed end"
+    runs = Runs(plan_with(tmp_path, quota={"accepted": 3, "by": by, "budget": 60}))
+    assert runs.run().exit_code == 0
+    table = pq.read_table(tmp_path / "out" / "data", columns=["key", "seed"]).to_pylist()
+    seeds = sorted((one["seed"] for one in table if one["seed"] % 2), reverse=True)
+    keys = selected_keys(runs.ledger, runs.ledger.parts(), "quota")
+    kept = sorted((one["seed"] for one in table if one["key"] in keys), reverse=True)
+    assert kept[:2] == seeds[:2] and len(kept) == 3 and len(seeds) > 2
+
+
+@pytest.mark.parametrize("accepted", [{"cat": 0}, {"cat": 1.5}, {"cat": True}, True, 0, 1.5, {}])
+def test_a_wanted_number_is_a_whole_one(accepted: Any, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"quota\.accepted.*number") as refused:
+        plan_with(tmp_path, quota={**ASKED, "accepted": accepted})
+    assert "constrained" not in str(refused.value)
+
+
+def test_groups_may_be_named_by_numbers(tmp_path: Path) -> None:
+    quota = {"per": ["kind"], "accepted": {1: 2}}
+    plan = plan_of(tmp_path, {"prompt": ["a"] * 4, "kind": [0, 1, 0, 1]}, quota=quota)
+    assert Runs(plan).run().exit_code == 0
+
+
+@pytest.mark.parametrize("budget", ["9" * 400 + "x", 10**30, "0x", True, -1])
+def test_a_budget_has_bounds(budget: Any, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"quota\.budget"):
+        plan_with(tmp_path, quota={**ASKED, "budget": budget})
+
+
+@pytest.mark.parametrize("outcome", ["rejected", "failed"])
+def test_samples_that_were_made_again_do_not_count_twice(
+    outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    word = {"rejected": "flat", "failed": "broken"}[outcome]
+    columns = {"prompt": ["a", f"{word} b", "a", f"{word} c"]}
+    runs = Runs(plan_of(tmp_path, columns, policy__rejected_limit=0.3))
+    assert runs.run().exit_code == 2 and status(runs)[0] == 2
+    more = further_parts(runs.ledger, Extension(again=outcome), runs.plan.spec)
+    extend(runs.ledger, more)
+    still = runs.run()  # the new samples are as bad
+    assert still.exit_code == 2 and still.message.startswith("2 of 4 samples")
+    extend(runs.ledger, further_parts(runs.ledger, Extension(again=outcome), runs.plan.spec))
+    monkeypatch.setattr(arithmetic_stages, "_facts", lambda one, *_: [one.seed, 1, False, False])
+    mended = runs.run()
+    assert mended.exit_code == 0, mended.message
+    assert "4 of these were made again" in mended.message
+    assert status(runs)[0] == 0 and mended.message in status(runs)[1]
