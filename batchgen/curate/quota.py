@@ -184,7 +184,7 @@ def standing_of(ledger: Ledger, parts: Parts, quota: Quota) -> Standing:
         GroupCount(name, most, own, of, *_interval(own, of))
         for name, most, own, of in zip(groups.names, *numbers_of, strict=True)
     )
-    last = max(plan.place.round for plan in own)
+    last = max((plan.place.round for plan in own if plan.place.why == "quota"), default=0)
     return Standing(groups, counts, numbers, fits, rounds, columns, table, so_far, last)
 
 

@@ -148,7 +148,8 @@ def _remade(ledger: Ledger, parts: Parts, remake: Remake) -> Plan | None:
     for base in sorted(found):
         times = _times_remade(parts, base)
         samples = [one for one in found[base] if times[one] < remake.rounds]
-        last = max(plan.place.round for plan in parts if plan.place.base == base)
+        own = [plan.place for plan in parts if plan.place.base == base]
+        last = max((one.round for one in own if one.why == "remake"), default=0)
         if plan := remade(parts, base, samples, "remake", last + 1):
             return plan
     return None
