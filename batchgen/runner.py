@@ -31,7 +31,8 @@ from batchgen.storage import configure, open_store
 def plan_job(spec: Spec, address: str | None = None) -> Plan:
     """The plan of a run of this spec, on local Ray or a cluster at ``address``; writes nothing."""
     reach_stores(spec)
-    return check_rounds(plan_for(choices_ahead(anywhere(spec)), address)[0])
+    plan = plan_for(choices_ahead(anywhere(spec)), address)[0]
+    return check_rounds(plan, Ledger(open_store(plan.spec.output.url).without_retries()))
 
 
 def run(
@@ -68,7 +69,7 @@ def _run(
         refuse_unless_free(ledger) if not overwrite else refuse_to_remove(ledger, spec)
         saved = None if overwrite else plan_to_keep(ledger, whole=shards is None)
         plan, sizes = plan_for(spec, address, saved, planned)
-        check_rounds(plan)
+        check_rounds(plan, None if overwrite else ledger)
         part = parse_range(shards, ledger.parts().shards if saved else plan.shards)
         with (
             interruptible() as interrupt,

@@ -11,7 +11,7 @@ import click
 from batchgen.cli.cluster import address_option, ask, at_work, last_run
 from batchgen.cli.echo import echo, echo_json
 from batchgen.cli.options import main, open_ledger, storage_option
-from batchgen.errors import Interrupted, LimitExceeded
+from batchgen.errors import Interrupted, VerifyFailed
 from batchgen.plain_text import short
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     working = at_work(ledger)
     states = ledger.states(frozen)
     tally, exit_code, message = survey(frozen, ledger, states)
-    if exit_code == 0 and frozen.spec.quota is not None:
-        exit_code, message = _quota(ledger, message)
     pending = frozen.shards - tally.committed - tally.failed_shards
+    is_whole = not pending and not tally.failed_shards and exit_code != VerifyFailed.exit_code
+    if is_whole and frozen.spec.quota is not None:
+        exit_code, message = _quota(ledger, frozen, message, tally.failed)
     last = last_run(ledger)
     if working and exit_code == Interrupted.exit_code:
         message = f"{pending:,} of {frozen.shards:,} shards are pending; a run is working on them"
@@ -91,15 +92,15 @@ def status(job: str, address: str | None, storage_options: tuple[str, ...], as_j
     return exit_code
 
 
-def _quota(ledger: Ledger, message: str) -> tuple[int, str]:
+def _quota(ledger: Ledger, parts: Parts, message: str, failed: int) -> tuple[int, str]:
     """The exit code and message of an output whose shards are all committed, with its quota."""
     from batchgen.output.quota_record import quota_of
 
     record = quota_of(ledger)
-    if record is None:
+    if record is None or not record.is_of(parts):
         command = f"`batchgen resume {ledger.store.url}`"
         return Interrupted.exit_code, f"{message}; the quota is not met yet: {command} continues"
-    return (LimitExceeded.exit_code if record.lacking else 0), record.message
+    return record.ending(failed)
 
 
 def _parts(parts: Parts) -> str:

@@ -132,7 +132,7 @@ def select(
         return 0
     if again:
         query = selection.read_selection(ledger, name).query
-        if name == QUOTA and ledger.job().quota is not None:
+        if name == selection.QUOTA and ledger.job().quota is not None:
             told = f"a quota made this selection; `batchgen resume {output}` makes it again"
             raise SpecError("--again", name, "", because=told)
     made = selection.select(ledger, parts, name, query)
@@ -145,7 +145,6 @@ def select(
     return 0
 
 
-QUOTA = "quota"  # the selection that a quota makes
 _ALONE = "the stored query counts; give it without --where, --top, --by, --per and --lowest"
 
 

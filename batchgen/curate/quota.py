@@ -11,14 +11,15 @@ import pyarrow as pa
 
 from batchgen.curate.candidates import as_samples, cell_weights, chosen_rows, needs
 from batchgen.curate.columns import Columns, columns_of, quoted
-from batchgen.curate.groups import Groups, groups_of, source_column
-from batchgen.curate.selection import SCHEMA, Query, Selection, keep_selection
+from batchgen.curate.groups import NO_GROUP, Groups, groups_of, source_column
+from batchgen.curate.selection import QUOTA, SCHEMA, Query, Selection, keep_selection
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.output.extension import first_rows, row_of
 from batchgen.output.formats import own_columns
 from batchgen.output.ledger import Ledger
 from batchgen.output.planned import columns_of as planned_columns
-from batchgen.output.quota_record import GroupCount, QuotaRecord
+from batchgen.output.quota_record import GroupCount, QuotaRecord, asked_for
+from batchgen.plain_text import short
 from batchgen.plan.extend import listed_part, next_variant, rows_of
 from batchgen.plan.parts import Parts
 from batchgen.plan.place import NOTHING
@@ -26,7 +27,6 @@ from batchgen.plan.plan import Plan
 from batchgen.spec.quota_section import Quota
 
 Array = np.ndarray[Any, Any]
-NAME = "quota"  # of the selection
 _Z = 1.96  # 95 % of a normal distribution
 
 
@@ -65,14 +65,19 @@ class Standing:
         return sum(one.candidates for one in self.counts)
 
 
-def check_quota(quota: Quota, plan: Plan) -> None:
+def check_quota(quota: Quota, plan: Plan, rows: int) -> None:
     """Check before work starts that a quota can be counted and met.
+
+    ``plan`` is that of the first part, ``rows`` those of the input that all parts have.
 
     Raises:
         SpecError: a column, a group or a score that does not exist, or a budget that is too small.
         InputError: DuckDB is missing, or a condition cannot be evaluated.
     """
-    groups = _groups(quota, plan, plan.rows)
+    groups = _groups(quota, plan, rows)
+    if (groups.of_row == NO_GROUP).all():
+        because = "no row of the input has one of these splits"
+        raise SpecError("input.splits", plan.spec.input.splits, "", because=because)
     wanted = _wanted(quota, groups)
     if isinstance(quota.accepted, dict):
         for name in quota.accepted:
@@ -81,23 +86,39 @@ def check_quota(quota: Quota, plan: Plan) -> None:
                 allowed = f"groups of the rows: {shown}{nearest(name, groups.names)}"
                 raise SpecError("quota.accepted", name, allowed)
     most = quota.most(int(wanted.sum()))
-    if most < plan.samples:
+    first = int((groups.of_row[: plan.rows] != NO_GROUP).sum()) * plan.spec.variants
+    if most < first:
         raise SpecError(
             "quota.budget",
             quota.budget,
-            f"at least the {plan.samples:,} samples of the first round; lower input.limit or "
+            f"at least the {first:,} samples of the first round; lower input.limit or "
             "variants, or raise the budget",
         )
     if quota.follow is not None:
         for name in quota.follow.cells:
             source_column(plan, name, "quota.follow.cells")
     columns = Columns(plan.spec.output.url, _empty(plan))
+    columns.query("select key from samples")  # fails without DuckDB
     if quota.by:
         _check_expression(columns, quota.by, "quota.by")
     if quota.follow is not None:
         columns.require([quota.follow.score], "quota.follow.score")
         _check_expression(columns, quoted(quota.follow.score), "quota.follow.score", number=True)
+    if quota.where:
+        _check_condition(columns, quota.where)
     columns.query(_sql(quota))
+
+
+def _check_condition(columns: Columns, text: str) -> None:
+    """Refuse a condition that is neither true nor false, such as a number."""
+    try:
+        kind = columns.query(f"select (\n{text}\n) as fits from samples").schema.field(0).type
+    except InputError as error:
+        raise SpecError("quota.where", text, f"a condition: {error}") from error
+    unknown = [one.name for one in columns.output.schema if pa.types.is_null(one.type)]
+    if not pa.types.is_boolean(kind) and not any(name in text for name in unknown):
+        because = f"it gives {kind}, not true or false; write a comparison, such as `{text} > 0`"
+        raise SpecError("quota.where", text, "", because=because)
 
 
 def _check_expression(columns: Columns, text: str, field: str, number: bool = False) -> None:
@@ -140,7 +161,8 @@ def standing_of(ledger: Ledger, parts: Parts, quota: Quota) -> Standing:
     table = columns.query(_sql(quota))
     firsts = first_rows(widest)
     numbers = _row_numbers(table.column("source_id").to_pylist(), firsts)
-    fits = table.column("fits").to_numpy(zero_copy_only=False) & (numbers >= 0)
+    is_ours = (numbers >= 0) & (groups.of_row[numbers] != NO_GROUP)
+    fits = table.column("fits").to_numpy(zero_copy_only=False) & is_ours
     variants = table.column("variant").to_numpy()
     rounds = np.zeros(len(numbers), np.int64)
     so_far = np.zeros(rows, np.int64)
@@ -154,14 +176,15 @@ def standing_of(ledger: Ledger, parts: Parts, quota: Quota) -> Standing:
             so_far[first : first + plan.rows] += plan.spec.variants
     size = len(groups.names)
     accepted = np.bincount(groups.of_row[numbers[fits]], minlength=size)
-    candidates = np.bincount(groups.of_row, weights=so_far, minlength=size).astype(np.int64)
+    grouped = groups.of_row != NO_GROUP
+    candidates = np.bincount(groups.of_row[grouped], weights=so_far[grouped], minlength=size)
     wanted = _wanted(quota, groups)
-    numbers_of = (one.tolist() for one in (wanted, accepted, candidates))
+    numbers_of = (one.tolist() for one in (wanted, accepted, candidates.astype(np.int64)))
     counts = tuple(
         GroupCount(name, most, own, of, *_interval(own, of))
         for name, most, own, of in zip(groups.names, *numbers_of, strict=True)
     )
-    last = max(plan.place.round for plan in own)
+    last = max((plan.place.round for plan in own if plan.place.why == "quota"), default=0)
     return Standing(groups, counts, numbers, fits, rounds, columns, table, so_far, last)
 
 
@@ -193,7 +216,8 @@ def _followed(parts: Parts, quota: Quota, standing: Standing) -> tuple[Groups, l
     names = [source_column(plan, name, "quota.follow.cells") for name in follow.cells]
     cells = groups_of(plan, len(standing.so_far), names, follow.bins)
     scores = standing.table.column("score").to_numpy(zero_copy_only=False).astype(np.float64)
-    known = standing.fits & ~np.isnan(scores)
+    known = standing.fits & np.isfinite(scores)
+    scores = scores / max(1.0, np.abs(scores[known]).max(initial=0))  # sums of them stay finite
     cell, group = (one.of_row[standing.rows[known]] for one in (cells, standing.groups))
     weights: list[Array | None] = []
     for number in range(count):
@@ -230,17 +254,27 @@ def store_quota(ledger: Ledger, parts: Parts, quota: Quota, standing: Standing) 
     table = pa.table([standing.table.column("key"), selected, reasons], schema=SCHEMA)
     counts = {one.name: (one.candidates, one.kept) for one in standing.counts}
     query = Query(where=quota.where, by=quota.by, per=quota.per, lowest=quota.lowest)
-    return keep_selection(ledger, parts, standing.columns, NAME, query, table, counts)
+    return keep_selection(ledger, parts, standing.columns, QUOTA, query, table, counts)
 
 
-def record_of(quota: Quota, standing: Standing) -> QuotaRecord:
-    """The record of the quota at this standing."""
+def record_of(quota: Quota, standing: Standing, parts: Parts) -> QuotaRecord:
+    """The record of the quota at this standing of the parts."""
     why = ""
     if standing.lacking:
-        used_up = f"The budget ({quota.budget}) is used up"
-        rounds = f"All {quota.rounds:,} rounds (quota.rounds) are used up"
-        why = used_up if left_of(quota, standing) < 1 else rounds
-    return QuotaRecord(quota.per, quota.where, standing.round + 1, why, standing.counts)
+        why = "No row can get further candidates"
+        if standing.round >= quota.rounds:
+            why = f"All {quota.rounds:,} rounds (quota.rounds) are used up"
+        if left_of(quota, standing) < 1:
+            why = f"The budget ({short(str(quota.budget))}) is used up"
+    return QuotaRecord(
+        quota.per,
+        quota.where,
+        standing.round + 1,
+        why,
+        standing.counts,
+        asked_for(quota),
+        len(parts),
+    )
 
 
 def _groups(quota: Quota, plan: Plan, rows: int) -> Groups:
@@ -256,9 +290,11 @@ def _wanted(quota: Quota, groups: Groups) -> Array:
 
 def _sql(quota: Quota) -> str:
     """One row for each accepted sample, by key: what the rounds depend on."""
-    fits = f"coalesce((\n{quota.where}\n), false)" if quota.where else "true"
+    fits = f"coalesce((\n{quota.where}\n)::boolean, false)" if quota.where else "true"
     order = "asc" if quota.lowest else "desc"
-    rank = f"row_number() over (order by (\n{quota.by}\n) {order} nulls last, key)"
+    number = f"try_cast((\n{quota.by}\n) as double)"
+    known = f"case when isnan({number}) then null else (\n{quota.by}\n) end"
+    rank = f"row_number() over (order by {known} {order} nulls last, key)"
     score = f"({quoted(quota.follow.score)})::double" if quota.follow else "null::double"
     return (
         f"select key, source_id, variant, {fits} as fits, "

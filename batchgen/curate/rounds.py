@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -13,12 +14,21 @@ from batchgen.curate.quota import (
     standing_of,
     store_quota,
 )
-from batchgen.errors import LimitExceeded, OutputBusy, SpecError, VerifyFailed
+from batchgen.errors import (
+    DamagedRecord,
+    InputError,
+    OutputBusy,
+    RetryShard,
+    SpecError,
+    StorageFailed,
+    VerifyFailed,
+)
 from batchgen.output.extension import BY_FILTER, dropped_samples, remade
 from batchgen.output.ledger import Ledger
 from batchgen.output.outcome import Outcome
 from batchgen.output.quota_record import keep_quota
 from batchgen.output.tally import Tally
+from batchgen.plan.extend import listed_parts, rows_of
 from batchgen.plan.parts import Parts
 from batchgen.plan.plan import Plan
 from batchgen.report.finalize import finalize
@@ -35,8 +45,12 @@ class Make(Protocol):
     def __call__(self, *, shards: str | None, overwrite: bool = False) -> Outcome: ...
 
 
-def check_rounds(plan: Plan) -> Plan:
+def check_rounds(plan: Plan, ledger: Ledger | None = None) -> Plan:
     """Check before work starts that the rounds which a plan's spec asks for can be planned.
+
+    Args:
+        plan: of the first part.
+        ledger: of the output, which may have further parts of this plan; None: they do not count.
 
     Returns:
         The plan.
@@ -52,8 +66,19 @@ def check_rounds(plan: Plan) -> Plan:
         if reason not in BY_FILTER:
             raise SpecError("policy.remake.reasons", reason, ", ".join(sorted(BY_FILTER)))
     if quota is not None:
-        check_quota(quota, plan)
+        check_quota(quota, plan, _rows(plan, ledger))
     return plan
+
+
+def _rows(plan: Plan, ledger: Ledger | None) -> int:
+    """The rows that the output has or will have; extensions may have added some to the plan's."""
+    try:
+        first = ledger.plan() if ledger else None
+        if ledger and first and first.fingerprint == plan.fingerprint:
+            return rows_of(ledger.parts(), 0)
+    except (DamagedRecord, InputError, RetryShard, StorageFailed):
+        pass  # such an output has no plan for this check; the run says what is wrong with it
+    return plan.rows
 
 
 def in_rounds(
@@ -93,6 +118,8 @@ def in_rounds(
         except OutputBusy as error:
             told = f"round {part.place.round} is planned, but another run holds it ({error})"
             return replace(outcome, pending=part.shards, exit_code=BUSY, message=told)
+        if outcome.exit_code == VerifyFailed.exit_code:
+            return outcome
     return _settled(ledger, spec.quota, outcome) if spec.quota else outcome
 
 
@@ -104,7 +131,7 @@ def _rounds(ledger: Ledger, spec: Spec, say: Callable[[str], None]) -> Iterator[
             return
         if spec.quota is not None:
             standing = standing_of(ledger, parts, spec.quota)
-            for line in record_of(spec.quota, standing).lines():
+            for line in record_of(spec.quota, standing, parts).lines():
                 say(line)
             plan = next_round(parts, spec.quota, standing)
         else:
@@ -119,11 +146,25 @@ def _remade(ledger: Ledger, parts: Parts, remake: Remake) -> Plan | None:
     """The part that makes rejected samples again; None if there are none, or no round is left."""
     found = dropped_samples(ledger, parts, remake.reasons, "rejected")
     for base in sorted(found):
+        times = _times_remade(parts, base)
+        samples = [one for one in found[base] if times[one] < remake.rounds]
         own = [plan.place for plan in parts if plan.place.base == base]
         last = max((one.round for one in own if one.why == "remake"), default=0)
-        if last < remake.rounds and (plan := remade(parts, base, found[base], "remake", last + 1)):
+        if plan := remade(parts, base, samples, "remake", last + 1):
             return plan
     return None
+
+
+def _times_remade(parts: Parts, base: int) -> Counter[tuple[int, int]]:
+    """How often the policy made a sample (row, variant) again, until it was this one."""
+    times = Counter[tuple[int, int]]()
+    for plan in listed_parts(parts, base):
+        one = plan.listed
+        for row, variant, replaced in zip(
+            one.rows.tolist(), one.variants.tolist(), one.instead_of.tolist(), strict=True
+        ):
+            times[row, variant] = times[row, replaced] + (plan.place.why == "remake")
+    return times
 
 
 def _settled(ledger: Ledger, quota: Quota, outcome: Outcome) -> Outcome:
@@ -132,12 +173,14 @@ def _settled(ledger: Ledger, quota: Quota, outcome: Outcome) -> Outcome:
     if ledger.states(parts).pending:
         return outcome
     standing = standing_of(ledger, parts, quota)
-    record = record_of(quota, standing)
+    record = record_of(quota, standing, parts)
     keep_quota(ledger, record)
     store_quota(ledger, parts, quota, standing)
-    finalize(ledger.in_force(parts), ledger, Tally(parts.shards, parts.samples))
-    code = LimitExceeded.exit_code if standing.lacking else 0
-    return replace(outcome, exit_code=code, message=record.message)
+    whole = finalize(ledger.in_force(parts), ledger, Tally(parts.shards, parts.samples))
+    code, message = record.ending(whole.failed)
+    if whole.exit_code == VerifyFailed.exit_code:
+        code, message = whole.exit_code, whole.message
+    return replace(outcome, exit_code=code, message=message)
 
 
 def _together(first: Outcome, then: Outcome) -> Outcome:

@@ -26,6 +26,7 @@ from batchgen.storage.documents import read_document
 
 SELECTIONS = "_batchgen/selections"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+QUOTA = "quota"  # the selection that a quota makes
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
@@ -117,10 +118,13 @@ def select(ledger: Ledger, plan: Planned, name: str, query: Query) -> Selection:
     An existing selection of that name is replaced.
 
     Raises:
-        SpecError: a wrong name, or a query that does not fit together.
+        SpecError: a wrong name, a quota's own name, or a query that does not fit together.
         InputError: the condition cannot be evaluated, or selects nothing.
     """
     _check(name, query)
+    if name == QUOTA and ledger.in_force(ledger.parts()).spec.quota is not None:
+        because = "the output has a quota, which keeps its own selection there; use another name"
+        raise SpecError("--name", name, "", because=because)
     columns = columns_of(ledger)
     columns.require(query.per, "--per")
     found = columns.query(_sql(query), query.mentions)

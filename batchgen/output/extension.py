@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from batchgen.errors import InputError, OutputBusy, SpecError, nearest
@@ -18,12 +18,14 @@ from batchgen.plan.extend import (
     more_variants,
     next_variant,
 )
-from batchgen.plan.parts import Parts
+from batchgen.plan.parts import Parts, Planned
+from batchgen.plan.place import NOTHING
 from batchgen.plan.plan import Plan
 from batchgen.plan.saved import read_plan
 from batchgen.reasons import FAILURES
 from batchgen.records import Dropped
 from batchgen.spec.spec import Spec
+from batchgen.spec.splits import OTHER_SPLIT
 from batchgen.stages.scorers.filters import FILTERS
 
 OUTCOMES = ("rejected", "failed")
@@ -113,6 +115,27 @@ def dropped_samples(
         for one in _dropped(ledger, plan, outcome):
             if one.reason in wanted:
                 found[plan.place.base].append((row_of(firsts, one.source_id), one.variant))
+    return found
+
+
+def replaced(ledger: Ledger, parts: Planned, shards: Collection[int]) -> Counter[str]:
+    """Outcome -> the number of samples of committed shards that later parts make again."""
+    done = {
+        (plan.place.base, row, variant)
+        for plan in parts.plans
+        if plan.place.listed
+        for row, variant in zip(
+            plan.listed.rows.tolist(), plan.listed.instead_of.tolist(), strict=True
+        )
+        if variant != NOTHING
+    }
+    found = Counter[str]()
+    for plan in parts.plans if done else ():
+        firsts, base = first_rows(plan), plan.place.base
+        for one in dropped_of(ledger, [number for number in plan.numbers if number in shards]):
+            is_done = (base, row_of(firsts, one.source_id), one.variant) in done
+            if is_done and one.reason != OTHER_SPLIT:
+                found[one.outcome] += 1
     return found
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from batchgen.errors import BatchgenError, Interrupted
+from batchgen.errors import BatchgenError, InputError, Interrupted
+from batchgen.output.extension import replaced
 from batchgen.output.ledger import PLAN, RECORDS, Ledger, States
 from batchgen.output.marker import Example, FailedMarker, Marker
 from batchgen.output.tally import Tally
@@ -227,7 +228,10 @@ def survey(
         lost.see(marker)
         see(marker)
 
-    tally, _ = take_stock(plan, ledger, states, look)
+    tally, readable = take_stock(plan, ledger, states, look)
+    with suppress(InputError):  # rejects that cannot be read: all of them count
+        again = replaced(ledger, plan, readable.committed)
+        tally.rejected_again, tally.failed_again = again["rejected"], again["failed"]
     ending = damaged(ledger.store.url, lost.names) if lost.names else verdict(plan, tally)
     return tally, *ending
 
@@ -242,20 +246,22 @@ def verdict(plan: Planned, tally: Tally) -> tuple[int, str]:
             f"{pending:,} of {tally.shards:,} shards are pending; "
             f"continue with `batchgen resume {url}`",
         )
-    if tally.failed:
+    again = tally.rejected_again + tally.failed_again
+    failed, samples = tally.failed - tally.failed_again, tally.samples - again
+    if failed:
         remedy = (
             f"see {url}/_batchgen/failed, then `batchgen resume {url}`"
             if tally.failed_shards
             else "committed shards are not retried; to use other settings, write to a new output"
         )
         return 2, (
-            f"{tally.failed:,} of {tally.samples:,} samples failed (in {tally.failed_shards:,} "
+            f"{failed:,} of {samples:,} samples failed (in {tally.failed_shards:,} "
             f"failed shards and {tally.flawed_shards:,} committed ones); {remedy}"
         )
     limited = plan.spec.quota is None  # the budget of a quota is the limit
-    if limited and tally.refused > plan.spec.policy.rejected_limit * tally.samples:
+    if limited and tally.refused > plan.spec.policy.rejected_limit * samples:
         return 2, (
-            f"{tally.refused:,} of {tally.samples:,} samples were rejected, above "
+            f"{tally.refused:,} of {samples:,} samples were rejected, above "
             f"policy.rejected_limit ({plan.spec.policy.rejected_limit:g}); "
             f"{tally.accepted:,} images in {url}/data"
         )
@@ -263,7 +269,8 @@ def verdict(plan: Planned, tally: Tally) -> tuple[int, str]:
     return (
         0,
         f"{tally.accepted:,} images in {url}/data{cut if tally.truncated else ''}, "
-        f"{tally.rejected:,} samples rejected, none failed",
+        f"{tally.rejected:,} samples rejected, {f'{tally.failed:,}' if tally.failed else 'none'} "
+        f"failed{f'; {again:,} of these were made again' if again else ''}",
     )
 
 

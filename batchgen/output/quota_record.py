@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from batchgen.errors import DamagedRecord
+from batchgen.errors import DamagedRecord, LimitExceeded
 from batchgen.output.ledger import Ledger
+from batchgen.plan.parts import Parts
+from batchgen.spec.quota_section import Quota
 from batchgen.storage.documents import Count, Number, Version, read_document
 
 QUOTA = "_batchgen/quota.json"
@@ -71,6 +73,8 @@ class QuotaRecord:
         rounds: the number of rounds, with the first.
         why: why no round follows although groups lack samples; empty if all are full.
         groups: all of them.
+        asked: the quota, as ``asked_for`` writes it; empty in the records of older versions.
+        parts: the number of the output's parts; 0 in the records of older versions.
     """
 
     per: tuple[str, ...]
@@ -78,6 +82,8 @@ class QuotaRecord:
     rounds: Count
     why: str
     groups: tuple[GroupCount, ...]
+    asked: str = ""
+    parts: Count = 0
     version: Version = VERSION
 
     @property
@@ -86,10 +92,18 @@ class QuotaRecord:
         found = (one for one in self.groups if one.lacking)
         return tuple(sorted(found, key=lambda one: (-one.lacking, one.name)))
 
+    def is_of(self, parts: Parts) -> bool:
+        """Whether it is about the quota that these parts have in force, and about all of them."""
+        quota = parts.spec.quota
+        if not self.asked:
+            return quota is not None
+        return quota is not None and (self.asked, self.parts) == (asked_for(quota), len(parts))
+
     @property
     def message(self) -> str:
         """The result in one line."""
-        groups, kept = len(self.groups), sum(one.kept for one in self.groups)
+        groups = sum(one.wanted > 0 for one in self.groups)
+        kept = sum(one.kept for one in self.groups)
         candidates = sum(one.candidates for one in self.groups)
         told = (
             f"quota: {groups - len(self.lacking):,} of {groups:,} groups are full; {kept:,} "
@@ -98,11 +112,27 @@ class QuotaRecord:
         )
         return f"{told}. {self.why}: {'; '.join(self.lines(3))}" if self.lacking else told
 
+    def ending(self, failed: int) -> tuple[int, str]:
+        """The exit code and message of an output that has all of its samples.
+
+        Samples that failed do not count against it if others took their places, so that all groups
+        are full.
+        """
+        told = f"{self.message}; {failed:,} samples failed" if failed else self.message
+        if self.lacking:
+            return LimitExceeded.exit_code, told
+        return 0, f"{told}, and others took their places" if failed else told
+
     def lines(self, shown: int = 8) -> Iterator[str]:
         """The groups that lack samples, one line each."""
         yield from (one.text for one in self.lacking[:shown])
         if self.lacking[shown:]:
             yield f"and {len(self.lacking) - shown:,} more groups lack samples"
+
+
+def asked_for(quota: Quota) -> str:
+    """A quota as one line; two that ask for the same have the same."""
+    return json.dumps(quota.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
 
 
 def keep_quota(ledger: Ledger, record: QuotaRecord) -> None:

@@ -20,6 +20,8 @@ class Tally:
 
     Attributes:
         failed_limit, rejected_limit: fractions of the finished samples that the policy allows.
+        rejected_again, failed_again: those of the rejected and failed samples that were made again,
+            so that another sample counts in their place.
         truncated: accepted samples whose prompt was too long for the text encoder.
         flawed_shards: committed shards with failed samples in them.
         reasons: reason -> number of samples rejected or failed for it.
@@ -42,6 +44,8 @@ class Tally:
     accepted: int = 0
     rejected: int = 0
     failed: int = 0
+    rejected_again: int = 0
+    failed_again: int = 0
     truncated: int = 0
     flawed_shards: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -68,8 +72,8 @@ class Tally:
 
     @property
     def refused(self) -> int:
-        """Rejected samples, without those of splits that the spec leaves out."""
-        return self.rejected - self.reasons[OTHER_SPLIT]
+        """Rejected samples that count: not those of other splits, nor those made again."""
+        return self.rejected - self.rejected_again - self.reasons[OTHER_SPLIT]
 
     @property
     def above_limits(self) -> bool:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from batchgen.plain_text import short
 from batchgen.spec.model import Section
 
 Rows = Annotated[int, Field(ge=1, le=10**9)]
 FACTOR = re.compile(r"(\d+(?:\.\d+)?)x")
+
+MOST = 10**9  # samples, candidates, or times the wanted samples
+_WANTED = f"a whole number from 1 to {MOST:,}"
+_BUDGET = f"a number of candidates of 1 or more, or a multiple such as 4x, each up to {MOST:,}"
+
+
+def _is_wanted(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
 
 
 class Follow(Section):
@@ -49,21 +59,30 @@ class Quota(Section):
     )
     follow: Follow | None = None
 
-    @field_validator("budget")
+    @field_validator("budget", mode="before")
     @classmethod
-    def _budget(cls, value: int | str) -> int | str:
+    def _budget(cls, value: object) -> object:
         number = FACTOR.fullmatch(value) if isinstance(value, str) else None
         most = float(number.group(1)) if number else value
-        if isinstance(most, str) or most <= 0 or isinstance(value, bool):
-            raise ValueError("a number of candidates of 1 or more, or a multiple such as 4x")
+        if isinstance(most, bool) or not isinstance(most, int | float) or not 0 < most <= MOST:
+            raise ValueError(_BUDGET)
         return value
 
-    @field_validator("accepted")
+    @field_validator("accepted", mode="before")
     @classmethod
-    def _accepted(cls, value: int | dict[str, int]) -> int | dict[str, int]:
-        if value == {}:
+    def _accepted(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            if not _is_wanted(value):
+                raise ValueError(f"{_WANTED}, or groups with such numbers")
+            return value
+        if not value:
             raise ValueError("a number, or at least one group with its number")
-        return value
+        for name, wanted in value.items():
+            if isinstance(name, bool) or not isinstance(name, str | int):
+                raise ValueError(f"names of groups as text, so write {name} in quotation marks")
+            if not _is_wanted(wanted):
+                raise ValueError(f"for each group {_WANTED}; group {name} has {short(str(wanted))}")
+        return {str(name): wanted for name, wanted in value.items()}
 
     def most(self, wanted: int) -> int:
         """The number of candidates that the budget allows, for this number of wanted samples."""

@@ -93,7 +93,7 @@ class Runs:
             arithmetic_stages()(rows, plan, self.ledger, attempt=1)
 
     def run(self) -> Outcome:
-        check_rounds(self.plan)
+        check_rounds(self.plan, self.ledger)
         return in_rounds(self.plan.spec, self.make, None, say=self.said.append)
 
 
