@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from batchgen.curate.prints import Prints
 from batchgen.curate.selection import NAME, selected_keys
 from batchgen.errors import InputError, RejectRow
-from batchgen.images.perceptual_hash import perceptual_hash
+from batchgen.images.likeness import coarse, planes
+from batchgen.images.perceptual_hash import crop_hashes
 from batchgen.images.resize import resized_to
 from batchgen.images.source import open_image
 from batchgen.importing.target import PARQUET, target_at
@@ -77,7 +79,8 @@ class ImageSet:
         origin: where its images can be read again.
         keys, labels: of each image.
         digests: 16 bytes of the SHA-256 of its size and pixels.
-        hashes: perceptual hashes (n,) uint64.
+        crops: perceptual hashes of each image and of its crops (n, 11) uint64.
+        planes: each image in 1,536 bytes, to find near copies (n, 1536) uint8.
         small: copies (n, side, side, 3) uint8, which the classifiers read.
         numbers: of the images among the rows of the origin, ascending.
         splits: as the set has them; empty texts without.
@@ -90,7 +93,8 @@ class ImageSet:
     keys: tuple[str, ...]
     labels: tuple[str, ...]
     digests: tuple[bytes, ...]
-    hashes: Array
+    crops: Array
+    planes: Array
     small: Array
     numbers: Array
     splits: tuple[str, ...] = ()
@@ -103,6 +107,18 @@ class ImageSet:
     @property
     def place(self) -> str:
         return self.origin.place
+
+    @property
+    def hashes(self) -> Array:
+        """Perceptual hashes (n,) uint64."""
+        hashes: Array = self.crops[:, 0]
+        return hashes
+
+    @property
+    def prints(self) -> Prints:
+        """What finds near copies of its images."""
+        digests = np.frombuffer(b"".join(self.digests), np.uint8).reshape(len(self), -1)
+        return Prints(self.keys, digests, self.crops, self.planes, coarse(self.planes))
 
     @property
     def fingerprint(self) -> str:
@@ -127,7 +143,8 @@ class ImageSet:
             labels=tuple(self.labels[one] for one in places),
             digests=tuple(self.digests[one] for one in places),
             splits=tuple(self.splits[one] for one in places),
-            hashes=self.hashes[places],
+            crops=self.crops[places],
+            planes=self.planes[places],
             small=self.small[places],
             numbers=self.numbers[places],
             clip=self.clip[places],
@@ -153,7 +170,8 @@ def load_set(name: str, origin: Origin, side: int) -> ImageSet:
     Raises:
         InputError: it has no image or no labels, a key occurs twice, or an image cannot be opened.
     """
-    keys, labels, digests, hashes, small = [], [], [], [], []
+    keys, labels, digests, small = [], [], [], []
+    crops, smaller = [], []
     splits, sources, clip = [], set[str](), []
     for row in origin.rows():
         if row.label is None:
@@ -166,7 +184,8 @@ def load_set(name: str, origin: Origin, side: int) -> ImageSet:
         labels.append(row.label)
         splits.append(row.split)
         digests.append(pixel_digest(pixels))
-        hashes.append(perceptual_hash(pixels))
+        crops.append(crop_hashes(pixels))
+        smaller.append(planes(pixels))
         small.append(resized_to(pixels, side))
         clip.append(np.nan if row.clip is None else row.clip)
         sources |= {row.source_key} if row.source_key else set()
@@ -181,7 +200,8 @@ def load_set(name: str, origin: Origin, side: int) -> ImageSet:
         tuple(keys),
         tuple(labels),
         tuple(digests),
-        np.array(hashes, dtype=np.uint64),
+        np.stack(crops),
+        np.stack(smaller),
         np.stack(small),
         np.arange(len(keys)),
         tuple(splits),
