@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from PIL import Image
 from batchgen.cli import main
 from batchgen.curate.evaluate import features
 from batchgen.curate.evaluate.leaks import source_prints
-from batchgen.curate.evaluate.sets import Origin, pixel_digest
+from batchgen.curate.evaluate.sets import Origin, find_set, label_text, load_set, pixel_digest
 from batchgen.curate.selection import Query, select
 from batchgen.output.ledger import Ledger
 from batchgen.storage import open_store
@@ -207,6 +208,53 @@ def test_a_split_column_parts_the_real_set(folder: Path) -> None:
     }
 
 
+def test_splits_of_held_out_pool_and_synthetic_sets_are_respected(folder: Path) -> None:
+    for name, seed in (("both", 11), ("pool2", 12), ("made", 13)):
+        images, labels = drawn(40, seed)
+        splits = [*["train"] * 20, *["Testing"] * 12, *["dev"] * 8]
+        write(folder / f"{name}.parquet", images, labels, split=splits)
+    more = [f"--{name}={folder}/both.parquet" for name in ("held-out", "validation")]
+    more += ["--pool", str(folder / "pool2.parquet"), "--json", "--name", "parted", *FEW]
+    done = run(folder, *more, made="made.parquet")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert {name: one["images"] for name, one in facts["sets"].items()} == {
+        "real": 20,
+        "synthetic": 20,
+        "held-out": 12,
+        "validation": 8,
+        "pool": 20,
+    }
+    assert any("20 of 40 images are used: those of split train." in one for one in facts["notes"])
+
+
+def test_splits_in_the_names_of_files_part_the_real_set(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train-00000-of-00001.parquet", *drawn(20, 0))
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", *drawn(12, 5))
+    done = run(folder, "--json", "--name", "files", *FEW, real=str(tmp_path / "data"))
+    assert done.exit_code == 0, done.output
+    sets = json.loads(done.stdout)["sets"]
+    assert (sets["real"]["images"], sets["held-out"]["images"]) == (20, 12)
+
+
+def test_an_output_has_the_splits_of_its_input(folder: Path, tmp_path: Path) -> None:
+    columns = {"prompt": [f"p{at}" for at in range(8)], "side": list(CLASSES) * 4}
+    pq.write_table(pa.table({**columns, "split": ["train", "val"] * 4}), tmp_path / "in.parquet")
+    plan = plan_for(tmp_path / "in.parquet", tmp_path / "out", input__columns__label="side")
+    make_output(plan, Ledger(open_store(plan.spec.output.url)))
+    with ExitStack() as held:
+        found = load_set("real", find_set(str(tmp_path / "out"), held), SIDE)
+    assert {one.split("-")[0] for one in found.splits} == {"train", "val"}
+    validation = found.of_split("validation", "validation")
+    assert validation is not None and len(validation) == len(found) // 2
+
+
+def test_minus_one_is_no_label() -> None:
+    assert label_text(-1, CLASSES) is None
+    assert label_text(1, CLASSES) == "right" and label_text(-1, ()) == "-1"
+
+
 FAULTS = {
     "no labels": ({"label": None}, (), "no column 'label' with labels"),
     "a null label": ({"null": 3}, (), "image real-3 has no label"),
@@ -303,11 +351,14 @@ def test_a_folder_of_images_is_a_set(folder: Path, tmp_path: Path) -> None:
         place = tmp_path / "photos" / label
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.png")
+    (tmp_path / "photos" / "left" / "bad.png").write_bytes(b"broken")
     sets = [str(tmp_path / "photos"), str(folder / "synthetic.parquet")]
     more = ["--features", str(folder / "vit"), "--save", str(tmp_path / "saved"), "--json"]
     done = CliRunner().invoke(main, ["eval", *sets, *more])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["sets"]["real"]["classes"] == {"left": 8, "right": 8}
+    facts = json.loads(done.stdout)
+    assert facts["sets"]["real"]["classes"] == {"left": 8, "right": 8}
+    assert any("1 of 17 images cannot be read and are left out" in one for one in facts["notes"])
 
 
 def made_from(folder: Path, split: list[str] | None = None, **dotted: Any) -> Path:

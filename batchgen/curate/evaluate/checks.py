@@ -16,13 +16,17 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Sets:
-    """The sets of an evaluation; those that were not given are None."""
+    """The sets of an evaluation; those that were not given are None.
+
+    ``notes`` say which of their images are not used.
+    """
 
     real: ImageSet
     synthetic: ImageSet
     held_out: ImageSet | None = None
     validation: ImageSet | None = None
     pool: ImageSet | None = None
+    notes: tuple[str, ...] = ()
 
     def all(self) -> Iterator[ImageSet]:
         """Those that were given."""
