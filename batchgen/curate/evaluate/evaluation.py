@@ -266,6 +266,12 @@ def _notes(sets: Sets, protocol: Protocol, benefit: Benefit | None) -> list[str]
                 f"With {count} per class every draw has all images of the smallest class, so its "
                 "differences are mostly those of the classifier's seed."
             )
+        elif 10 * count > least:
+            found.append(
+                f"With {count} per class the draws share images, since the smallest class has "
+                f"{least:,}: they depend on each other, so intervals are too narrow and p-values "
+                "too low for other real images."
+            )
     if any(plan.spec.image_parts for plan in sets.synthetic.origin.parts):
         found.append(
             "The synthetic images were made from images. Where an arm has fewer real images than "
