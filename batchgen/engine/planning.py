@@ -11,6 +11,7 @@ from batchgen.engine.interrupt import interruptible
 from batchgen.engine.scoring import with_scorers
 from batchgen.models import check_compile, inspect
 from batchgen.output.extension import Extension, extend, further_parts
+from batchgen.output.finished import refuse_signed
 from batchgen.output.lease import hold_lease
 from batchgen.output.ledger import Ledger
 from batchgen.plan.choices import keep_choices, pinned
@@ -82,9 +83,11 @@ def extend_output(ledger: Ledger, wanted: Extension, address: str | None) -> lis
     """Add the parts that an extension needs to an output, which this process then holds.
 
     Raises:
+        InputError: the output is a signed copy.
         OutputBusy: a run holds the output.
         PlanChanged: the input or the model has changed since the output was planned.
     """
+    refuse_signed(ledger, "batchgen extend")
     with interruptible() as interrupt, hold_lease(ledger.store, interrupt) as lease:
         extend(ledger, unfinished(ledger.parts()))
         plans = planned_parts(ledger, wanted, address)
@@ -95,6 +98,7 @@ def extend_output(ledger: Ledger, wanted: Extension, address: str | None) -> lis
 
 def planned_parts(ledger: Ledger, wanted: Extension, address: str | None) -> list[Plan]:
     """The parts that the extension adds, if a run can make them as they are; writes nothing."""
+    refuse_signed(ledger, "batchgen extend")
     asked = ledger.job()
     plans = further_parts(ledger, wanted, asked)
     for plan in plans:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from batchgen.errors import DamagedRecord, InputError, PlanChanged, RetryShard, StorageFailed
 from batchgen.output.extension import extend
+from batchgen.output.finished import refuse_signed
 from batchgen.output.holdings import anything_made, forget_failures
 from batchgen.output.ledger import JOB, PARTS, PLAN, Ledger
 from batchgen.plan.choices import keep_choices
@@ -99,9 +100,10 @@ def job_of(
     The second has the output's present location, and the sizes of calls that are given here.
 
     Raises:
-        InputError: the output has no plan, or its spec is damaged.
+        InputError: the output has no plan or is a signed copy, or its spec is damaged.
         SpecError: a size is larger than the planned one.
     """
+    refuse_signed(ledger, "batchgen resume")
     planned, spec = ledger.require_plan().spec, ledger.job()
     here = spec.output.model_copy(update={"url": ledger.store.url})
     spec = spec.model_copy(update={"output": here})

@@ -38,6 +38,22 @@ def refuse_unfinished(source: Ledger, plan: Planned, then: str) -> None:
         )
 
 
+def signs_again(url: str) -> str:
+    """The command that writes missing shards of a signed copy, which no run can make."""
+    return f"`batchgen export SOURCE {url} --sign CERTIFICATE --key KEY`"
+
+
+def refuse_signed(ledger: Ledger, command: str) -> None:
+    """Raises InputError if the output is a signed copy, whose images no run can make."""
+    plan = ledger.plan()
+    if plan is not None and plan.spec.output.signed:
+        url = ledger.store.url
+        raise InputError(
+            f"{url} is a signed copy, and a run does not sign, so `{command}` cannot make its "
+            f"shards; repeat {signs_again(url)} from the output that it is a copy of"
+        )
+
+
 def refuse_nested(source: Ledger, target: Store) -> None:
     """Raises InputError if one of the two folders is inside of the other."""
     if is_within(target.url, source.store.url) or is_within(source.store.url, target.url):

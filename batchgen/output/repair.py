@@ -51,7 +51,7 @@ class Repaired:
             "files set aside"
         )
         if pending:
-            told += f"; shards pending: {pending}, `batchgen resume {url}` generates them"
+            told += f"; shards pending: {pending}, {found.makes(url)} generates them"
         if found.flaws:
             told += (
                 f"; shards of score sets: {len(self.scores)}, `batchgen score {url}` scores them"
@@ -62,7 +62,7 @@ class Repaired:
                 f"plan ({numbers(found.other)}): they were left as they are, and no file was set "
                 "aside, since plan.json may be that of another output; if it belongs to this one, "
                 f"remove their markers ({marker_name(found.other[0])}"
-                f"{', ...' if found.other[1:] else ''}), and `batchgen resume {url}` "
+                f"{', ...' if found.other[1:] else ''}), and {found.makes(url)} "
                 "regenerates them"
             )
         return told

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from batchgen.errors import BatchgenError, DamagedRecord, SpecError, VerifyFailed
+from batchgen.output.finished import signs_again
 from batchgen.output.formats import SCHEMAS, Format, format_of
 from batchgen.output.holdings import is_litter
 from batchgen.output.ledger import SHARD_FOLDERS, SHARDS, Ledger, States, marker_name, rejects_name
@@ -34,6 +35,7 @@ class Findings:
         strays: files in ``data/`` and among the records that belong to no shard.
         skipped: checks that were skipped.
         flaws: what is wrong with score sets.
+        signed: whether it is a signed copy, whose shards `export` makes and no run.
     """
 
     shards: int
@@ -53,6 +55,7 @@ class Findings:
     flaws: list[Flaw] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     more_problems: int = 0
+    signed: bool = False
 
     @property
     def ok(self) -> bool:
@@ -75,8 +78,12 @@ class Findings:
             )
         return f"NOT VERIFIED: {'; '.join(self._wrong(url)) or self.problems[0]}{skipped}"
 
+    def makes(self, url: str) -> str:
+        """The command that makes missing shards."""
+        return signs_again(url) if self.signed else f"`batchgen resume {url}`"
+
     def _wrong(self, url: str) -> Iterator[str]:
-        resume = f"`batchgen resume {url}`"
+        resume = self.makes(url)
         if self.damaged:
             yield (
                 f"{len(self.damaged)} of {self.shards} shards are damaged "
@@ -135,7 +142,7 @@ def verify(ledger: Ledger, quick: bool = False, skip: Collection[str] = ()) -> F
             raise SpecError("--skip", name, ", ".join(SKIPPABLE))
     parts = ledger.parts()
     states = ledger.states(parts)
-    findings = Findings(parts.shards, parts.samples)
+    findings = Findings(parts.shards, parts.samples, signed=parts[0].spec.output.signed)
     findings.skipped = ["everything but listings and markers"] if quick else sorted(skip)
     _check_states(parts, states, findings)
     provers = provers_of(ledger, parts, skip)
@@ -241,7 +248,7 @@ def _check_states(plan: Parts, states: States, findings: Findings) -> None:
         first = next(s for s in states.pending if s not in states.failed)
         findings.problem(
             f"{findings.pending} of {plan.shards} shards are pending (the first is {first}); "
-            "`batchgen resume` generates them"
+            f"`batchgen {'export --sign' if findings.signed else 'resume'}` generates them"
         )
 
 

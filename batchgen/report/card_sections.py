@@ -18,6 +18,7 @@ from batchgen.storage.cache import is_url
 
 SELECTIONS = "_batchgen/selections"
 EVALUATIONS = "_batchgen/evaluations"
+SCORES, MEMORISED = "_batchgen/scores", "is_memorised"
 MOST = 50  # records of a kind on the card
 _HEAD_BYTES = 1 << 16
 Rows = list[tuple[object, ...]]
@@ -134,7 +135,23 @@ def limits(plan: Plan, tally: Tally, ledger: Ledger) -> Iterator[str]:
             "images than planned."
         )
     if not evaluations(ledger):
+        yield "It was not measured whether the images help a classifier (`batchgen eval`)."
+    if not _is_compared(ledger):
         yield (
-            "It was not measured whether the images help a classifier (`batchgen eval`), and "
-            "whether they copy images of the model's training data."
+            "It was not measured whether the images copy images of the model's training data "
+            "(`batchgen copies --training`)."
         )
+
+
+def _is_compared(ledger: Ledger) -> bool:
+    """Whether a score set says which samples are copies of training images."""
+    for name in ledger.store.find(SCORES):
+        if name.endswith("/scores.json"):
+            try:
+                told = json.loads(ledger.store.read(f"{SCORES}/{name}"))
+            except (FileNotFoundError, ValueError):
+                continue
+            columns = told.get("columns") if isinstance(told, dict) else None
+            if any(isinstance(one, dict) and one.get("name") == MEMORISED for one in columns or ()):
+                return True
+    return False

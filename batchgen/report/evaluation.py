@@ -93,13 +93,13 @@ def _sets(facts: Facts) -> Lines:
 def _figures(facts: Facts) -> Lines:
     found = facts["quality"]
     extractor = f"{found['extractor']}, sha256 {found['extractor_fingerprint'][:12]}"
-    head = ("figure", "synthetic", "95 % interval", "real (halves, or alone)", "better")
+    head = ("figure", "synthetic", "95 % interval", "as many real", "better")
     lines: Lines = [(*head, "images", "extractor")]
     return lines + [(*_figure(one), extractor) for one in found["overall"]]
 
 
 def _classes(facts: Facts) -> Lines:
-    head = ("class", "figure", "synthetic", "95 % interval", "real (halves, or alone)", "better")
+    head = ("class", "figure", "synthetic", "95 % interval", "as many real", "better")
     lines: Lines = [(*head, "images")]
     for name, figures in facts["quality"]["classes"].items():
         lines += [(name, *_figure(one)) for one in figures]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,14 @@ from PIL import Image
 
 from batchgen.cli import main
 from batchgen.curate.evaluate import features
+from batchgen.curate.evaluate.leaks import source_prints
+from batchgen.curate.evaluate.sets import Origin, find_set, label_text, load_set, pixel_digest
 from batchgen.curate.selection import Query, select
 from batchgen.output.ledger import Ledger
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for
+from tests.pictured_outputs import jpeg, textures
 
 CLASSES = ("left", "right")
 SIDE = 16
@@ -203,6 +208,53 @@ def test_a_split_column_parts_the_real_set(folder: Path) -> None:
     }
 
 
+def test_splits_of_held_out_pool_and_synthetic_sets_are_respected(folder: Path) -> None:
+    for name, seed in (("both", 11), ("pool2", 12), ("made", 13)):
+        images, labels = drawn(40, seed)
+        splits = [*["train"] * 20, *["Testing"] * 12, *["dev"] * 8]
+        write(folder / f"{name}.parquet", images, labels, split=splits)
+    more = [f"--{name}={folder}/both.parquet" for name in ("held-out", "validation")]
+    more += ["--pool", str(folder / "pool2.parquet"), "--json", "--name", "parted", *FEW]
+    done = run(folder, *more, made="made.parquet")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert {name: one["images"] for name, one in facts["sets"].items()} == {
+        "real": 20,
+        "synthetic": 20,
+        "held-out": 12,
+        "validation": 8,
+        "pool": 20,
+    }
+    assert any("20 of 40 images are used: those of split train." in one for one in facts["notes"])
+
+
+def test_splits_in_the_names_of_files_part_the_real_set(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train-00000-of-00001.parquet", *drawn(20, 0))
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", *drawn(12, 5))
+    done = run(folder, "--json", "--name", "files", *FEW, real=str(tmp_path / "data"))
+    assert done.exit_code == 0, done.output
+    sets = json.loads(done.stdout)["sets"]
+    assert (sets["real"]["images"], sets["held-out"]["images"]) == (20, 12)
+
+
+def test_an_output_has_the_splits_of_its_input(folder: Path, tmp_path: Path) -> None:
+    columns = {"prompt": [f"p{at}" for at in range(8)], "side": list(CLASSES) * 4}
+    pq.write_table(pa.table({**columns, "split": ["train", "val"] * 4}), tmp_path / "in.parquet")
+    plan = plan_for(tmp_path / "in.parquet", tmp_path / "out", input__columns__label="side")
+    make_output(plan, Ledger(open_store(plan.spec.output.url)))
+    with ExitStack() as held:
+        found = load_set("real", find_set(str(tmp_path / "out"), held), SIDE)
+    assert {one.split("-")[0] for one in found.splits} == {"train", "val"}
+    validation = found.of_split("validation", "validation")
+    assert validation is not None and len(validation) == len(found) // 2
+
+
+def test_minus_one_is_no_label() -> None:
+    assert label_text(-1, CLASSES) is None
+    assert label_text(1, CLASSES) == "right" and label_text(-1, ()) == "-1"
+
+
 FAULTS = {
     "no labels": ({"label": None}, (), "no column 'label' with labels"),
     "a null label": ({"null": 3}, (), "image real-3 has no label"),
@@ -210,6 +262,7 @@ FAULTS = {
     "another class": ({"made": "up"}, (), "it has 'up', which the real set"),
     "too few": ({}, ("--per-class", "11"), "10 images of class 'left'; allowed: at most 10"),
     "a leak by pixels": ({"made": "leak"}, (), "with equal pixels (synthetic-0 = test-0)"),
+    "a near leak": ({"made": "jpeg"}, (), "as near copies (synthetic-0 = test-0)"),
     "a leak into real": ({"real": "leak"}, (), "are also in the real set"),
     "a leak by key": ({"real": "keys"}, (), "keys of the held-out set"),
     "one draw": ({}, ("--draws", "1"), "--draws: got 1; allowed: 2 to"),
@@ -238,6 +291,9 @@ def test_faults_are_named_before_work_starts(
         made_labels[0] = "up"
     if changes.get("made") == "leak":
         made[0] = tests[0]
+    if changes.get("made") == "jpeg":
+        tests[0] = textures(1, 3)[0]
+        made[0] = jpeg(tests[0])
     if changes.get("real") == "leak":
         images[4] = tests[7]
     if changes.get("real") == "keys":
@@ -295,27 +351,74 @@ def test_a_folder_of_images_is_a_set(folder: Path, tmp_path: Path) -> None:
         place = tmp_path / "photos" / label
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.png")
+    (tmp_path / "photos" / "left" / "bad.png").write_bytes(b"broken")
     sets = [str(tmp_path / "photos"), str(folder / "synthetic.parquet")]
     more = ["--features", str(folder / "vit"), "--save", str(tmp_path / "saved"), "--json"]
     done = CliRunner().invoke(main, ["eval", *sets, *more])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["sets"]["real"]["classes"] == {"left": 8, "right": 8}
+    facts = json.loads(done.stdout)
+    assert facts["sets"]["real"]["classes"] == {"left": 8, "right": 8}
+    assert any("1 of 17 images cannot be read and are left out" in one for one in facts["notes"])
 
 
-def test_held_out_images_must_not_be_sources(folder: Path, tmp_path: Path) -> None:
-    """Images that were made from held-out ones are refused, by the pixels of the input."""
+def made_from(folder: Path, split: list[str] | None = None, **dotted: Any) -> Path:
+    """An output of image to image, and its input: 8 images of the held-out set, one unreadable."""
     images, labels = drawn(8, 2)  # those of the held-out set
-    write(tmp_path / "in.parquet", images, labels)
-    dotted = {
+    columns = {} if split is None else {"split": split}
+    write(folder / "in.parquet", images, labels, **columns)
+    table = pq.read_table(folder / "in.parquet")
+    data = table.column("image").to_pylist()
+    data[0]["bytes"] = b"broken"
+    place = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(place, "image", pa.array(data, IMAGE)), folder / "in.parquet")
+    settings = {
         "task": "image-to-image",
         "input__columns__image": "image",
         "input__columns__label": "label",
         "input__columns__key": "key",
         "input__columns__prompt": None,
         "sampling__strength": 0.5,
+        **dotted,
     }
-    plan = plan_for(tmp_path / "in.parquet", tmp_path / "out", **dotted)
+    plan = plan_for(folder / "in.parquet", folder / "out", **settings)
     make_output(plan, Ledger(open_store(plan.spec.output.url)))
-    done = run(folder, "--held-out", str(folder / "test.parquet"), made=str(tmp_path / "out"))
+    return folder / "out"
+
+
+def test_held_out_images_must_not_be_sources(folder: Path, tmp_path: Path) -> None:
+    """Images that were made from held-out ones are refused, by the pixels of the input."""
+    made = made_from(tmp_path)
+    done = run(folder, "--held-out", str(folder / "test.parquet"), made=str(made))
     assert done.exit_code == 1
-    assert "has 8 images of the held-out set" in done.output, done.output
+    assert "has 7 images of the held-out set" in done.output, done.output
+
+
+def test_only_rows_that_the_run_read_are_sources(folder: Path, tmp_path: Path) -> None:
+    """Those of other splits are not; an unreadable one is named."""
+    made = made_from(tmp_path, [*["train"] * 4, *["test"] * 4], input__splits=("train",))
+    images, labels = drawn(100, 2)
+    write(tmp_path / "test.parquet", images[4:], labels[4:])
+    more = ("--held-out", str(tmp_path / "test.parquet"), "--json", *FEW)
+    done = run(folder, *more, made=str(made))
+    assert done.exit_code == 0, done.output
+    (note,) = [one for one in json.loads(done.stdout)["notes"] if "source images" in one]
+    assert note.startswith("1 source images in ") and "(in-0: " in note
+
+
+def test_conditioning_images_are_sources_and_masks_are_not(tmp_path: Path) -> None:
+    images, labels = drawn(6, 2)
+    write(tmp_path / "in.parquet", images[:2], labels[:2])
+    table = pq.read_table(tmp_path / "in.parquet")
+    for name, pixels in (("first", images[2:4]), ("second", images[4:]), ("mask", images[4:])):
+        other = pq.read_table(write(tmp_path / "other.parquet", pixels, labels[:2]))
+        table = table.append_column(name, other.column("image"))
+    pq.write_table(table, tmp_path / "in.parquet")
+    names = {"control": "first", "control_2": "second", "mask": "mask", "prompt": "label"}
+    columns = SimpleNamespace(mapped=lambda: names, split=None)
+    given = SimpleNamespace(columns=columns, path=str(tmp_path / "in.parquet"), splits=None)
+    plan: Any = SimpleNamespace(spec=SimpleNamespace(input=given))
+    origin = Origin("out", lambda: iter(()), None, (plan,))
+    ((prints, note),) = source_prints(origin)
+    assert prints is not None and not note
+    expected = [pixel_digest(one) for one in images[2:]]
+    assert [one.tobytes() for one in prints.digests] == expected

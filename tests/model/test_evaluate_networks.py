@@ -173,6 +173,23 @@ def test_the_linear_classifier_is_that_of_scikit_learn() -> None:
     assert sum(found) == pytest.approx(1)
 
 
+def test_features_that_are_constant_in_few_real_images_do_not_spoil_the_others() -> None:
+    """The real part has dead features; standardised by it alone they were 1e6 in the others."""
+    rng = np.random.default_rng(0)
+    classes = np.arange(200) % 2
+    features = rng.normal(size=(200, 30)).astype(np.float32)
+    features[:, :3] += 2 * classes[:, None]
+    features[:, 10:] *= rng.random((200, 20)) < 0.1  # zero in most images, noise in some
+    real = np.flatnonzero((features[:, 10:] == 0).sum(axis=1) >= 19)[:6]
+    rest = np.setdiff1d(np.arange(200), real)
+    one, two = (Part(features[places], classes[places]) for places in (real, rest[:100]))
+    test = Part(features[rest[100:]], classes[rest[100:]])
+    assert (features[real].std(axis=0) == 0).sum() > 10
+    assert logistic_accuracies([one, two], [test], 2, 0.1, 0)[0] > 0.9
+    flat = Part(np.ones((4, 3), np.float32), np.array([0, 1, 0, 1]))
+    assert logistic_accuracies([flat], [flat], 2, 0.1, 0) == [0.5]
+
+
 def test_moves_are_small_and_differ() -> None:
     pixels = images(1, side=32)[0]
     copies = moved_copies(pixels, 4, seed=0)

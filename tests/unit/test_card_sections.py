@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchgen.cli import main
+from batchgen.curate.copies import Ask, find_copies
 from batchgen.output.export import export
 from batchgen.output.ledger import Ledger
 from batchgen.output.ranges import ranges_of, widened
@@ -24,6 +25,7 @@ from batchgen.report.finalize import finalize
 from batchgen.storage import open_store
 from tests.arithmetic_stages import make_output
 from tests.datasets_on_disk import plan_for
+from tests.pictured_outputs import image_set, textures
 
 
 @pytest.fixture
@@ -84,6 +86,23 @@ def test_a_selection_and_an_evaluation_are_on_the_card_once_they_are_made(ledger
     assert "| first | No benefit is shown: +0.1 points. |" in section(ledger, "Evaluations")
     assert "`batchgen eval`" not in section(ledger, "Known limits")
     assert "| high |" in section(ledger, "Selections")
+
+
+def test_only_a_comparison_with_training_images_says_that_copies_were_looked_for(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    limit = "copy images of the model's training data"
+    assert limit in section(ledger, "Known limits")
+    told = {"name": "first", "verdict": "No benefit is shown: +0.1 points."}
+    ledger.store.put("_batchgen/evaluations/first.json", json.dumps(told).encode())
+    sets = [str(image_set(tmp_path / f"{seed}.parquet", textures(4, seed))) for seed in (1, 2)]
+    assert find_copies(ledger, Ask(name="held", against=(sets[0],))).name == "held"
+    refresh_card(ledger)
+    assert limit in section(ledger, "Known limits")
+    find_copies(ledger, Ask(name="seen", training=sets[1]))
+    refresh_card(ledger)
+    limits = section(ledger, "Known limits")
+    assert limit not in limits and "A model made the images." in limits
 
 
 def test_a_card_of_somebody_else_is_left_alone(ledger: Ledger) -> None:

@@ -25,6 +25,8 @@ from batchgen.curate.evaluate.intervals import (
     mean_interval,
     sign_flip_test,
 )
+from batchgen.curate.evaluate.quality import Measured, quality
+from batchgen.curate.evaluate.sets import ImageSet, Origin
 
 
 def gaussian(count: int, width: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -137,6 +139,54 @@ def test_an_interval_of_a_mean_covers_it_at_its_level() -> None:
     deviation = math.sqrt(0.3 * 0.7 / 1000)
     assert (low, high) == pytest.approx((0.3 - 1.96 * deviation, 0.3 + 1.96 * deviation), abs=3e-3)
     assert all(map(math.isnan, mean_interval(np.array([1.0]), 0)))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 29])
+def test_an_interval_of_few_values_covers_the_mean_at_its_level(count: int) -> None:
+    """The bootstrap covered 52, 75, 84 and 90 % for 2, 3, 5 and 10 values."""
+    rng = np.random.default_rng(count)
+    found = [mean_interval(rng.normal(size=count), seed, 500) for seed in range(2000)]
+    assert np.mean([low <= 0 <= high for low, high in found]) == pytest.approx(0.95, abs=0.015)
+    values = rng.normal(size=count)
+    expected = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+    assert mean_interval(values, 0) == pytest.approx(expected, rel=1e-3)
+
+
+def set_of(name: str, hashes: np.ndarray) -> ImageSet:
+    count = len(hashes)
+    crops = np.repeat(hashes[:, None], 11, axis=1)
+    none, keys = np.zeros((count, 0)), tuple(map(str, range(count)))
+    digests = tuple(bytes(16) for _ in keys)
+    origin = Origin(name, lambda: iter(()))
+    parts = (crops, none, none, np.arange(count), ("",) * count)
+    return ImageSet(name, origin, keys, ("c",) * count, digests, *parts)
+
+
+@pytest.mark.parametrize(("real", "made"), [(100, 1000), (200, 200), (1000, 30)])
+def test_a_perfect_generator_reaches_the_reference_at_all_sizes(real: int, made: int) -> None:
+    """All figures are of equally many images, else a larger set looks better than a real one."""
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 8, (real + made, 1)).view(np.uint64)[:, 0] << np.uint64(8)
+    hashes += rng.integers(0, 2**7, real + made).astype(np.uint64) << np.uint64(40)
+    sets = set_of("real", hashes[:real]), set_of("synthetic", hashes[real:])
+    features = gaussian(real, 64, 0), gaussian(made, 64, 1)
+    found = {one.name: one for one in quality(Measured(*sets, *features, "x", "y", 0)).overall}
+    assert len(found) == 8
+    for name in ("Fréchet distance, extractor x", "precision", "coverage", "density", "recall"):
+        one = found[name]
+        assert one.images == (min(real // 2, made),) * 2
+        assert one.value == pytest.approx(one.reference, rel=0.25, abs=0.15), name
+    rate = found["near-duplicate rate (perceptual hash, 4 of 64 bits)"]
+    assert rate.images == (min(real, made),) * 2
+    assert rate.value == pytest.approx(rate.reference, abs=0.2)
+
+
+def test_few_images_have_no_figures_by_neighbours_and_the_note_says_how_many_are_needed() -> None:
+    sets = set_of("real", np.zeros(11, np.uint64)), set_of("synthetic", np.zeros(20, np.uint64))
+    features = gaussian(11, 4, 0), gaussian(20, 4, 1)
+    found = quality(Measured(*sets, *features, "x", "y", 0))
+    assert len(found.overall) == 2
+    assert "12 real and 6 synthetic images; there are 11 and 20" in found.notes[0]
 
 
 @settings(max_examples=30)

@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from batchgen.curate.evaluate.leaks import equal_pairs, near_pairs, source_prints
 from batchgen.curate.evaluate.protocol import Protocol
-from batchgen.curate.evaluate.sets import ImageSet, Origin, pixel_digest
-from batchgen.errors import InputError, RejectRow, nearest
-from batchgen.images.source import open_image
-from batchgen.recipes.sources import parquet_source
+from batchgen.curate.evaluate.sets import ImageSet
+from batchgen.curate.prints import Prints
+from batchgen.errors import InputError, nearest
 
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class Sets:
-    """The sets of an evaluation; those that were not given are None."""
+    """The sets of an evaluation; those that were not given are None.
+
+    ``notes`` say which of their images are not used.
+    """
 
     real: ImageSet
     synthetic: ImageSet
     held_out: ImageSet | None = None
     validation: ImageSet | None = None
     pool: ImageSet | None = None
+    notes: tuple[str, ...] = ()
 
     def all(self) -> Iterator[ImageSet]:
         """Those that were given."""
@@ -51,13 +53,15 @@ def check(sets: Sets, protocol: Protocol) -> list[str]:
     if sets.held_out is None:
         return []
     _check_counts(sets, protocol)
-    notes: list[str] = []
+    compared = list(source_prints(sets.synthetic.origin))
+    sources = [prints for prints, _ in compared if prints is not None]
+    notes = [note for _, note in compared if note]
     learnt = [one for one in (sets.real, sets.pool) if one is not None]
     for kept in filter(None, (sets.held_out, sets.validation)):
         for one in learnt:
             _refuse_shared(one, kept)
         _refuse_shared(sets.synthetic, kept, with_keys=False)
-        notes += _refuse_sources(sets.synthetic, kept)
+        _refuse_sources(sets.synthetic, kept, sources)
     if sets.validation is not None:
         _refuse_shared(sets.validation, sets.held_out)
     return sorted(set(notes))
@@ -100,18 +104,17 @@ def _check_counts(sets: Sets, protocol: Protocol) -> None:
 
 
 def _refuse_shared(one: ImageSet, kept: ImageSet, with_keys: bool = True) -> None:
-    """Raises InputError if an image of ``kept`` is in ``one``, by its pixels or its key."""
-    by_pixels = dict(zip(kept.digests, kept.keys, strict=True))
-    same = [
-        (key, by_pixels[digest])
-        for key, digest in zip(one.keys, one.digests, strict=True)
-        if digest in by_pixels
-    ]
-    if same:
-        raise InputError(
-            f"{len(same):,} images of the {kept.name} set {kept.place} are also in the {one.name} "
-            f"set {one.place}, with equal pixels ({_pairs(same)}); remove them from one of both"
-        )
+    """Raises InputError if an image of ``kept``, or a near copy, is in ``one``, or its key."""
+    for how, same in (
+        ("with equal pixels", equal_pairs(one, kept)),
+        ("as near copies", near_pairs(one.prints, kept.prints)),
+    ):
+        if same:
+            raise InputError(
+                f"{len(same):,} images of the {kept.name} set {kept.place} are also in the "
+                f"{one.name} set {one.place}, {how} ({_pairs(same)}); remove them from one of "
+                f"both{_how_to_remove(one, kept)}"
+            )
     shared = sorted(set(one.keys) & set(kept.keys)) if with_keys else []
     if shared:
         raise InputError(
@@ -121,46 +124,32 @@ def _refuse_shared(one: ImageSet, kept: ImageSet, with_keys: bool = True) -> Non
         )
 
 
-def _refuse_sources(synthetic: ImageSet, kept: ImageSet) -> list[str]:
-    """Raises InputError if synthetic images were made from images of ``kept``; returns notes."""
+def _how_to_remove(one: ImageSet, kept: ImageSet) -> str:
+    if one.origin.ledger is None:
+        return ""
+    url = one.origin.ledger.store.url
+    return (
+        f": `batchgen copies {url} --against {kept.place}` marks them, and `batchgen select {url} "
+        "--where 'not is_leak'` leaves them out"
+    )
+
+
+def _refuse_sources(synthetic: ImageSet, kept: ImageSet, sources: Sequence[Prints]) -> None:
+    """Raises InputError if synthetic images were made from images of ``kept``."""
     shared = sorted(synthetic.source_keys & set(kept.keys))
     if shared:
         raise InputError(
             f"the synthetic set {synthetic.place} was made from {len(shared):,} images of the "
             f"{kept.name} set {kept.place} ({_some(shared)}, by key); generate it from other images"
         )
-    by_pixels = dict(zip(kept.digests, kept.keys, strict=True))
-    found, unread = _source_digests(synthetic.origin)
-    same = sorted(by_pixels[one] for one in found & by_pixels.keys())
+    pairs = [pair for prints in sources for pair in near_pairs(prints, kept.prints)]
+    same = sorted({key for _, key in pairs})
     if same:
         raise InputError(
             f"the input of the synthetic set {synthetic.place} has {len(same):,} images of the "
-            f"{kept.name} set {kept.place} ({_some(same)}, by their pixels); generate it from "
-            "other images"
+            f"{kept.name} set {kept.place}, or near copies of them ({_some(same)}, by their "
+            "pixels); generate it from other images"
         )
-    return unread
-
-
-def _source_digests(origin: Origin) -> tuple[set[bytes], list[str]]:
-    """Pixel digests of the images that a set was made from, and what could not be read."""
-    found: set[bytes] = set()
-    notes: list[str] = []
-    for plan in origin.parts:
-        columns = plan.spec.input.columns
-        column = columns.mapped().get("image")
-        path = plan.spec.input.path
-        if "image" not in plan.spec.image_parts or column is None or not path:
-            continue
-        try:
-            for batch in parquet_source(path).batches([column]):
-                for image in batch.table.column(column).to_pylist():
-                    found.add(pixel_digest(np.asarray(open_image(image))))
-        except (InputError, RejectRow, OSError, KeyError) as error:
-            notes.append(
-                f"the source images in {path} cannot be read ({error}), so they were compared with "
-                "held-out images only by key"
-            )
-    return found, notes
 
 
 def _some(names: Sequence[str]) -> str:

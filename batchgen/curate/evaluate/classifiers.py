@@ -24,6 +24,7 @@ ITERATIONS = 100  # of the linear classifier, each over all of its images
 # What validation chooses from, with real images only: learning rates, and penalties.
 CHOICES: dict[str, tuple[float, ...]] = {"cnn": (1e-3, 3e-3, 1e-2), "logistic": (0.01, 0.1, 1.0)}
 USUAL: dict[str, float] = {"cnn": 3e-3, "logistic": 0.1}  # without a validation set
+FLOOR = 0.05  # least deviation of a feature, as a share of the root mean square of all deviations
 DEGREES, SHIFT, ZOOM = 10.0, 0.08, 0.1  # most rotation, shift (of the side) and change of scale
 
 
@@ -158,11 +159,11 @@ def logistic_accuracies(
 ) -> list[float]:
     """Fit a multinomial logistic regression on features; return its accuracy on each test set.
 
-    Features are standardised by the first part. Each part has the same weight, as in the network's
-    batches. The seed changes nothing: the problem is convex, and starts at zero.
+    Features are standardised by all parts together, with the weights that they are trained with.
+    Each part has the same weight, as in the network's batches. The seed changes nothing: the
+    problem is convex, and starts at zero.
     """
-    first = parts[0].images.astype(np.float64)
-    mean, deviation = first.mean(axis=0), first.std(axis=0) + 1e-6
+    mean, deviation = _spread(parts)
 
     def standard(images: Array) -> torch.Tensor:
         return torch.from_numpy((images.astype(np.float64) - mean) / deviation)
@@ -190,6 +191,19 @@ def logistic_accuracies(
         with torch.inference_mode():
             found = [_scores(standard(one.images), matrix).argmax(1).numpy() for one in tests]
     return [float((f == one.classes).mean()) for f, one in zip(found, tests, strict=True)]
+
+
+def _spread(parts: Sequence[Part]) -> tuple[Array, Array]:
+    """Means and deviations of the features over all parts, each part with the same weight.
+
+    A feature that is the same in all images gets a floor, so that it cannot be blown up in others.
+    """
+    means = np.stack([one.images.mean(axis=0, dtype=np.float64) for one in parts])
+    mean = means.mean(axis=0)
+    squares = [((one.images.astype(np.float64) - mean) ** 2).mean(axis=0) for one in parts]
+    deviation = np.sqrt(np.mean(squares, axis=0))
+    floor = FLOOR * float(np.sqrt((deviation**2).mean()))
+    return mean, np.maximum(deviation, floor or 1.0)
 
 
 def _scores(inputs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

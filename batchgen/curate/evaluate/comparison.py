@@ -15,6 +15,7 @@ from batchgen.curate.evaluate.intervals import (
     holm,
     mean_interval,
     sign_flip_test,
+    within,
 )
 from batchgen.curate.evaluate.protocol import COMPARED, Protocol
 
@@ -137,7 +138,7 @@ def _cell(
         arm,
         values,
         float(np.mean(values)),
-        mean_interval(np.array(values), seed),
+        within(mean_interval(np.array(values), seed)),
     )
 
 

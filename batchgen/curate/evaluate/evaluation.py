@@ -24,6 +24,7 @@ from batchgen.errors import InputError, SpecError
 from batchgen.models.extractors import DEFAULT, Extractor, load_extractor
 from batchgen.report import refresh_card
 from batchgen.report.evaluation import page_of, text_of
+from batchgen.spec.splits import TEST, TRAIN, VALIDATION
 from batchgen.storage import Store, absolute, open_store
 
 Array = np.ndarray[Any, Any]
@@ -92,7 +93,7 @@ def evaluate(request: Request, tell: Tell, say: Callable[[str], None]) -> Evalua
     with ExitStack() as held:
         sets = _sets(request, held)
         store, folder = _target(request, sets)
-        notes = check(sets, request.protocol)
+        notes = [*sets.notes, *check(sets, request.protocol)]
         if sets.held_out is not None:
             say(request.protocol.sentence)
         extractor = load_extractor(request.features, request.revision)
@@ -108,22 +109,52 @@ def evaluate(request: Request, tell: Tell, say: Callable[[str], None]) -> Evalua
 
 
 def _sets(request: Request, held: ExitStack) -> Sets:
-    """Read all sets; the real one is parted by its column ``split``, where sets were not given."""
-    side = request.protocol.side
+    """Read all sets, and take of each the splits that it is for.
 
-    def read(name: str, place: str | None) -> ImageSet | None:
-        return None if place is None else load_set(name, find_set(place, held), side)
+    What is learnt from is of ``train``. Held-out and validation images are those of their split, if
+    the set has some, and else all. Those that were not given are the splits of the real set.
+    """
+    side, notes = request.protocol.side, list[str]()
 
-    real = read("real", request.real)
-    assert real is not None
-    held_out = read("held-out", request.held_out) or real.of_split("test")
-    validation = read("validation", request.validation) or real.of_split("validation")
-    train = real.of_split("train")
-    if train is None:
-        raise InputError(f"real set {request.real}: all of its images are of test or validation")
-    synthetic = read("synthetic", request.synthetic)
-    assert synthetic is not None
-    return Sets(train, synthetic, held_out, validation, read("pool", request.pool))
+    def read(name: str, place: str) -> ImageSet:
+        found = load_set(name, find_set(place, held), side)
+        notes.extend(found.origin.notes)
+        return found
+
+    def train(whole: ImageSet) -> ImageSet:
+        found = whole.of_split(TRAIN, whole.name)
+        if found is None:
+            raise InputError(
+                f"{whole.name} set {whole.place}: all of its images are of test or validation"
+            )
+        notes.extend(_parted(whole, found))
+        return found
+
+    def kept(name: str, place: str | None, split: str) -> ImageSet | None:
+        if place is None:
+            return whole.of_split(split, name)
+        given = read(name, place)
+        found = given.of_split(split, name) or given
+        notes.extend(_parted(given, found))
+        return found
+
+    whole = read("real", request.real)
+    held_out = kept("held-out", request.held_out, TEST)
+    validation = kept("validation", request.validation, VALIDATION)
+    pool = None if request.pool is None else train(read("pool", request.pool))
+    real, synthetic = train(whole), train(read("synthetic", request.synthetic))
+    return Sets(real, synthetic, held_out, validation, pool, tuple(dict.fromkeys(notes)))
+
+
+def _parted(whole: ImageSet, found: ImageSet) -> list[str]:
+    """Says which splits of a set are used, if not all of it is."""
+    if len(found) == len(whole):
+        return []
+    used = ", ".join(sorted({one or "none" for one in found.splits}))
+    return [
+        f"Of the {whole.name} set {whole.place}, {len(found):,} of {len(whole):,} images are used: "
+        f"those of split {used}."
+    ]
 
 
 def _target(request: Request, sets: Sets) -> tuple[Store, str]:
@@ -234,6 +265,12 @@ def _notes(sets: Sets, protocol: Protocol, benefit: Benefit | None) -> list[str]
             found.append(
                 f"With {count} per class every draw has all images of the smallest class, so its "
                 "differences are mostly those of the classifier's seed."
+            )
+        elif 10 * count > least:
+            found.append(
+                f"With {count} per class the draws share images, since the smallest class has "
+                f"{least:,}: they depend on each other, so intervals are too narrow and p-values "
+                "too low for other real images."
             )
     if any(plan.spec.image_parts for plan in sets.synthetic.origin.parts):
         found.append(

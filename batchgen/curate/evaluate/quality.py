@@ -15,7 +15,7 @@ from batchgen.curate.evaluate.distribution import (
     neighbourhoods,
     vendi_score,
 )
-from batchgen.curate.evaluate.intervals import Interval, mean_interval
+from batchgen.curate.evaluate.intervals import Interval, mean_interval, within
 from batchgen.curate.evaluate.sets import ImageSet
 
 Array = np.ndarray[Any, Any]
@@ -34,10 +34,10 @@ class Figure:
     Attributes:
         name: of the figure.
         value: of the synthetic set.
-        interval: 95 %, by the bootstrap over images; None where that would be biased.
+        interval: 95 %, over images; None where that would be biased.
         deviation: over subsets, for KID.
-        reference: the same figure of real images: of one random half next to the other, or of the
-            real set on its own; None if there is none.
+        reference: the same figure of as many real images: of some next to others of the set, or of
+            real images on their own; None if there is none.
         better: ``low``, ``high`` or empty.
         images: (synthetic, real) that it was computed from.
     """
@@ -91,7 +91,10 @@ def quality(given: Measured) -> Quality:
     notes = []
     overall = [*_figures(given, given.real_features, given.synthetic_features)]
     if len(overall) < 2:
-        notes.append(f"no figures by neighbours: a set has {NEIGHBOURS} images or fewer")
+        notes.append(
+            f"no figures by neighbours: they need {2 * (NEIGHBOURS + 1)} real and {NEIGHBOURS + 1} "
+            f"synthetic images; there are {len(given.real):,} and {len(given.synthetic):,}"
+        )
     overall += _own_figures(given)
     classes, small = {}, []
     real_labels, labels = np.array(given.real.labels), np.array(given.synthetic.labels)
@@ -112,40 +115,46 @@ def quality(given: Measured) -> Quality:
 
 def _figures(given: Measured, real: Array, synthetic: Array) -> list[Figure]:
     """Figures from features."""
-    images = len(synthetic), len(real)
-    one, two = _halves(real, given.seed)
     name = f"Fréchet distance, extractor {given.extractor}"
-    half = frechet_distance(one, two) if len(one) >= FEWEST_FRECHET else None
-    found = [
-        Figure(name, frechet_distance(real, synthetic), None, None, half, "low", images),
-    ]
-    if min(images) < 2 * (NEIGHBOURS + 1):
+    images = min(len(real) // 2, len(synthetic))
+    if images < FEWEST_FRECHET:
+        sizes = len(synthetic), len(real)
+        return [Figure(name, frechet_distance(real, synthetic), None, None, None, "low", sizes)]
+    # All distances are of equally many images: they depend on these numbers.
+    one, two = _two_of(real, images, given.seed)
+    made, both = _some(synthetic, images, given.seed), (images, images)
+    reference = frechet_distance(one, two)
+    found = [Figure(name, frechet_distance(one, made), None, None, reference, "low", both)]
+    if images <= NEIGHBOURS:
         return found
-    mean, deviation = kernel_distance(real, synthetic, given.seed)
+    mean, deviation = kernel_distance(one, made, given.seed)
     reference = kernel_distance(one, two, given.seed)[0]
-    found.append(Figure("KID", mean, None, deviation, reference, "low", images))
-    near = neighbourhoods(real, synthetic)
+    found.append(Figure("KID", mean, None, deviation, reference, "low", both))
+    near = neighbourhoods(one, made)
     own = neighbourhoods(one, two)
     for part in ("precision", "recall", "density", "coverage"):
         values = getattr(near, part)
         interval = mean_interval(values, given.seed)
+        interval = interval if part == "density" else within(interval)
         reference = float(getattr(own, part).mean())
-        found.append(Figure(part, float(values.mean()), interval, None, reference, "high", images))
-    size = min(*images, MOST_VENDI)
-    rng = np.random.default_rng(given.seed)
-    score, of_real = (
-        vendi_score(rows[np.sort(rng.choice(len(rows), size, replace=False))])
-        for rows in (synthetic, real)
-    )
+        found.append(Figure(part, float(values.mean()), interval, None, reference, "high", both))
+    size = min(len(real), len(synthetic), MOST_VENDI)
+    score, of_real = (vendi_score(_some(rows, size, given.seed)) for rows in (synthetic, real))
     found.append(Figure("Vendi score", score, None, None, of_real, "high", (size, size)))
     return found
 
 
-def _halves(features: Array, seed: int) -> tuple[Array, Array]:
-    """Two random halves of a set: what they differ by is the floor of the distances."""
-    order = np.random.default_rng(seed).permutation(len(features))
-    middle = len(features) // 2
-    return features[np.sort(order[:middle])], features[np.sort(order[middle:])]
+def _two_of(rows: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """Two random parts of a set: what they differ by is the floor of the distances."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows[np.sort(order[:count])], rows[np.sort(order[count : 2 * count])]
+
+
+def _some(rows: Array, count: int, seed: int) -> Array:
+    """Random rows, in their order."""
+    chosen = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+    some: Array = rows[np.sort(chosen)]
+    return some
 
 
 def _own_figures(given: Measured) -> list[Figure]:
@@ -163,11 +172,11 @@ def _own_figures(given: Measured) -> list[Figure]:
                 images=(len(known), 0),
             )
         )
-    rates = [
-        float(near_duplicates(one.hashes[:MOST_HASHES], NEAR_BITS).mean())
+    images = min(len(given.synthetic), len(given.real), MOST_HASHES)
+    rates = [  # of equally many images: among more there are more near-duplicates
+        float(near_duplicates(_some(one.hashes, images, given.seed), NEAR_BITS).mean())
         for one in (given.synthetic, given.real)
     ]
-    images = tuple(min(len(one), MOST_HASHES) for one in (given.synthetic, given.real))
     name = f"near-duplicate rate (perceptual hash, {NEAR_BITS} of 64 bits)"
-    found.append(Figure(name, rates[0], None, None, rates[1], "low", (images[0], images[1])))
+    found.append(Figure(name, rates[0], None, None, rates[1], "low", (images, images)))
     return found

@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from batchgen.curate.prints import Prints
 from batchgen.curate.selection import NAME, selected_keys
 from batchgen.errors import InputError, RejectRow
-from batchgen.images.perceptual_hash import perceptual_hash
+from batchgen.images.likeness import coarse, planes
+from batchgen.images.perceptual_hash import crop_hashes
 from batchgen.images.resize import resized_to
 from batchgen.images.source import open_image
+from batchgen.importing.records import SPLIT
+from batchgen.importing.splits import split_in
 from batchgen.importing.target import PARQUET, target_at
 from batchgen.importing.work import import_source, source_at
 from batchgen.output.find import contents
@@ -27,11 +31,10 @@ from batchgen.output.ledger import Ledger
 from batchgen.output.restrict import Chosen
 from batchgen.plan.plan import Plan
 from batchgen.recipes.sources import Source, parquet_source
+from batchgen.spec.splits import TRAIN, split_named
 from batchgen.storage import find_files, open_store
 
 Array = np.ndarray[Any, Any]
-TEST, VALIDATION = ("test", "held-out", "heldout"), ("validation", "val", "valid", "dev")
-SPLITS = {**dict.fromkeys(TEST, "test"), **dict.fromkeys(VALIDATION, "validation")}
 SOURCE_KEYS = re.compile(r"(image|source|init|reference)_key")
 CLIP = "clip_similarity"
 ROW_KEY = "row_key"  # a recipe's rows; of their images, if the task reads images
@@ -60,12 +63,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the rows of a set come from; they can be read again, in the same order."""
+    """Where the rows of a set come from; they can be read again, in the same order.
+
+    ``notes`` say what could not be read.
+    """
 
     place: str
     rows: Callable[[], Iterator[Row]]
     ledger: Ledger | None = None
     parts: tuple[Plan, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class ImageSet:
         origin: where its images can be read again.
         keys, labels: of each image.
         digests: 16 bytes of the SHA-256 of its size and pixels.
-        hashes: perceptual hashes (n,) uint64.
+        crops: perceptual hashes of each image and of its crops (n, 11) uint64.
+        planes: each image in 1,536 bytes, to find near copies (n, 1536) uint8.
         small: copies (n, side, side, 3) uint8, which the classifiers read.
         numbers: of the images among the rows of the origin, ascending.
         splits: as the set has them; empty texts without.
@@ -90,7 +98,8 @@ class ImageSet:
     keys: tuple[str, ...]
     labels: tuple[str, ...]
     digests: tuple[bytes, ...]
-    hashes: Array
+    crops: Array
+    planes: Array
     small: Array
     numbers: Array
     splits: tuple[str, ...] = ()
@@ -103,6 +112,18 @@ class ImageSet:
     @property
     def place(self) -> str:
         return self.origin.place
+
+    @property
+    def hashes(self) -> Array:
+        """Perceptual hashes (n,) uint64."""
+        hashes: Array = self.crops[:, 0]
+        return hashes
+
+    @property
+    def prints(self) -> Prints:
+        """What finds near copies of its images."""
+        digests = np.frombuffer(b"".join(self.digests), np.uint8).reshape(len(self), -1)
+        return Prints(self.keys, digests, self.crops, self.planes, coarse(self.planes))
 
     @property
     def fingerprint(self) -> str:
@@ -127,17 +148,20 @@ class ImageSet:
             labels=tuple(self.labels[one] for one in places),
             digests=tuple(self.digests[one] for one in places),
             splits=tuple(self.splits[one] for one in places),
-            hashes=self.hashes[places],
+            crops=self.crops[places],
+            planes=self.planes[places],
             small=self.small[places],
             numbers=self.numbers[places],
             clip=self.clip[places],
         )
 
-    def of_split(self, split: str) -> ImageSet | None:
-        """The images of ``train``, ``test`` or ``validation``; None if there are none."""
-        found = np.array([SPLITS.get(one.lower(), "train") == split for one in self.splits])
-        names = {"train": self.name, "test": "held-out", "validation": "validation"}
-        return self.only(np.flatnonzero(found), names[split]) if found.any() else None
+    def of_split(self, split: str, name: str) -> ImageSet | None:
+        """The images of ``train``, ``test`` or ``validation``; None if there are none.
+
+        Splits with other names count as ``train``.
+        """
+        found = np.array([(split_named(one) or TRAIN) == split for one in self.splits])
+        return self.only(np.flatnonzero(found), name) if found.any() else None
 
     def pixels(self) -> Iterator[Array]:
         """The images at their own size, uint8 RGB (height, width, 3), in order."""
@@ -153,7 +177,8 @@ def load_set(name: str, origin: Origin, side: int) -> ImageSet:
     Raises:
         InputError: it has no image or no labels, a key occurs twice, or an image cannot be opened.
     """
-    keys, labels, digests, hashes, small = [], [], [], [], []
+    keys, labels, digests, small = [], [], [], []
+    crops, smaller = [], []
     splits, sources, clip = [], set[str](), []
     for row in origin.rows():
         if row.label is None:
@@ -166,7 +191,8 @@ def load_set(name: str, origin: Origin, side: int) -> ImageSet:
         labels.append(row.label)
         splits.append(row.split)
         digests.append(pixel_digest(pixels))
-        hashes.append(perceptual_hash(pixels))
+        crops.append(crop_hashes(pixels))
+        smaller.append(planes(pixels))
         small.append(resized_to(pixels, side))
         clip.append(np.nan if row.clip is None else row.clip)
         sources |= {row.source_key} if row.source_key else set()
@@ -181,7 +207,8 @@ def load_set(name: str, origin: Origin, side: int) -> ImageSet:
         tuple(keys),
         tuple(labels),
         tuple(digests),
-        np.array(hashes, dtype=np.uint64),
+        np.stack(crops),
+        np.stack(smaller),
         np.stack(small),
         np.arange(len(keys)),
         tuple(splits),
@@ -225,8 +252,13 @@ def find_set(given: str, held: ExitStack) -> Origin:
     if not _is_parquet(place):
         folder = held.enter_context(TemporaryDirectory(prefix="batchgen-eval-"))
         target = target_at(f"{folder}/rows")
-        import_source(source_at(place, None, "bytes"), target)
-        place = target.url
+        summary = import_source(source_at(place, None, "bytes"), target)
+        found = _parquet(given, parquet_source(target.url))
+        if not summary.rejected:
+            return found
+        told = "; ".join(summary.examples.values())
+        many = f"{summary.rejected:,} of {summary.rows + summary.rejected:,} images"
+        return replace(found, notes=(f"{given}: {many} cannot be read and are left out ({told})",))
     return _parquet(given, parquet_source(place))
 
 
@@ -263,7 +295,7 @@ def _output(given: str, ledger: Ledger, name: str | None) -> Origin:
                 sources = _source_columns(schema.names)
                 if ROW_KEY in schema.names and plan.spec.image_parts:
                     sources.append(ROW_KEY)
-                table = form.read(files, {"key", "image", "label", CLIP, *sources})
+                table = form.read(files, {"key", "image", "label", SPLIT, CLIP, *sources})
                 if isinstance(chosen, Chosen):
                     table = chosen.split(table)[0]
                 yield from _rows(table.to_pylist(), label_names(schema), sources)
@@ -280,13 +312,16 @@ def _rows(
 ) -> Iterator[Row]:
     for row in rows:
         source = next((row[name] for name in sources if row[name]), None)
-        clip = row.get(CLIP)
-        yield Row(row["key"], label_text(row["label"], names), row["image"], "", source, clip)
+        clip, split = row.get(CLIP), str(row.get(SPLIT) or "")
+        yield Row(row["key"], label_text(row["label"], names), row["image"], split, source, clip)
 
 
 def label_text(value: Any, names: Sequence[str]) -> str | None:
-    """A label as text: the name of its class, if the set names its numbers."""
-    if value is None:
+    """A label as text: the name of its class, if the set names its numbers.
+
+    Hugging Face datasets write -1 for an image without a label.
+    """
+    if value is None or (names and isinstance(value, int) and value < 0):
         return None
     is_number = isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
     if names and is_number and int(value) < len(names):
@@ -301,9 +336,10 @@ def _parquet(given: str, source: Source) -> Origin:
         if column not in source.schema.names:
             known = ", ".join(source.schema.names)
             raise InputError(f"{given}: no column {column!r} with {what}; its columns: {known}")
-    split = "split" if "split" in source.schema.names else None
+    split = SPLIT if SPLIT in source.schema.names else None
+    by_file = len(source.files) > 1  # one file that is named was chosen
     names = source.declared.class_names(label) or ()
-    split_names = source.declared.class_names("split") or ()
+    split_names = source.declared.class_names(SPLIT) or ()
 
     def rows() -> Iterator[Row]:
         columns = [image, label, *([split] if split else [])]
@@ -314,7 +350,9 @@ def _parquet(given: str, source: Source) -> Origin:
             for place, key, one, text, part in zip(
                 batch.names, batch.keys, images, labels, parted, strict=True
             ):
-                which = label_text(part, split_names) or ""
-                yield Row(key or place, label_text(text, names), one, which)
+                which = label_text(part, split_names)
+                if which is None and by_file:
+                    which = split_in(place.rpartition("#")[0])
+                yield Row(key or place, label_text(text, names), one, which or "")
 
     return Origin(given, rows)
