@@ -9,26 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-import numpy as np
-
-from batchgen.curate.copies import DISTANCE, LIKENESS
 from batchgen.curate.image_sets import SetRow, set_at
+from batchgen.curate.mix_leaks import Say, known_leaks, without_leaks
 from batchgen.curate.mix_set import LABEL, LeftOut, Mix, Mixed, MixRow, Source
-from batchgen.curate.near import NearImages, nearest_of
-from batchgen.curate.prints import Picture, Prints, prints_of
 from batchgen.curate.selection import selected_keys
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.spec.splits import is_held_out
 
 SOURCE, STRENGTH = "source_id", "strength"
 SOURCE_LABELS = ("source_label", "image_label")  # columns with the class of the source image
-SPLIT, LEAK, LEAKED, UNLABELLED = (
-    *("held-out-split", "near-copy-of-held-out", "leak-in-copies", "no-label"),
-)
+SPLIT, LEAKED, UNLABELLED = "held-out-split", "leak-in-copies", "no-label"
 _SHOWN = 5
-
-
-Say = Callable[[str], None]
 
 
 def plan_mix(
@@ -63,7 +54,7 @@ def plan_mix(
             )
         others += rows
     classes = _classes(mix, ours, others)
-    ours, others = _without_leaks(mix, [real, *synthetic], ours, others, left_out, say)
+    ours, others = without_leaks(mix, [real, *synthetic], ours, others, left_out, say)
     drawn, short = _drawn(mix, ours, others)
     rows = [_softened(one, mix, classes) for one in (*ours, *drawn)]
     return Mixed(
@@ -137,7 +128,7 @@ def _accepted(
 ) -> Iterator[MixRow]:
     """The rows of a set that may be used; the others are added to ``left_out``."""
     is_synthetic = source.name != "real"
-    leaks = _known_leaks(source) if is_synthetic else {}
+    leaks = known_leaks(source) if is_synthetic else {}
     soft, known = mix.soft_column, source.images.columns
     label_of = mix.source_label or next((one for one in SOURCE_LABELS if one in known), "")
     more = [mix.per, "prompt"]
@@ -180,19 +171,6 @@ def _refused(row: SetRow, leaks: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
-def _known_leaks(source: Source) -> dict[str, str]:
-    """Samples that `batchgen copies` found to be leaks -> the held-out image."""
-    from batchgen.curate.columns import columns_of
-
-    if source.images.ledger is None:
-        return {}
-    columns = columns_of(source.images.ledger)
-    if not {"is_leak", "leak"} <= set(columns.names):
-        return {}
-    table = columns.query("select key, leak from samples where is_leak", ["is_leak leak"])
-    return dict(zip(table["key"].to_pylist(), table["leak"].to_pylist(), strict=True))
-
-
 def _soft(row: SetRow, mix: Mix, label_of: str) -> Mapping[str, float] | Sequence[float] | None:
     """The probabilities of the classes of a synthetic row; None: its own class only."""
     if mix.soft_column is not None:
@@ -231,63 +209,6 @@ def _classes(mix: Mix, ours: Iterable[MixRow], others: Iterable[MixRow]) -> tupl
             "or use --allow-fewer"
         )
     return tuple(sorted(real))
-
-
-def _without_leaks(
-    mix: Mix,
-    sources: Sequence[Source],
-    ours: list[MixRow],
-    others: list[MixRow],
-    left_out: list[LeftOut],
-    say: Say,
-) -> tuple[list[MixRow], list[MixRow]]:
-    """The rows that are no near copies of held-out images."""
-    rows = [*ours, *others]
-    for place in mix.held_out:
-        say(f"reading the images of {place}")
-        held_out = _held_out_prints(place)
-        for source in sources:
-            say(f"reading the images of {source.images.place}")
-            wanted = {row.key for row in rows if row.set == source.name}
-            found = _copies_of(held_out, source, wanted)
-            left_out += [
-                LeftOut(key, source.name, LEAK, f"of {original} in {place}")
-                for key, original in sorted(found.items())
-            ]
-            rows = [row for row in rows if row.set != source.name or row.key not in found]
-    kept = [row for row in rows if not row.is_synthetic]
-    if not kept:
-        raise InputError("no row of the real set is left; all are copies of held-out images")
-    return kept, [row for row in rows if row.is_synthetic]
-
-
-def _held_out_prints(place: str) -> Prints:
-    images = set_at(place)
-    splits = images.has_splits and any(is_held_out(row.split) for row in images.read(False, ()))
-    return prints_of(
-        (
-            Picture(row.key, row.image)
-            for row in images.read(True, ())
-            if not splits or is_held_out(row.split)
-        ),
-        place,
-    )
-
-
-def _copies_of(held_out: Prints, source: Source, wanted: set[str]) -> dict[str, str]:
-    """Key -> held-out key of the near copies in a set."""
-    if not wanted:
-        return {}
-    pictures = (Picture(row.key, row.image) for row in source.rows(True) if row.key in wanted)
-    prints = prints_of(pictures, source.images.place, 0.0)
-    near = NearImages(held_out, prints, DISTANCE, LIKENESS)
-    every = np.arange(len(prints))
-    found = nearest_of(near, np.arange(len(held_out)), every, len(prints))
-    return {
-        prints.keys[at]: held_out.keys[place]
-        for at, place in enumerate(found.place.tolist())
-        if place >= 0
-    }
 
 
 def _drawn(
