@@ -53,10 +53,11 @@ def plan_mix(
                 f"synthetic set {one.images.place} has no row that can be used{_why(left_out)}"
             )
         others += rows
-    classes = _classes(mix, ours, others)
+    classes = _classes(mix, real, ours, others)
     ours, others = without_leaks(mix, [real, *synthetic], ours, others, left_out, say)
     drawn, short = _drawn(mix, ours, others)
-    rows = [_softened(one, mix, classes) for one in (*ours, *drawn)]
+    orders = {one.name: one.images.classes or classes for one in synthetic}
+    rows = [_softened(one, mix, classes, orders) for one in (*ours, *drawn)]
     return Mixed(
         mix,
         (real, *synthetic),
@@ -194,8 +195,14 @@ def _unique(source: Source, rows: list[MixRow]) -> list[MixRow]:
     return rows
 
 
-def _classes(mix: Mix, ours: Iterable[MixRow], others: Iterable[MixRow]) -> tuple[str, ...]:
-    """The classes of both; InputError if the synthetic sets have others, or lack some."""
+def _classes(
+    mix: Mix, source: Source, ours: Iterable[MixRow], others: Iterable[MixRow]
+) -> tuple[str, ...]:
+    """The classes of both, in the order that the real set declares; without one, sorted.
+
+    Raises:
+        InputError: the synthetic sets have others, or lack some.
+    """
     real, made = {row.label for row in ours}, {row.label for row in others}
     if unknown := sorted(made - real):
         raise InputError(
@@ -208,7 +215,14 @@ def _classes(mix: Mix, ours: Iterable[MixRow], others: Iterable[MixRow]) -> tupl
             f"the synthetic sets have no image of these classes: {_some(missing)}; generate some, "
             "or use --allow-fewer"
         )
-    return tuple(sorted(real))
+    declared = {name: number for number, name in enumerate(source.images.classes)}
+    return tuple(sorted(real, key=lambda name: (declared.get(name, len(declared)), *_order(name))))
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    """Numbers by their value, then names."""
+    is_number = name.isascii() and name.isdecimal()
+    return not is_number, int(name) if is_number else 0, name
 
 
 def _drawn(
@@ -245,23 +259,38 @@ def _lot(seed: int, row: MixRow) -> tuple[bytes, str, str]:
     return hashlib.sha256(text.encode()).digest(), row.set, row.key
 
 
-def _softened(row: MixRow, mix: Mix, classes: tuple[str, ...]) -> MixRow:
-    """The row with the probabilities of all classes, in their order."""
+def _softened(
+    row: MixRow, mix: Mix, classes: tuple[str, ...], orders: Mapping[str, Sequence[str]]
+) -> MixRow:
+    """The row with the probabilities of all classes, in the order of ``classes``.
+
+    Args:
+        orders: set -> its classes, in the order of its vectors.
+    """
     if not mix.soft_labels:
         return row
     soft = row.soft
     if soft is None:
         soft = {row.label: 1.0}
-    if isinstance(soft, Mapping):
-        if unknown := [name for name in soft if name not in classes]:
-            raise InputError(f"{row.set}: {row.key}: its source has the unknown class {unknown[0]}")
-        soft = [soft.get(name, 0.0) for name in classes]
-    if len(soft) != len(classes) or min(soft) < 0 or abs(sum(soft) - 1) > 1e-3:
+    if not isinstance(soft, Mapping):
+        soft = _of_vector(row, soft, orders[row.set])
+    if unknown := [name for name, share in soft.items() if share and name not in classes]:
+        raise InputError(
+            f"{row.set}: {row.key}: the class {unknown[0]!r} of its soft label or its source is "
+            f"not in the real set, which has {_some(classes)}"
+        )
+    return replace(row, soft=tuple(soft.get(name, 0.0) for name in classes))
+
+
+def _of_vector(row: MixRow, soft: Sequence[float], names: Sequence[str]) -> dict[str, float]:
+    """Class -> probability, of a vector in the order of the set's classes."""
+    if len(soft) != len(names) or not min(soft) >= 0 or not abs(sum(soft) - 1) <= 1e-3:
         raise InputError(
             f"{row.set}: {row.key}: the soft label {list(soft)[:_SHOWN]} is no vector of "
-            f"{len(classes)} probabilities; allowed: one for each class, with the sum 1"
+            f"{len(names)} probabilities; allowed: one for each class, in the order in which the "
+            "set declares its classes, with the sum 1"
         )
-    return replace(row, soft=tuple(soft))
+    return dict(zip(names, soft, strict=True))
 
 
 def _why(left_out: Sequence[LeftOut]) -> str:

@@ -145,23 +145,6 @@ def test_what_copies_found_before_is_respected(folder: Path, tmp_path: Path) -> 
     assert [one.reason for one in mixed.left_out] == ["leak-in-copies"]
 
 
-def test_all_score_sets_of_copies_count_and_incomplete_ones_are_refused(
-    folder: Path, tmp_path: Path
-) -> None:
-    made = textures(18, 7)
-    ledger = pictured_output(tmp_path, made, {"kind": CLASSES * 6}, input__columns__label="kind")
-    for name, number in (("a", 2), ("b", 3)):
-        held_out = image_set(tmp_path / f"{name}.parquet", [made[number]])
-        find_copies(ledger, Ask(name=name, against=(str(held_out),)))
-    asked = mix_of(folder, synthetic=(ledger.store.url,))
-    left_out = plan_mix(asked).left_out
-    assert {one.key.rpartition("-")[0][-2:] for one in left_out} == {"02", "03"}
-    scored = tmp_path / "out" / "_batchgen" / "scores" / "b" / "shards"
-    next(iter(scored.iterdir())).unlink()
-    with pytest.raises(InputError, match=r"score set 'b' of copies has 1 of 2 shards"):
-        plan_mix(asked)
-
-
 def test_rows_of_held_out_splits_are_refused_in_every_set(folder: Path, tmp_path: Path) -> None:
     real = image_set(
         tmp_path / "real.parquet",
