@@ -93,7 +93,7 @@ def manifest_of(mixed: Mixed) -> pa.Table:
     table = pa.table(columns)
     told = {
         "replace_probability": mixed.mix.replace_probability,
-        "replace_by": "source" if mixed.by_source else "label",
+        "replace_by": "source-or-label" if mixed.by_source else "label",
         "columns": {"image": "file", "images": _image_columns(mixed.sources)},
     }
     return table.replace_schema_metadata(_metadata(table.schema, mixed.classes, told))
@@ -217,6 +217,8 @@ def record_of(mixed: Mixed, form: str | None) -> dict[str, Any]:
         "left_out": dict(sorted(reasons.items())),
         "not_drawn": mixed.not_drawn,
         "short": {name: list(pair) for name, pair in mixed.short.items()},
+        "only_real": mixed.only_real,
+        "unread_held_out": mixed.unread,
         "materialised": form,
     }
 
@@ -272,11 +274,16 @@ def _facts(mixed: Mixed) -> Iterator[tuple[str, object]]:
         yield f"synthetic images of each {mix.per}", mix.count
     yield "seed", mix.seed
     if mix.replace_probability:
-        by = "one made from it" if mixed.by_source else "one of its class"
+        own = "one made from it, if there is one, else by "
+        by = f"{own if mixed.by_source else ''}one of its class"
         yield f"probability of replacing a real image by {by}", mix.replace_probability
     yield "held-out sets that were compared", len(mix.held_out)
+    if mixed.unread:
+        yield "held-out images that cannot be read", f"{sum(mixed.unread.values()):,}"
     for reason, count in sorted(Counter(one.reason for one in mixed.left_out).items()):
         yield f"left out, {reason}", f"{count:,}"
     yield "synthetic images that were not drawn", f"{mixed.not_drawn:,}"
+    if mixed.only_real:
+        yield "classes without synthetic images", ", ".join(mixed.only_real)
     for name, (has, asked) in mixed.short.items():
         yield f"fewer than asked of {name}", f"{has:,} of {asked:,}"

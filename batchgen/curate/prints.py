@@ -78,13 +78,19 @@ class _One:
     message: str = ""
 
 
-def prints_of(pictures: Iterable[Picture], name: str, bad_limit: float = 0.1) -> Prints:
+def prints_of(
+    pictures: Iterable[Picture],
+    name: str,
+    bad_limit: float = 0.1,
+    option: str = "--rejected-limit",
+) -> Prints:
     """Print images: they are read one after another, some in threads, and none is kept.
 
     Args:
         pictures: the images.
         name: of the set, for messages.
         bad_limit: fraction of the images that may be unreadable.
+        option: of the command that sets the limit, for messages; empty: there is none.
 
     Raises:
         InputError: there is no image, or more are unreadable than the limit allows.
@@ -107,7 +113,7 @@ def prints_of(pictures: Iterable[Picture], name: str, bad_limit: float = 0.1) ->
                     examples.append((one.key, one.message))
             del examples[_SHOWN:]
         file.flush()
-        _refuse(name, len(keys), sum(bad.values()), examples, bad_limit)
+        _refuse(name, len(keys), sum(bad.values()), examples, (bad_limit, option))
         images = np.memmap(file, np.uint8, "r", shape=(len(keys), PLANES))
     return Prints(
         tuple(keys),
@@ -121,13 +127,15 @@ def prints_of(pictures: Iterable[Picture], name: str, bad_limit: float = 0.1) ->
 
 
 def _refuse(
-    name: str, good: int, bad: int, examples: list[tuple[str, str]], bad_limit: float
+    name: str, good: int, bad: int, examples: list[tuple[str, str]], limit: tuple[float, str]
 ) -> None:
+    bad_limit, option = limit
     told = "; ".join(f"{key}: {message}" for key, message in examples)
     if bad > bad_limit * (good + bad):
+        allowed = f"a fraction of {bad_limit:g}" if bad_limit else "none"
         raise InputError(
-            f"{name}: {bad:,} of {good + bad:,} images cannot be read ({told}); allowed: a "
-            f"fraction of {bad_limit:g} (--rejected-limit)"
+            f"{name}: {bad:,} of {good + bad:,} images cannot be read ({told}); allowed: "
+            f"{allowed}{f' ({option})' if option else ''}"
         )
     if not good:
         raise InputError(f"{name}: it has no images")

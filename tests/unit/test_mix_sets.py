@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import pytest
 from batchgen.curate.copies import Ask, find_copies
 from batchgen.curate.image_sets import sources_of
 from batchgen.curate.mix import plan_mix
+from batchgen.curate.mix_files import record_of, write_mix
 from batchgen.curate.mix_set import Mix
+from batchgen.curate.mixed import MixedImages
+from batchgen.curate.selection import Query, select
 from batchgen.errors import InputError
 from batchgen.output.ledger import Ledger
+from batchgen.storage import open_store
 from tests.datasets_on_disk import plan_for
 from tests.pictured_outputs import SIDE, finished, image_set, pictured_output, textures
 
@@ -112,3 +117,160 @@ def test_the_key_column_of_a_run_names_its_sources(tmp_path: Path) -> None:
     ledger = made_from(real, tmp_path / "out", 2, columns={"key": "id"})
     (source,) = sources_of(ledger)
     assert [row.key for row in source.read(False, ())] == ["a", "b"]
+
+
+def test_samples_made_from_held_out_images_are_left_out(tmp_path: Path) -> None:
+    pictures = textures(4, 1)
+    real = image_set(tmp_path / "real.parquet", pictures[:2], label=["a", "b"], key=["r0", "r1"])
+    keys = ["r0", "r1", "t0", "u1"]
+    source = image_set(
+        tmp_path / "in.parquet", pictures, key=keys, label=["a", "b"] * 2, seed=[0, 1, 2, 3]
+    )
+    ledger = made_from(source, tmp_path / "out", 4)
+    held_out = image_set(tmp_path / "test.parquet", pictures[2:], key=["t0", "t1"])
+    mix = Mix(str(real), (ledger.store.url,), held_out=(str(held_out),))
+    said: list[str] = []
+    mixed = plan_mix(mix, said.append)
+    assert [(one.key, one.reason) for one in mixed.left_out] == [
+        ("t0-v0", "made-from-held-out"),
+        ("u1-v0", "made-from-held-out"),  # by its pixels
+    ]
+    assert record_of(mixed, None)["left_out"] == {"made-from-held-out": 2}
+    plain = image_set(
+        tmp_path / "made.parquet", textures(3, 9), key=["r0-v0", "r1-v0", "t1-v0"], label=[*"abb"]
+    )
+    mixed = plan_mix(Mix(str(real), (str(plain),), held_out=(str(held_out),)))
+    assert [one.key for one in mixed.left_out] == ["t1-v0"]
+    source.unlink()
+    assert len(plan_mix(mix, said.append).left_out) == 1
+    assert any("compared with held-out images only by key" in one for one in said)
+
+
+def test_a_prompt_with_the_key_of_a_held_out_image_is_not_made_from_it(tmp_path: Path) -> None:
+    real = image_set(tmp_path / "real.parquet", textures(2, 1), label=["a", "b"], key=["k0", "k1"])
+    made = pictured_output(
+        tmp_path,
+        textures(2, 9),
+        {"kind": ["b", "a"], "key": ["k0", "k1"]},
+        input__columns__label="kind",
+        input__columns__key="key",
+    )
+    held_out = image_set(tmp_path / "test.parquet", textures(2, 5), key=["k0", "k1"])
+    mixed = plan_mix(Mix(str(real), (made.store.url,), held_out=(str(held_out),)))
+    assert not mixed.left_out and not mixed.by_source
+
+
+def test_held_out_images_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    real = image_set(tmp_path / "real.parquet", textures(2, 1), label=["a", "b"])
+    made = image_set(tmp_path / "made.parquet", textures(2, 2), label=["a", "b"], key=["x", "y"])
+    held_out = image_set(tmp_path / "test.parquet", textures(20, 3))
+    table = pq.read_table(held_out)
+    images = table.column("image").to_pylist()
+    said: list[str] = []
+    for broken in (1, 3):
+        images[-broken:] = [{"bytes": b"broken", "path": None}] * broken
+        column = pa.array(images, table.schema.field("image").type)
+        pq.write_table(table.set_column(1, "image", column), held_out)
+        mix = Mix(str(real), (str(made),), held_out=(str(held_out),))
+        if broken == 1:
+            mixed = plan_mix(mix, said.append)
+            assert record_of(mixed, None)["unread_held_out"] == {str(held_out): 1}
+            assert any("1 images of" in one and "real-19" in one for one in said)
+        else:
+            with pytest.raises(InputError, match=r"allowed: a fraction of 0\.1$"):
+                plan_mix(mix)
+
+
+def test_unfinished_outputs_are_refused(tmp_path: Path) -> None:
+    real = image_set(tmp_path / "real.parquet", textures(3, 1), label=CLASSES)
+    made = pictured_output(
+        tmp_path, textures(18, 2), {"kind": CLASSES * 6}, input__columns__label="kind"
+    )
+    (tmp_path / "out" / "_batchgen" / "shards" / "00001.json").unlink()
+    place = made.store.url
+    for mix in (
+        Mix(str(real), (place,)),
+        Mix(place, (str(real),)),
+        Mix(str(real), (str(real),), held_out=(place,)),
+    ):
+        with pytest.raises(InputError, match=r"1 of 2 shards are pending .*then repeat `mix`"):
+            plan_mix(mix)
+
+
+def test_an_image_of_several_sets_is_taken_once(tmp_path: Path) -> None:
+    real = image_set(tmp_path / "real.parquet", textures(3, 1), label=CLASSES)
+    made = pictured_output(
+        tmp_path, textures(18, 2), {"kind": CLASSES * 6}, input__columns__label="kind"
+    )
+    place = made.store.url
+    for name, rows in (("a", "< 'p2'"), ("b", "> 'p15'")):
+        select(made, made.require_plan(), name, Query(f"prompt {rows}"))
+    parts = (f"{place}:a", f"{place}:b", f"{tmp_path}/./out", str(real))
+    mixed = plan_mix(Mix(str(real), parts))
+    synthetic = [row.key for row in mixed.rows if row.is_synthetic]
+    assert len(synthetic) == len(set(synthetic)) == 18
+    assert {one.reason for one in mixed.left_out} == {"in-another-set"}
+    with pytest.raises(InputError, match="it names no selection after the colon"):
+        plan_mix(Mix(str(real), (f"{place}:",)))
+
+
+def test_a_key_tells_the_source_only_if_the_run_read_the_real_set(tmp_path: Path) -> None:
+    real = image_set(
+        tmp_path / "real.parquet", textures(2, 1), label=["a", "b"], key=["1", "2"], seed=[0, 1]
+    )
+    plain = image_set(
+        tmp_path / "p.parquet", textures(2, 4), label=["b", "a"], key=["1-v0", "2-v0"]
+    )
+    assert not plan_mix(Mix(str(real), (str(plain),))).by_source
+    told = image_set(
+        tmp_path / "t.parquet", textures(2, 4), label=["b", "b"], image_key=["1", "2"], key=[*"xy"]
+    )
+    mixed = plan_mix(Mix(str(real), (str(told),), allow_fewer=True))
+    assert [row.source_key for row in mixed.rows] == [None, None, None, "2"]
+    ledger = made_from(real, tmp_path / "out", 2)
+    mixed = plan_mix(Mix(str(real), (ledger.store.url,)))
+    assert {row.source_key for row in mixed.rows} == {None, "1", "2"}
+
+
+def test_images_without_samples_of_their_own_are_replaced_by_their_class(tmp_path: Path) -> None:
+    real = image_set(tmp_path / "real.parquet", textures(3, 1), label=[*"aab"], key=["1", "2", "3"])
+    made = image_set(
+        tmp_path / "made.parquet",
+        textures(4, 4),
+        label=[*"aaab"],
+        image_key=["1", None, None, None],
+        key=["x", "y", "z", "w"],
+    )
+    mixed = plan_mix(Mix(str(real), (str(made),), replace_probability=1.0))
+    write_mix(mixed, open_store(str(tmp_path / "mix")))
+    images = MixedImages(str(tmp_path / "mix"))
+    seen: list[set[str]] = [set(), set(), set()]
+    for epoch in range(60):
+        images.set_epoch(epoch)
+        for number in range(3):
+            seen[number].add(images[number]["key"])
+    assert seen == [{"x"}, {"x", "y", "z"}, {"w"}]
+
+
+def test_classes_that_lose_all_images_to_leaks_are_refused(tmp_path: Path) -> None:
+    test = textures(3, 9)
+    real = image_set(tmp_path / "real.parquet", textures(4, 1), label=["a", "b"] * 2)
+    made = image_set(
+        tmp_path / "made.parquet", [test[0], *textures(2, 5)], label=[*"abb"], key=[*"xyz"]
+    )
+    held_out = image_set(tmp_path / "test.parquet", test, key=["t0", "t1", "t2"])
+    mix = Mix(str(real), (str(made),), held_out=(str(held_out),))
+    with pytest.raises(InputError, match=r"no image of these classes: a; .*1 near-copy"):
+        plan_mix(mix)
+    assert plan_mix(replace(mix, allow_fewer=True)).only_real == ["a"]
+
+
+@pytest.mark.parametrize(("ratio", "each"), [(0.25, 1), (0.75, 2), (1.25, 3), (0.2, 0)])
+def test_half_an_image_counts_as_one(tmp_path: Path, ratio: float, each: int) -> None:
+    real = image_set(tmp_path / "real.parquet", textures(4, 1), label=["a", "b"] * 2)
+    made = image_set(
+        tmp_path / "made.parquet", textures(6, 2), label=["a", "b"] * 3, key=[*"uvwxyz"]
+    )
+    mixed = plan_mix(Mix(str(real), (str(made),), ratio=ratio))
+    assert sum(row.is_synthetic for row in mixed.rows) == 2 * each
+    assert record_of(mixed, None)["only_real"] == ([] if each else ["a", "b"])
