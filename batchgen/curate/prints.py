@@ -66,6 +66,17 @@ class Prints:
         return sum(self.bad.values())
 
 
+def stored(blocks: Iterable[Array]) -> Array:
+    """Blocks of planes, one after the other, in a temporary file that has no name."""
+    rows = 0
+    with tempfile.TemporaryFile(prefix="batchgen-prints-") as file:
+        for block in blocks:
+            file.write(block.tobytes())
+            rows += len(block)
+        file.flush()
+        return np.memmap(file, np.uint8, "r", shape=(rows, PLANES))
+
+
 @dataclass(frozen=True)
 class _One:
     """The print of one image, or why there is none."""
