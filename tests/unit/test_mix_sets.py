@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from batchgen.curate.copies import Ask, find_copies
 from batchgen.curate.image_sets import sources_of
@@ -20,6 +22,7 @@ from batchgen.curate.mix_set import Mix
 from batchgen.curate.mixed import MixedImages
 from batchgen.curate.selection import Query, select
 from batchgen.errors import InputError
+from batchgen.labels.columns import IMAGE
 from batchgen.output.ledger import Ledger
 from batchgen.storage import open_store
 from tests.datasets_on_disk import plan_for
@@ -274,3 +277,43 @@ def test_half_an_image_counts_as_one(tmp_path: Path, ratio: float, each: int) ->
     mixed = plan_mix(Mix(str(real), (str(made),), ratio=ratio))
     assert sum(row.is_synthetic for row in mixed.rows) == 2 * each
     assert record_of(mixed, None)["only_real"] == ([] if each else ["a", "b"])
+
+
+def test_rows_with_the_path_of_an_image_are_refused_or_materialised(tmp_path: Path) -> None:
+    pictures = textures(2, 1)
+    for number, one in enumerate(pictures):
+        Image.fromarray(one).save(tmp_path / f"{number}.png")
+    names = ["0.png", "1.png"]
+    made = image_set(tmp_path / "made.parquet", textures(2, 4), label=["a", "b"], key=["x", "y"])
+    paths = pa.array([{"bytes": None, "path": one} for one in names], IMAGE)
+    real = tmp_path / "paths.parquet"
+    pq.write_table(pa.table({"key": names, "image": paths, "label": ["a", "b"]}), real)
+    mixed = plan_mix(Mix(str(real), (str(made),)))
+    with pytest.raises(InputError, match=r"row 0 .*has the path of an image"):
+        write_mix(mixed, open_store(str(tmp_path / "mix")))
+    target = tmp_path / "files"
+    write_mix(mixed, open_store(str(target)), "image-folder")
+    assert len(list((target / "data").rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("form", "ending"),
+    [("BMP", "png"), ("TIFF", "png"), ("GIF", "png"), ("JPEG", "jpg"), ("WEBP", "webp")],
+)
+def test_materialised_images_have_formats_of_outputs(
+    tmp_path: Path, form: str, ending: str
+) -> None:
+    real = image_set(tmp_path / "real.parquet", textures(2, 1), label=["a", "b"])
+    made = image_set(tmp_path / "made.parquet", textures(2, 4), label=["a", "b"], key=["x", "y"])
+    file = io.BytesIO()
+    Image.fromarray(textures(1, 8)[0]).save(file, form)
+    table = pq.read_table(real)
+    images = pa.array([{"bytes": file.getvalue(), "path": None}] * 2, IMAGE)
+    pq.write_table(table.set_column(1, "image", images), real)
+    target = tmp_path / "files"
+    mixed = plan_mix(Mix(str(real), (str(made),)))
+    write_mix(mixed, open_store(str(target)), "image-folder")
+    files = list((target / "data").rglob(f"real-*.{ending}"))
+    assert len(files) == 2
+    with Image.open(files[0]) as stored, Image.open(file) as given:
+        assert (np.asarray(stored.convert("RGB")) == np.asarray(given.convert("RGB"))).all()
