@@ -263,5 +263,9 @@ def mix(
         echo(f"left out     {number:,} {reason}")
     for name, (has, wanted) in record["short"].items():
         echo(f"fewer        {name}: {has:,} of {wanted:,}")
+    for place, number in record["unread_held_out"].items():
+        echo(f"unreadable   {number:,} held-out images of {place}")
+    for label in record["only_real"]:
+        echo(f"only real    {label}: no synthetic image")
     echo(f"written      {store.url}: {record['rows']:,} rows")
     return 0

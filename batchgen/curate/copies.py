@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,10 @@ def find_copies(ledger: Ledger, ask: Ask, say: Say = lambda text: None) -> Copie
     stays = staying(near, order)
     others = np.setdiff1d(order, stays)
     found = nearest_of(near, stays, others, len(prints))
+    if ask.approximate:
+        found = _completed(ledger, ask, prints, found, stays, others)
+        stays = np.union1d(stays, others[found.place[others] < 0])
+        others = np.setdiff1d(order, stays)
     columns = own_columns(prints, stays, found)
     compared, calibrated = list[Compared](), dict[str, Prints]()
     for kind in dict.fromkeys(kind for kind, _, _ in opened):
@@ -191,7 +195,7 @@ def find_copies(ledger: Ledger, ask: Ask, say: Say = lambda text: None) -> Copie
         groups,
         tuple(compared),
         _calibration(calibrated),
-        tuple(_notes(ledger, ask)),
+        tuple(_notes(ledger, ask, opened)),
     )
 
 
@@ -260,6 +264,20 @@ def _near(ledger: Ledger, ask: Ask, prints: Prints) -> Near:
     return Either(tuple(measures))
 
 
+def _completed(
+    ledger: Ledger, ask: Ask, prints: Prints, found: Nearest, stays: Array, others: Array
+) -> Nearest:
+    """The nearest samples, where the index missed those of a copy: these are compared exactly."""
+    missed = others[found.place[others] < 0]
+    if not len(missed):
+        return found
+    near = _near(ledger, replace(ask, approximate=False), prints)
+    again = nearest_of(near, stays, missed, len(prints))
+    for name in ("place", "bits", "likeness"):
+        getattr(found, name)[missed] = getattr(again, name)[missed]
+    return found
+
+
 def _printed(opened: list[Opened], kind: str, ask: Ask, say: Say) -> Iterator[OtherSet]:
     for one_kind, one, held_out in opened:
         if one_kind == kind:
@@ -312,8 +330,16 @@ def _calibration(sets: dict[str, Prints]) -> dict[str, int]:
     return {f"{share:.0%}": int(np.quantile(found, share)) for share in _QUANTILES}
 
 
-def _notes(ledger: Ledger, ask: Ask) -> Iterator[str]:
+def _notes(ledger: Ledger, ask: Ask, opened: list[Opened]) -> Iterator[str]:
     from batchgen.curate.near_vectors import has_vectors
 
+    outputs = [ledger, *(one.ledger for _, one, _ in opened if one.ledger is not None)]
+    for one in outputs:
+        states = one.states(one.parts())
+        if states.pending:
+            yield (
+                f"{one.store.url} is not finished: {len(states.committed):,} of "
+                f"{len(states.numbers):,} shards were read; repeat `copies` when it is"
+            )
     if ask.similarity is None and has_vectors(ledger):
         yield "the output has embeddings; --similarity COSINE compares them as well"

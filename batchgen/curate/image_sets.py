@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -58,6 +58,7 @@ class SetRow:
 
 
 Rows = Callable[[bool, Sequence[str]], Iterator[SetRow]]
+Names = Mapping[str, Sequence[str]]  # column -> the names of its class numbers
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class ImageSet:
         read: reads its rows: with images or without, and with further columns.
         fingerprint: of its files: names, sizes and times; of an output, its markers' files.
         image: the column of its images.
+        names: column -> the names of its class numbers, in their order.
     """
 
     place: str
@@ -81,6 +83,12 @@ class ImageSet:
     fingerprint: str
     ledger: Ledger | None = None
     image: str = PICTURE
+    names: Names = field(default_factory=dict)
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of its classes as it declares them, in the order of their numbers."""
+        return self.names.get(LABEL, ())
 
     @property
     def has_splits(self) -> bool:
@@ -117,7 +125,7 @@ def set_at(place: str) -> ImageSet:
 
     def read(with_images: bool, more: Sequence[str]) -> Iterator[SetRow]:
         found = kind.read(listing, Options("bytes"))
-        names = found.columns.names.get(label or "")
+        names = found.columns.names
         for item in found.items:
             row = item.row() if isinstance(item, Later) else item
             if isinstance(row, Row):
@@ -125,7 +133,8 @@ def set_at(place: str) -> ImageSet:
             elif isinstance(row, Reject):
                 yield SetRow(row.key or row.place.file, None, file=row.place.file)
 
-    return ImageSet(place, kind.name, tuple(columns), read, listing.fingerprint)
+    names = {LABEL: dataset.columns.names.get(label or "", ())}
+    return ImageSet(place, kind.name, tuple(columns), read, listing.fingerprint, names=names)
 
 
 def _is_output(place: str) -> bool:
@@ -168,7 +177,7 @@ def output_set(ledger: Ledger) -> ImageSet:
     if not shards:
         raise InputError(f"{ledger.store.url} has no committed shard yet")
     form, marker = next((one for one in shards if one[1].counts.accepted), shards[0])
-    names = form.schema(dict(contents(ledger, marker))).names
+    schema = form.schema(dict(contents(ledger, marker)))
     digest = hashlib.sha256()
     for _, one in shards:
         digest.update("".join(file.sha256 for file in one.files).encode())
@@ -178,7 +187,20 @@ def output_set(ledger: Ledger) -> ImageSet:
             yield from _of_shard(ledger, form, marker, with_images, more)
 
     url = ledger.store.url
-    return ImageSet(url, "output", tuple(names), read, digest.hexdigest(), ledger)
+    return ImageSet(
+        url,
+        "output",
+        tuple(schema.names),
+        read,
+        digest.hexdigest(),
+        ledger,
+        names=_output_names(schema),
+    )
+
+
+def _output_names(schema: pa.Schema) -> Names:
+    """Column -> the names of its class numbers, in an output."""
+    return {**dataset_from(schema, []).columns.names, LABEL: label_names(schema)}
 
 
 def _of_shard(
@@ -189,13 +211,14 @@ def _of_shard(
     if isinstance(form, Parquet) and not with_images:
         with ledger.store.open(ours[0]) as file:
             parquet = pq.ParquetFile(file, pre_buffer=False)
-            columns = [one for one in parquet.schema_arrow.names if one in wanted]
-            table = parquet.read(columns, use_threads=False)
+            kept = [one for one in parquet.schema_arrow.names if one in wanted]
+            table = parquet.read(kept, use_threads=False)
     else:
         table = form.read(dict(contents(ledger, marker)), wanted)
     one_file = isinstance(form, Parquet)
     files = {} if one_file else {_stem(name): name for name in ours if not name.endswith(_MASK)}
-    for number, row in enumerate(_rows(table, label_names(table.schema), LABEL, more)):
+    columns = _Columns(ledger.store.url, _output_names(table.schema))
+    for number, row in enumerate(_rows(table, columns, more)):
         own = files.get(row.key)
         url = f"{ledger.store.url.rstrip('/')}/{own or ours[0]}"
         yield _placed(row, url, None if own else number)
@@ -209,8 +232,8 @@ def _parquet_set(listing: Listing, image: str | None = None, key: str | None = K
     """Parquet files with images, as `batchgen import` and Hugging Face write them."""
     names = listing.named(".parquet")
     first = _schema(listing, names[0])
-    parts = dataset_from(first, []).columns.parts
-    image, label = image or parts.get(PICTURE), parts.get(LABEL)
+    told = dataset_from(first, []).columns
+    image, label = image or told.parts.get(PICTURE), told.parts.get(LABEL)
     if image is None:
         raise InputError(
             f"{listing.source}: no column of images; the columns are {', '.join(first.names)}"
@@ -218,16 +241,21 @@ def _parquet_set(listing: Listing, image: str | None = None, key: str | None = K
     columns = [*first.names, *([LABEL] if label else [])]
     if SPLIT not in columns and any(split_in(name) for name in names):
         columns.append(SPLIT)
-    read = partial(_parquet_rows, listing, image, label)
+    read = partial(_parquet_rows, listing, (image, label, key))
+    classes = {LABEL: told.names.get(label or "", ())}
     return ImageSet(
-        listing.source, "parquet", tuple(columns), read, listing.fingerprint, None, image
+        listing.source, "parquet", tuple(columns), read, listing.fingerprint, None, image, classes
     )
 
 
 def _parquet_rows(
-    listing: Listing, image: str, label: str | None, with_images: bool, more: Sequence[str]
+    listing: Listing,
+    parts: tuple[str, str | None, str | None],
+    with_images: bool,
+    more: Sequence[str],
 ) -> Iterator[SetRow]:
-    wanted = {KEY, SPLIT, label, *more, *([image] if with_images else [])}
+    image, label, key_column = parts
+    wanted = {key_column, SPLIT, label, *more, *([image] if with_images else [])}
     pictures = Pictures(listing, "bytes")
     for name in listing.named(".parquet"):
         key_of, number, place = row_keys(name), 0, listing.place(name)
@@ -236,10 +264,11 @@ def _parquet_rows(
                 parquet = pq.ParquetFile(file, pre_buffer=False)
                 names = parquet.schema_arrow.names
                 columns = [one for one in names if one in wanted] or names[:1]
-                classes = _classes(parquet.schema_arrow, label)
+                classes = dataset_from(parquet.schema_arrow, []).columns.names
+                told = _Columns(place, classes, label, image, key_column)
                 for batch in parquet.iter_batches(_ROWS, columns=columns, use_threads=False):
                     table = plain_table(pa.Table.from_batches([batch]))
-                    for row in _rows(table, classes, label, more, image):
+                    for row in _rows(table, told, more):
                         key = row.key or key_of(number)
                         split = row.split or split_in(name)
                         data = _loaded(row.image, pictures) if with_images else None
@@ -254,22 +283,48 @@ def _parquet_rows(
             ) from error
 
 
-def _rows(
-    table: pa.Table,
-    classes: Sequence[str],
-    label: str | None,
-    more: Sequence[str],
-    image: str = PICTURE,
-) -> Iterator[SetRow]:
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that the parts of a row are in, and the names of their class numbers."""
+
+    place: str
+    names: Names
+    label: str | None = LABEL
+    image: str = PICTURE
+    key: str | None = KEY
+
+    def named(self, column: str, value: Any) -> Any:
+        """The value, or the name of the class whose number it is."""
+        names = self.names.get(column, ())
+        return _class_name(value, names) if names else value
+
+    def split(self, value: Any) -> str | None:
+        """The name of a split.
+
+        Raises:
+            InputError: it is a number without a name.
+        """
+        names = self.names.get(SPLIT, ())
+        found = names[value] if isinstance(value, int) and value in range(len(names)) else value
+        if found is None or isinstance(found, str):
+            return found
+        raise InputError(
+            f"{self.place}: the column {SPLIT!r} has the value {value!r}, which names no split; "
+            "allowed: names such as train and test, or numbers with names (ClassLabel)"
+        )
+
+
+def _rows(table: pa.Table, columns: _Columns, more: Sequence[str]) -> Iterator[SetRow]:
     """The rows of a table; the places of their images are not known here."""
+    label = columns.label
     for row in table.to_pylist():
-        key = row.get(KEY)
+        key = row.get(columns.key) if columns.key else None
         yield SetRow(
             "" if key is None else safe_key(key if isinstance(key, str | bytes) else str(key)),
-            row.get(image),
-            _class_name(row.get(label) if label else None, classes),
-            row.get(SPLIT),
-            more={name: row.get(name) for name in more},
+            row.get(columns.image),
+            _class_name(row.get(label), columns.names.get(label, ())) if label else None,
+            columns.split(row.get(SPLIT)),
+            more={name: columns.named(name, row.get(name)) for name in more},
         )
 
 
@@ -279,19 +334,19 @@ def _placed(row: SetRow, file: str, number: int | None) -> SetRow:
 
 def _class_name(value: Any, classes: Sequence[str]) -> str | None:
     """The name of a class: class numbers have names where the set declares them."""
-    if value is None:
+    if value is None or value != value:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
         return classes[value]
     return str(value)
 
 
-def _classes(schema: pa.Schema, label: str | None) -> Sequence[str]:
-    return dataset_from(schema, []).columns.names.get(label or "", ())
-
-
 def _loaded(image: object, pictures: Pictures) -> object:
     """The struct of an image, whose bytes are read if it only has a path."""
+    if isinstance(image, str):
+        image = {"bytes": None, "path": image}
     if isinstance(image, dict) and image.get("bytes") is None and image.get("path"):
         try:
             return pictures.prepared().named(str(image["path"])).value
@@ -312,11 +367,12 @@ def _of_values(
     row: Row,
     image: str,
     label: str | None,
-    names: Sequence[str] | None,
+    names: Names,
     more: Sequence[str],
     listing: Listing,
     with_images: bool,
 ) -> SetRow:
+    columns = _Columns(listing.source, names, label)
     value = row.values.get(image)
     path = value.get("path") if isinstance(value, dict) else None
     file = row.values.get("file_name") or path or row.place.file
@@ -324,9 +380,9 @@ def _of_values(
     return SetRow(
         row.key,
         value if with_images else None,
-        _class_name(row.values.get(label) if label else None, names or ()),
-        row.values.get(SPLIT),
+        _class_name(row.values.get(label), names.get(label, ())) if label else None,
+        columns.split(row.values.get(SPLIT)),
         listing.place(str(file)) if known else str(file),
         None,
-        {name: row.values.get(name) for name in more},
+        {name: columns.named(name, row.values.get(name)) for name in more},
     )

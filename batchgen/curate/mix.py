@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from decimal import ROUND_HALF_UP, Decimal
 
-import numpy as np
-
-from batchgen.curate.copies import DISTANCE, LIKENESS
 from batchgen.curate.image_sets import SetRow, set_at
+from batchgen.curate.mix_leaks import Say, known_leaks, refuse_pending, without_leaks
+from batchgen.curate.mix_origins import origin_columns, with_sources
 from batchgen.curate.mix_set import LABEL, LeftOut, Mix, Mixed, MixRow, Source
-from batchgen.curate.near import NearImages, nearest_of
-from batchgen.curate.prints import Picture, Prints, prints_of
 from batchgen.curate.selection import selected_keys
 from batchgen.errors import InputError, SpecError, nearest
 from batchgen.spec.splits import is_held_out
 
-SOURCE, STRENGTH = "source_id", "strength"
+STRENGTH = "strength"
 SOURCE_LABELS = ("source_label", "image_label")  # columns with the class of the source image
-SPLIT, LEAK, LEAKED, UNLABELLED = (
-    *("held-out-split", "near-copy-of-held-out", "leak-in-copies", "no-label"),
-)
+SPLIT, LEAKED, UNLABELLED = "held-out-split", "leak-in-copies", "no-label"
+REPEATED = "in-another-set"
 _SHOWN = 5
-
-
-Say = Callable[[str], None]
 
 
 def plan_mix(
@@ -47,25 +41,31 @@ def plan_mix(
     mix.check()
     real = Source("real", set_at(mix.real))
     synthetic = _opened(mix)
+    given = [real.images, *(one.images for one in synthetic), *map(set_at, mix.held_out)]
+    for images in given:
+        refuse_pending(images)
     _check_columns(mix, real, synthetic)
     check([real, *synthetic])
     left_out: list[LeftOut] = []
     ours = _unique(real, list(_accepted(real, mix, left_out)))
     if not ours:
         raise InputError(f"real set {mix.real}: none of its rows can be used{_why(left_out)}")
-    keys = {row.key for row in ours}
     others: list[MixRow] = []
     for one in synthetic:
-        rows = _unique(one, list(_accepted(one, mix, left_out, keys)))
+        rows = _unique(one, list(_accepted(one, mix, left_out)))
         if not rows:
             raise InputError(
                 f"synthetic set {one.images.place} has no row that can be used{_why(left_out)}"
             )
         others += rows
-    classes = _classes(mix, ours, others)
-    ours, others = _without_leaks(mix, [real, *synthetic], ours, others, left_out, say)
+    others = _once(ours, others, left_out)
+    classes = _classes(mix, real, ours, others)
+    ours, others, unread = without_leaks(mix, [real, *synthetic], ours, others, left_out, say)
+    _refuse_missing(mix, classes, ours, others, left_out)
+    others = with_sources(real, synthetic, ours, others)
     drawn, short = _drawn(mix, ours, others)
-    rows = [_softened(one, mix, classes) for one in (*ours, *drawn)]
+    orders = {one.name: one.images.classes or classes for one in synthetic}
+    rows = [_softened(one, mix, classes, orders) for one in (*ours, *drawn)]
     return Mixed(
         mix,
         (real, *synthetic),
@@ -74,6 +74,7 @@ def plan_mix(
         tuple(left_out),
         len(others) - len(drawn),
         short,
+        unread,
     )
 
 
@@ -82,6 +83,8 @@ def _opened(mix: Mix) -> list[Source]:
     found = []
     for number, text in enumerate(dict.fromkeys(mix.synthetic)):
         place, selection = _parted(text)
+        if place.endswith(":") and not selection:
+            raise InputError(f"--synthetic {text}: it names no selection after the colon")
         images, keys = set_at(place), None
         if selection:
             if images.ledger is None:
@@ -94,7 +97,7 @@ def _opened(mix: Mix) -> list[Source]:
 def _parted(text: str) -> tuple[str, str]:
     """Place and selection: what follows the last colon, if it is no part of a path or URL."""
     place, colon, name = text.rpartition(":")
-    if not colon or "/" in name or not place:
+    if not colon or "/" in name or not place or not name:
         return text, ""
     return place, name
 
@@ -129,26 +132,21 @@ def _check_columns(mix: Mix, real: Source, synthetic: Sequence[Source]) -> None:
         )
 
 
-def _accepted(
-    source: Source,
-    mix: Mix,
-    left_out: list[LeftOut],
-    real_keys: frozenset[str] | set[str] = frozenset(),
-) -> Iterator[MixRow]:
+def _accepted(source: Source, mix: Mix, left_out: list[LeftOut]) -> Iterator[MixRow]:
     """The rows of a set that may be used; the others are added to ``left_out``."""
     is_synthetic = source.name != "real"
-    leaks = _known_leaks(source) if is_synthetic else {}
+    leaks = known_leaks(source) if is_synthetic else {}
     soft, known = mix.soft_column, source.images.columns
     label_of = mix.source_label or next((one for one in SOURCE_LABELS if one in known), "")
     more = [mix.per, "prompt"]
+    origins = origin_columns(source) if is_synthetic else []
     if is_synthetic:
-        more += [SOURCE, STRENGTH, *filter(None, [soft, label_of])]
+        more += [STRENGTH, *origins, *filter(None, [soft, label_of])]
     for row in source.rows(False, [one for one in dict.fromkeys(more) if one != LABEL]):
         reason = _refused(row, leaks)
         if reason is not None:
             left_out.append(LeftOut(row.key, source.name, *reason))
             continue
-        origin = _origin(row, real_keys) if is_synthetic else None
         yield MixRow(
             row.key,
             str(row.label),
@@ -157,17 +155,12 @@ def _accepted(
             row.file,
             row.row,
             mix.weight if is_synthetic else 1.0,
-            origin,
+            None,
             str(row.label if mix.per == LABEL else row.more.get(mix.per)),
             row.more.get("prompt"),
             _soft(row, mix, label_of) if mix.soft_labels and is_synthetic else None,
+            tuple(str(row.more[one]) for one in origins if row.more.get(one) is not None),
         )
-
-
-def _origin(row: SetRow, real_keys: AbstractSet[str]) -> str | None:
-    """The key of the real image that a sample was made from, if the real set has it."""
-    made_from = row.key.rpartition("-v")[0], str(row.more.get(SOURCE))
-    return next((key for key in made_from if key in real_keys), None)
 
 
 def _refused(row: SetRow, leaks: Mapping[str, str]) -> tuple[str, str] | None:
@@ -178,19 +171,6 @@ def _refused(row: SetRow, leaks: Mapping[str, str]) -> tuple[str, str] | None:
     if row.label is None:
         return UNLABELLED, "its label is null"
     return None
-
-
-def _known_leaks(source: Source) -> dict[str, str]:
-    """Samples that `batchgen copies` found to be leaks -> the held-out image."""
-    from batchgen.curate.columns import columns_of
-
-    if source.images.ledger is None:
-        return {}
-    columns = columns_of(source.images.ledger)
-    if not {"is_leak", "leak"} <= set(columns.names):
-        return {}
-    table = columns.query("select key, leak from samples where is_leak", ["is_leak leak"])
-    return dict(zip(table["key"].to_pylist(), table["leak"].to_pylist(), strict=True))
 
 
 def _soft(row: SetRow, mix: Mix, label_of: str) -> Mapping[str, float] | Sequence[float] | None:
@@ -216,78 +196,68 @@ def _unique(source: Source, rows: list[MixRow]) -> list[MixRow]:
     return rows
 
 
-def _classes(mix: Mix, ours: Iterable[MixRow], others: Iterable[MixRow]) -> tuple[str, ...]:
-    """The classes of both; InputError if the synthetic sets have others, or lack some."""
+def _once(
+    ours: Sequence[MixRow], others: Sequence[MixRow], left_out: list[LeftOut]
+) -> list[MixRow]:
+    """The synthetic rows whose image is in no earlier set; the others are added to ``left_out``."""
+    first = {_image_of(row): row.set for row in ours}
+    kept = []
+    for row in others:
+        seen = first.setdefault(_image_of(row), row.set)
+        if seen == row.set:
+            kept.append(row)
+        else:
+            left_out.append(LeftOut(row.key, row.set, REPEATED, f"the set {seen} has it as well"))
+    return kept
+
+
+def _image_of(row: MixRow) -> tuple[str, int | None, str]:
+    """What tells whether two rows have one image: its file, and its place there."""
+    scheme, found, path = row.file.rpartition("://")
+    return scheme + found + posixpath.normpath(path), row.row, row.key
+
+
+def _classes(
+    mix: Mix, source: Source, ours: Iterable[MixRow], others: Iterable[MixRow]
+) -> tuple[str, ...]:
+    """The classes of both, in the order that the real set declares; without one, sorted.
+
+    Raises:
+        InputError: the synthetic sets have others, or lack some.
+    """
     real, made = {row.label for row in ours}, {row.label for row in others}
     if unknown := sorted(made - real):
         raise InputError(
             f"the synthetic sets have classes that the real set does not have: {_some(unknown)}; "
             f"the real set has {_some(sorted(real))}"
         )
-    missing = sorted(real - made)
-    if missing and not mix.allow_fewer:
-        raise InputError(
-            f"the synthetic sets have no image of these classes: {_some(missing)}; generate some, "
-            "or use --allow-fewer"
-        )
-    return tuple(sorted(real))
+    _refuse_missing(mix, sorted(real), ours, others, ())
+    declared = {name: number for number, name in enumerate(source.images.classes)}
+    return tuple(sorted(real, key=lambda name: (declared.get(name, len(declared)), *_order(name))))
 
 
-def _without_leaks(
+def _refuse_missing(
     mix: Mix,
-    sources: Sequence[Source],
-    ours: list[MixRow],
-    others: list[MixRow],
-    left_out: list[LeftOut],
-    say: Say,
-) -> tuple[list[MixRow], list[MixRow]]:
-    """The rows that are no near copies of held-out images."""
-    rows = [*ours, *others]
-    for place in mix.held_out:
-        say(f"reading the images of {place}")
-        held_out = _held_out_prints(place)
-        for source in sources:
-            say(f"reading the images of {source.images.place}")
-            wanted = {row.key for row in rows if row.set == source.name}
-            found = _copies_of(held_out, source, wanted)
-            left_out += [
-                LeftOut(key, source.name, LEAK, f"of {original} in {place}")
-                for key, original in sorted(found.items())
-            ]
-            rows = [row for row in rows if row.set != source.name or row.key not in found]
-    kept = [row for row in rows if not row.is_synthetic]
-    if not kept:
-        raise InputError("no row of the real set is left; all are copies of held-out images")
-    return kept, [row for row in rows if row.is_synthetic]
+    classes: Sequence[str],
+    ours: Iterable[MixRow],
+    others: Iterable[MixRow],
+    left_out: Sequence[LeftOut],
+) -> None:
+    """Raise InputError if a class has no image, real or synthetic, unless that is allowed."""
+    for sets, rows in (("real set has", ours), ("synthetic sets have", others)):
+        found = {row.label for row in rows}
+        missing = [name for name in classes if name not in found]
+        if missing and not mix.allow_fewer:
+            raise InputError(
+                f"the {sets} no image of these classes: {_some(missing)}; add some, or use "
+                f"--allow-fewer{_why(left_out)}"
+            )
 
 
-def _held_out_prints(place: str) -> Prints:
-    images = set_at(place)
-    splits = images.has_splits and any(is_held_out(row.split) for row in images.read(False, ()))
-    return prints_of(
-        (
-            Picture(row.key, row.image)
-            for row in images.read(True, ())
-            if not splits or is_held_out(row.split)
-        ),
-        place,
-    )
-
-
-def _copies_of(held_out: Prints, source: Source, wanted: set[str]) -> dict[str, str]:
-    """Key -> held-out key of the near copies in a set."""
-    if not wanted:
-        return {}
-    pictures = (Picture(row.key, row.image) for row in source.rows(True) if row.key in wanted)
-    prints = prints_of(pictures, source.images.place, 0.0)
-    near = NearImages(held_out, prints, DISTANCE, LIKENESS)
-    every = np.arange(len(prints))
-    found = nearest_of(near, np.arange(len(held_out)), every, len(prints))
-    return {
-        prints.keys[at]: held_out.keys[place]
-        for at, place in enumerate(found.place.tolist())
-        if place >= 0
-    }
+def _order(name: str) -> tuple[bool, int, str]:
+    """Numbers by their value, then names."""
+    is_number = name.isascii() and name.isdecimal()
+    return not is_number, int(name) if is_number else 0, name
 
 
 def _drawn(
@@ -302,7 +272,7 @@ def _drawn(
     if mix.count is not None:
         asked = dict.fromkeys({*real, *groups} if mix.per == LABEL else groups, mix.count)
     elif mix.ratio is not None:
-        asked = {name: round(mix.ratio * number) for name, number in real.items()}
+        asked = {name: _rounded(mix.ratio, number) for name, number in real.items()}
     else:
         return [row for name in sorted(groups) for row in groups[name]], {}
     short = {
@@ -319,28 +289,49 @@ def _drawn(
     return [row for name in sorted(asked) for row in groups.get(name, [])[: asked[name]]], short
 
 
+def _rounded(ratio: float, number: int) -> int:
+    """The ratio times a number, as a whole number; a half is rounded up."""
+    exact = Decimal(str(ratio)) * number
+    return int(exact.to_integral_value(ROUND_HALF_UP))
+
+
 def _lot(seed: int, row: MixRow) -> tuple[bytes, str, str]:
     text = f"{seed}\n{row.set}\n{row.key}"
     return hashlib.sha256(text.encode()).digest(), row.set, row.key
 
 
-def _softened(row: MixRow, mix: Mix, classes: tuple[str, ...]) -> MixRow:
-    """The row with the probabilities of all classes, in their order."""
+def _softened(
+    row: MixRow, mix: Mix, classes: tuple[str, ...], orders: Mapping[str, Sequence[str]]
+) -> MixRow:
+    """The row with the probabilities of all classes, in the order of ``classes``.
+
+    Args:
+        orders: set -> its classes, in the order of its vectors.
+    """
     if not mix.soft_labels:
         return row
     soft = row.soft
     if soft is None:
         soft = {row.label: 1.0}
-    if isinstance(soft, Mapping):
-        if unknown := [name for name in soft if name not in classes]:
-            raise InputError(f"{row.set}: {row.key}: its source has the unknown class {unknown[0]}")
-        soft = [soft.get(name, 0.0) for name in classes]
-    if len(soft) != len(classes) or min(soft) < 0 or abs(sum(soft) - 1) > 1e-3:
+    if not isinstance(soft, Mapping):
+        soft = _of_vector(row, soft, orders[row.set])
+    if unknown := [name for name, share in soft.items() if share and name not in classes]:
+        raise InputError(
+            f"{row.set}: {row.key}: the class {unknown[0]!r} of its soft label or its source is "
+            f"not in the real set, which has {_some(classes)}"
+        )
+    return replace(row, soft=tuple(soft.get(name, 0.0) for name in classes))
+
+
+def _of_vector(row: MixRow, soft: Sequence[float], names: Sequence[str]) -> dict[str, float]:
+    """Class -> probability, of a vector in the order of the set's classes."""
+    if len(soft) != len(names) or not min(soft) >= 0 or not abs(sum(soft) - 1) <= 1e-3:
         raise InputError(
             f"{row.set}: {row.key}: the soft label {list(soft)[:_SHOWN]} is no vector of "
-            f"{len(classes)} probabilities; allowed: one for each class, with the sum 1"
+            f"{len(names)} probabilities; allowed: one for each class, in the order in which the "
+            "set declares its classes, with the sum 1"
         )
-    return replace(row, soft=tuple(soft))
+    return dict(zip(names, soft, strict=True))
 
 
 def _why(left_out: Sequence[LeftOut]) -> str:

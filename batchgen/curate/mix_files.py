@@ -9,22 +9,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from batchgen import __version__
 from batchgen.curate.mix_set import Mixed, MixRow, Source
-from batchgen.errors import InputError, SpecError
+from batchgen.errors import InputError, RejectRow, SpecError
+from batchgen.images.files import encode_image
+from batchgen.images.source import open_image
 from batchgen.labels.columns import IMAGE
 from batchgen.output.finished import refuse_unless_empty
 from batchgen.output.formats import FORMATS, parquet_bytes
 from batchgen.output.formats.format import SCHEMAS
 from batchgen.plan.keys import safe_key
-from batchgen.storage import Store, is_within
+from batchgen.storage import Store, is_within, open_input
 
 MANIFEST, RECORD, LEFT_OUT, CARD = "manifest.parquet", "mix.json", "left-out.parquet", "README.md"
 _SHARD = 1000  # images of a materialised file
-_ENDINGS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp", b"GIF8": "gif"}
+_ENDINGS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}  # by their first bytes
 
 
 def write_mix(mixed: Mixed, target: Store, form: str | None = None) -> None:
@@ -77,6 +81,52 @@ def check_places(mixed: Mixed) -> None:
                 f"{row.file} is an archive, whose images a manifest cannot name; use "
                 "--materialise, or `batchgen export --format parquet`"
             )
+    _refuse_paths(mixed)
+
+
+def _refuse_paths(mixed: Mixed) -> None:
+    """Refuse rows of Parquet files that have the path of an image, and not its bytes."""
+    columns = {one.name: one.images.image for one in mixed.sources if one.images.kind == "parquet"}
+    used: dict[tuple[str, str], dict[int, str]] = {}
+    for row in mixed.rows:
+        if row.row is not None and row.set in columns:
+            used.setdefault((row.file, columns[row.set]), {})[row.row] = row.key
+    for (file, column), keys in used.items():
+        for number in _without_bytes(file, column):
+            if number in keys:
+                raise InputError(
+                    f"{file}: row {number} ({keys[number]}) has the path of an image in the column "
+                    f"{column!r}, and not its bytes; `batchgen import` copies them, or use "
+                    "--materialise"
+                )
+
+
+def _without_bytes(place: str, column: str) -> Iterator[int]:
+    """The rows of a Parquet file without the bytes of an image; others are read only if needed."""
+    with open_input(place, place) as file:
+        parquet, first = pq.ParquetFile(file, pre_buffer=False), 0
+        for number in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            leaves = [group.column(one) for one in range(group.num_columns)]
+            told = [one for one in leaves if one.path_in_schema in (column, f"{column}.bytes")]
+            if not all(_is_full(one) for one in told):
+                table = parquet.read_row_group(number, columns=[column], use_threads=False)
+                for at, image in enumerate(table.column(column).to_pylist()):
+                    data = image.get("bytes") if isinstance(image, Mapping) else image
+                    if not isinstance(data, bytes):
+                        yield first + at
+            first += group.num_rows
+
+
+def _is_full(leaf: Any) -> bool:
+    """Whether a column of a row group has bytes in each row, as its statistics say."""
+    is_text = leaf.statistics is not None and str(leaf.statistics.logical_type) == "String"
+    return bool(
+        leaf.statistics is not None
+        and leaf.statistics.has_null_count
+        and not leaf.statistics.null_count
+        and not is_text
+    )
 
 
 def manifest_of(mixed: Mixed) -> pa.Table:
@@ -93,7 +143,7 @@ def manifest_of(mixed: Mixed) -> pa.Table:
     table = pa.table(columns)
     told = {
         "replace_probability": mixed.mix.replace_probability,
-        "replace_by": "source" if mixed.by_source else "label",
+        "replace_by": "source-or-label" if mixed.by_source else "label",
         "columns": {"image": "file", "images": _image_columns(mixed.sources)},
     }
     return table.replace_schema_metadata(_metadata(table.schema, mixed.classes, told))
@@ -164,10 +214,20 @@ def _batches(mixed: Mixed) -> Iterator[list[tuple[MixRow, bytes]]]:
 
 
 def _bytes_of(image: object, key: str, source: Source) -> bytes:
+    """The file of an image; one of a format that outputs do not have is turned into a PNG."""
     data = image.get("bytes") if isinstance(image, Mapping) else image
     if not isinstance(data, bytes):
         raise InputError(f"{source.images.place}: row {key} has no image bytes")
-    return data
+    if _ending(data) is not None:
+        return data
+    try:
+        return encode_image(np.asarray(open_image(data)), "png", 0)
+    except RejectRow as error:
+        raise InputError(f"{source.images.place}: row {key}: {error.message}") from error
+
+
+def _ending(data: bytes) -> str | None:
+    return next((name for start, name in _ENDINGS.items() if data.startswith(start)), None)
 
 
 def _table(batch: Sequence[tuple[MixRow, bytes]], classes: Sequence[str], form: str) -> pa.Table:
@@ -192,10 +252,6 @@ def _table(batch: Sequence[tuple[MixRow, bytes]], classes: Sequence[str], form: 
     return table.replace_schema_metadata(_metadata(table.schema, classes, {}))
 
 
-def _ending(data: bytes) -> str:
-    return next((name for start, name in _ENDINGS.items() if data.startswith(start)), "img")
-
-
 def record_of(mixed: Mixed, form: str | None) -> dict[str, Any]:
     """The record of a mix: settings, fingerprints of the sets, counts."""
     reasons = Counter(one.reason for one in mixed.left_out)
@@ -217,6 +273,8 @@ def record_of(mixed: Mixed, form: str | None) -> dict[str, Any]:
         "left_out": dict(sorted(reasons.items())),
         "not_drawn": mixed.not_drawn,
         "short": {name: list(pair) for name, pair in mixed.short.items()},
+        "only_real": mixed.only_real,
+        "unread_held_out": mixed.unread,
         "materialised": form,
     }
 
@@ -272,11 +330,16 @@ def _facts(mixed: Mixed) -> Iterator[tuple[str, object]]:
         yield f"synthetic images of each {mix.per}", mix.count
     yield "seed", mix.seed
     if mix.replace_probability:
-        by = "one made from it" if mixed.by_source else "one of its class"
+        own = "one made from it, if there is one, else by "
+        by = f"{own if mixed.by_source else ''}one of its class"
         yield f"probability of replacing a real image by {by}", mix.replace_probability
     yield "held-out sets that were compared", len(mix.held_out)
+    if mixed.unread:
+        yield "held-out images that cannot be read", f"{sum(mixed.unread.values()):,}"
     for reason, count in sorted(Counter(one.reason for one in mixed.left_out).items()):
         yield f"left out, {reason}", f"{count:,}"
     yield "synthetic images that were not drawn", f"{mixed.not_drawn:,}"
+    if mixed.only_real:
+        yield "classes without synthetic images", ", ".join(mixed.only_real)
     for name, (has, asked) in mixed.short.items():
         yield f"fewer than asked of {name}", f"{has:,} of {asked:,}"

@@ -86,7 +86,14 @@ class Source:
 
 @dataclass(frozen=True)
 class MixRow:
-    """One row of a training set."""
+    """One row of a training set.
+
+    Attributes:
+        source_key: the real image of its class that it was made from.
+        group: the value of the column that makes groups.
+        soft: probabilities of the classes.
+        origins: the keys of images that it was made from, as its set says.
+    """
 
     key: str
     label: str
@@ -99,6 +106,7 @@ class MixRow:
     group: str
     prompt: str | None = None
     soft: Mapping[str, float] | Sequence[float] | None = None
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ class Mixed:
         left_out: rows that were refused, with their reasons.
         not_drawn: synthetic rows that the ratio or the count left out.
         short: group -> (drawn, asked), where there were fewer than asked.
+        unread: held-out set -> images of it that cannot be read.
     """
 
     mix: Mix
@@ -130,11 +139,18 @@ class Mixed:
     left_out: tuple[LeftOut, ...] = ()
     not_drawn: int = 0
     short: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     @property
     def by_source(self) -> bool:
-        """Whether a synthetic image replaces its own source image, or any of its class."""
+        """Whether some real images are replaced by synthetic images that were made from them."""
         return any(row.source_key is not None for row in self.rows)
+
+    @property
+    def only_real(self) -> list[str]:
+        """The classes without a synthetic image."""
+        made = {row.label for row in self.rows if row.is_synthetic}
+        return [name for name in self.classes if name not in made]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Set -> class -> number of rows."""

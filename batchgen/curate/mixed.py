@@ -23,8 +23,8 @@ class MixedImages:
     """The images of a mix, by number. It pickles, so workers of a DataLoader can have it.
 
     Without replacement it has all rows, real and synthetic. With ``replace_probability`` it has
-    the real rows, and a real image is replaced by one of its synthetic ones with that
-    probability: by one that was made from it, or by one of its class, as the mix says. The same
+    the real rows, and a real image is replaced by a synthetic one with that probability: by one
+    that was made from it, if there is one, else by one of its class. The same
     seed, epoch and number give the same image.
 
     Attributes:
@@ -143,10 +143,22 @@ def _manifest(place: str) -> pa.Table:
 
 
 def _candidates(table: pa.Table, by: str) -> dict[int, list[int]]:
-    """Real row -> the synthetic rows that may replace it."""
-    name = "source_key" if by == "source" else "label"
-    values = table.column(name).to_pylist()
-    reals = table.column("key" if by == "source" else "label").to_pylist()
+    """Real row -> the synthetic rows that may replace it.
+
+    Args:
+        by: ``source``: those made from it; ``label``: those of its class; ``source-or-label``:
+            those made from it, if there are such, else those of its class.
+    """
+    found: dict[int, list[int]] = {}
+    for name, column in (("label", "label"), ("source", "source_key")):
+        if name in by.split("-or-"):
+            found |= _matching(table, "key" if name == "source" else "label", column)
+    return found
+
+
+def _matching(table: pa.Table, real: str, column: str) -> dict[int, list[int]]:
+    """Real row -> the synthetic rows whose column has its value."""
+    values, reals = table.column(column).to_pylist(), table.column(real).to_pylist()
     made = table.column("is_synthetic").to_pylist()
     groups: dict[Any, list[int]] = {}
     for row, value in enumerate(values):

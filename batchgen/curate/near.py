@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from batchgen.curate.near_hashes import Pairs, pairs_within
-from batchgen.curate.prints import Prints
+from batchgen.curate.prints import Prints, stored
 from batchgen.images.likeness import coarse, likeness, mirrored
 from batchgen.images.perceptual_hash import BITS, crop_hashes, distances
 
@@ -18,6 +18,7 @@ Array = np.ndarray[Any, Any]
 _LEAF = 1024  # samples that are compared all with all
 _GATHERED = 1 << 20  # candidates that are collected before they are compared
 _PAIRS = 4096  # pairs whose pixels are compared at once
+_BLOCK = 1024  # images that are mirrored at once
 COARSE = 0.8  # pairs whose coarse correlation is lower are not compared by pixels
 
 
@@ -202,10 +203,19 @@ def _staying_of_few(near: Near, order: Array) -> Array:
 
 
 def flipped(prints: Prints) -> Prints:
-    """The prints of the same images, mirrored left to right."""
-    images = mirrored(np.asarray(prints.planes))
-    hashes = np.stack([crop_hashes(_grey(one)) for one in images])
-    return Prints(prints.keys, np.zeros_like(prints.digests), hashes, images, coarse(images))
+    """The prints of the same images, mirrored left to right; a block of them at a time."""
+    hashes, vectors = np.empty_like(prints.hashes), np.empty_like(prints.coarse)
+
+    def blocks() -> Iterator[Array]:
+        for start in range(0, len(prints), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            images = mirrored(np.asarray(prints.planes[block]))
+            hashes[block] = [crop_hashes(_grey(one)) for one in images]
+            vectors[block] = coarse(images)
+            yield images
+
+    planes = stored(blocks())
+    return Prints(prints.keys, np.zeros_like(prints.digests), hashes, planes, vectors)
 
 
 def _grey(image: Array) -> Array:

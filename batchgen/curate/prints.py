@@ -66,6 +66,17 @@ class Prints:
         return sum(self.bad.values())
 
 
+def stored(blocks: Iterable[Array]) -> Array:
+    """Blocks of planes, one after the other, in a temporary file that has no name."""
+    rows = 0
+    with tempfile.TemporaryFile(prefix="batchgen-prints-") as file:
+        for block in blocks:
+            file.write(block.tobytes())
+            rows += len(block)
+        file.flush()
+        return np.memmap(file, np.uint8, "r", shape=(rows, PLANES))
+
+
 @dataclass(frozen=True)
 class _One:
     """The print of one image, or why there is none."""
@@ -78,13 +89,19 @@ class _One:
     message: str = ""
 
 
-def prints_of(pictures: Iterable[Picture], name: str, bad_limit: float = 0.1) -> Prints:
+def prints_of(
+    pictures: Iterable[Picture],
+    name: str,
+    bad_limit: float = 0.1,
+    option: str = "--rejected-limit",
+) -> Prints:
     """Print images: they are read one after another, some in threads, and none is kept.
 
     Args:
         pictures: the images.
         name: of the set, for messages.
         bad_limit: fraction of the images that may be unreadable.
+        option: of the command that sets the limit, for messages; empty: there is none.
 
     Raises:
         InputError: there is no image, or more are unreadable than the limit allows.
@@ -107,7 +124,7 @@ def prints_of(pictures: Iterable[Picture], name: str, bad_limit: float = 0.1) ->
                     examples.append((one.key, one.message))
             del examples[_SHOWN:]
         file.flush()
-        _refuse(name, len(keys), sum(bad.values()), examples, bad_limit)
+        _refuse(name, len(keys), sum(bad.values()), examples, (bad_limit, option))
         images = np.memmap(file, np.uint8, "r", shape=(len(keys), PLANES))
     return Prints(
         tuple(keys),
@@ -121,13 +138,15 @@ def prints_of(pictures: Iterable[Picture], name: str, bad_limit: float = 0.1) ->
 
 
 def _refuse(
-    name: str, good: int, bad: int, examples: list[tuple[str, str]], bad_limit: float
+    name: str, good: int, bad: int, examples: list[tuple[str, str]], limit: tuple[float, str]
 ) -> None:
+    bad_limit, option = limit
     told = "; ".join(f"{key}: {message}" for key, message in examples)
     if bad > bad_limit * (good + bad):
+        allowed = f"a fraction of {bad_limit:g}" if bad_limit else "none"
         raise InputError(
-            f"{name}: {bad:,} of {good + bad:,} images cannot be read ({told}); allowed: a "
-            f"fraction of {bad_limit:g} (--rejected-limit)"
+            f"{name}: {bad:,} of {good + bad:,} images cannot be read ({told}); allowed: "
+            f"{allowed}{f' ({option})' if option else ''}"
         )
     if not good:
         raise InputError(f"{name}: it has no images")

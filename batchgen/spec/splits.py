@@ -15,9 +15,9 @@ SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 OTHER_SPLIT = "other-split"  # of reasons.REASONS
 
 
-def split_named(word: str) -> str | None:
-    """The split that a name means, such as ``val``; None for any other name."""
-    return SPLITS.get(word.lower())
+def split_named(word: object) -> str | None:
+    """The split that a name means, such as ``val``; None for any other name, or a number."""
+    return SPLITS.get(word.lower()) if isinstance(word, str) else None
 
 
 def is_held_out(split: str | None) -> bool:

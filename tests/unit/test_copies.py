@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from batchgen.cli import main
 from batchgen.curate.columns import columns_of
 from batchgen.curate.copies import Ask, find_copies
 from batchgen.curate.image_sets import set_at
+from batchgen.curate.near import Matches, NearVectors
 from batchgen.curate.prints import Picture, prints_of
 from batchgen.curate.score_sets import store_scores
 from batchgen.curate.selection import Query, select, selected_keys
@@ -196,6 +198,38 @@ def test_embeddings_are_compared_if_asked(tmp_path: Path) -> None:
         row = rows_of(ledger)[13]
         assert row["copy_of"] == keys[4] and row["copies_distance"] is None
         assert row["copies_likeness"] > 0.99
+
+
+def test_pairs_that_the_index_misses_once_are_still_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is asked twice: which samples stay, and which of them each copy is nearest to."""
+    ledger = pictured_output(tmp_path, textures(6))
+    vectors = np.eye(6, 8, dtype=np.float32)
+    vectors[5] = vectors[2]
+
+    class Missing(NearVectors):
+        def __call__(self, first: Array, second: Array) -> Iterator[Matches]:
+            yield from super().__call__(first, second) if first is second else ()
+
+    def near(ledger: Ledger, keys: object, least: float, approximate: bool) -> NearVectors:
+        return (Missing if approximate else NearVectors)(vectors, vectors, least)
+
+    monkeypatch.setattr("batchgen.curate.copies.vectors_near", near)
+    found = find_copies(ledger, Ask(similarity=0.9, approximate=True))
+    rows = rows_of(ledger)
+    assert found.copies == 1 and [row["is_copy"] for row in rows] == [False] * 5 + [True]
+    assert rows[5]["copy_of"] == rows[2]["key"]
+
+
+def test_outputs_that_are_not_finished_are_told(tmp_path: Path) -> None:
+    ledger = pictured_output(tmp_path, textures(20))
+    other = pictured_output(tmp_path, textures(20, 1), name="other")
+    for name in ("out", "other"):
+        (tmp_path / name / "_batchgen" / "shards" / "00001.json").unlink()
+    found = find_copies(Ledger(ledger.store), Ask(against=(other.store.url,)))
+    assert found.samples == 16 and len(found.notes) == 2
+    assert all("is not finished: 1 of 2 shards were read" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from batchgen.curate import near_hashes as near_hashes_module
-from batchgen.curate.near import Matches, NearVectors, nearest_of, staying
+from batchgen.curate.near import Matches, NearVectors, flipped, nearest_of, staying
 from batchgen.curate.near_hashes import band_masks, nearest, pairs_within
 from batchgen.curate.near_vectors import IndexedVectors
-from batchgen.images.likeness import coarse, likeness, mirrored, planes
+from batchgen.curate.prints import Prints
+from batchgen.images.likeness import PLANES, coarse, likeness, mirrored, planes
 from batchgen.images.perceptual_hash import CROPS, crop_hashes, distances, perceptual_hash
 from tests.pictured_outputs import jpeg, textures
 
@@ -213,3 +215,19 @@ def test_an_index_finds_what_the_exact_search_finds() -> None:
     assert len(exact) >= 4000 + 200
     assert indexed <= exact
     assert len(indexed) >= 0.99 * len(exact)
+
+
+def test_mirrored_prints_are_made_in_little_memory() -> None:
+    generator, count = np.random.default_rng(0), 6000
+    images = generator.integers(0, 255, (count, PLANES), np.uint8)
+    hashes = np.zeros((count, len(CROPS)), np.uint64)
+    keys = tuple(map(str, range(count)))
+    prints = Prints(keys, np.zeros((count, 16), np.uint8), hashes, images, coarse(images[:]))
+    tracemalloc.start()
+    turned = flipped(prints)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / count < 4096
+    assert (turned.planes[-3:] == mirrored(images[-3:])).all()
+    assert (turned.coarse[-3:] == coarse(mirrored(images[-3:]))).all()
+    assert len(np.unique(turned.hashes[:, 0])) > count * 0.99
