@@ -54,13 +54,14 @@ def commands(folder: str, draws: int) -> dict[str, list[list[str]]]:
     agreeing, every = [*sets], [*sets]
     agreeing[1], every[1] = f"{images}:kept", f"{images}:all"
     pool = f"{folder}/pool.parquet"
+    against = ["--against", test, "--against", f"{folder}/validation.parquet"]
     kept = ["--where", "class_agrees and not is_leak", "--top", "100", "--by", "seed"]
     mixed = ["--real", f"{folder}/real.parquet", "--synthetic", f"{images}:kept"]
     return {
         "data": [[sys.executable, "jobs/training_set.py", folder]],
         "run": [[*batchgen, "run", "jobs/training_set.yaml", *_here(folder)]],
         "verify": [[*batchgen, "verify", images]],
-        "copies": [[*batchgen, "copies", images, "--against", test, "--training", pool]],
+        "copies": [[*batchgen, "copies", images, *against, "--training", pool]],
         "select": [
             [*batchgen, "select", images, "--name", "kept", *kept, "--per", "label"],
             [*batchgen, "select", images, "--name", "all", "--where", "not is_leak"],

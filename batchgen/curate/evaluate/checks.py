@@ -130,7 +130,7 @@ def _how_to_remove(one: ImageSet, kept: ImageSet) -> str:
     url = one.origin.ledger.store.url
     return (
         f": `batchgen copies {url} --against {kept.place}` marks them, and `batchgen select {url} "
-        "--where 'not is_leak'` leaves them out"
+        "--name NAME --where 'not is_leak'` leaves them out"
     )
 
 
