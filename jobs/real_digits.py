@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_digits
 
-SPLIT = Path(__file__).parents[1] / "batchgen/shipped/digits-shapes/digits_split.json"
+import batchgen
+
+SPLIT = Path(batchgen.__file__).parent / "shipped/digits-shapes/digits_split.json"
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SIDE = 32
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
