@@ -88,6 +88,7 @@ class Colours:
     reads = ("prompt",)
     compares = False
     fingerprint = "colours/1"
+    figures = ("words",)
 
     def __call__(self, scored: Scored) -> Scores:
         words = np.array([len(prompt.split()) for prompt in scored.rows["prompt"]], np.int32)
