@@ -92,7 +92,7 @@ def run(command: list[str]) -> dict[str, Any]:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     lines = done.stdout.strip().splitlines()
     print(f"{seconds:7.1f} s  {' '.join(command[2:6])}: {lines[-1] if lines else ''}", flush=True)
-    said = [] if "eval" in command else lines[-30:]
+    said = [] if "eval" in command else [line.replace(f"{ROOT}/", "") for line in lines[-30:]]
     shown = ["batchgen" if word == "-m" else word for word in command[1:] if word != "batchgen"]
     return {"command": " ".join(shown), "seconds": seconds, "said": said}
 
