@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from functools import partial
 from typing import Any
 
 from batchgen.curate.rounds import check_rounds, in_rounds
+from batchgen.engine.follow import follow
 from batchgen.engine.interrupt import interruptible
 from batchgen.engine.planning import plan_for, runnable
 from batchgen.errors import Interrupted
@@ -15,12 +15,12 @@ from batchgen.output.claim import choices_ahead, claim, job_of, plan_to_keep
 from batchgen.output.holdings import refuse_to_remove, refuse_unless_free, remove_output
 from batchgen.output.lease import LEASE_SECONDS, Lease, hold_lease
 from batchgen.output.ledger import PLAN, Ledger, States
-from batchgen.output.outcome import Outcome, advised, begin, count, hopeless, unchanged
+from batchgen.output.outcome import Outcome, advised, begin, hopeless, unchanged
 from batchgen.output.shard_range import parse_range
 from batchgen.plan.plan import Plan
 from batchgen.plan.sizes import resized
 from batchgen.progress.display import Progress
-from batchgen.progress.lines import line_of, opening, teller
+from batchgen.progress.lines import opening, teller
 from batchgen.progress.log import kept
 from batchgen.report.finalize import finalize
 from batchgen.spec.places import anywhere, reach_stores
@@ -135,17 +135,9 @@ def _stream(
     from batchgen.engine.start import ready
     from batchgen.engine.stream import generate
 
-    tally, pending, stopped = progress.tally, states.pending, ""
+    pending = states.pending
     with ready(plan, ledger, len(pending), address, progress, interrupt) as pools:
-        with closing(generate(plan, ledger, pending, pools, progress.hear)) as events:
-            for event in events:
-                count(tally, event, made=True)
-                if line := line_of(event):
-                    progress.say(line)
-                progress.show()
-                lease.check()
-                if stopped := hopeless(plan, tally):
-                    progress.say(f"stopped: {stopped}")
-                    break
+        stream = generate(plan, ledger, pending, pools, progress.hear)
+        stopped = follow(stream, progress, lease, partial(hopeless, plan))
         progress.end()
     return stopped

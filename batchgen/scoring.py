@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from batchgen.curate.score_request import Request, settled
 from batchgen.curate.score_sets import shards_of
 from batchgen.curate.summary import show_scores
+from batchgen.engine.follow import follow
 from batchgen.engine.interrupt import interruptible
 from batchgen.errors import InputError, Interrupted, LimitExceeded
 from batchgen.output.lease import Lease, hold_lease
@@ -31,7 +32,7 @@ from batchgen.output.shard_range import ShardRange, parse_range, range_text
 from batchgen.output.tally import Tally
 from batchgen.plan.plan import Plan
 from batchgen.progress.display import Progress
-from batchgen.progress.lines import line_of, teller
+from batchgen.progress.lines import teller
 from batchgen.progress.log import kept
 from batchgen.spec.places import reach_stores
 from batchgen.spec.score_section import ScorerSpec
@@ -163,19 +164,11 @@ def _stream(
     """Score the pending shards; returns why the run stopped early, or an empty string."""
     from batchgen.engine.score import ScoreJob, score_pools, score_stream
 
-    tally, stopped = progress.tally, ""
     asked = ScoreJob(job.plan, job.ledger.store.url, time.time(), job.record, job.specs)
     start = score_pools(job.plan, job.ledger, len(pending), job.address, progress, interrupt)
-    with start as pools, closing(score_stream(asked, pending, pools, progress.hear)) as events:
-        for event in events:
-            count(tally, event, made=True)
-            if line := line_of(event):
-                progress.say(line)
-            progress.show()
-            lease.check()
-            if stopped := _hopeless(job, tally):
-                progress.say(f"stopped: {stopped}")
-                break
+    with start as pools:
+        stream = score_stream(asked, pending, pools, progress.hear)
+        stopped = follow(stream, progress, lease, partial(_hopeless, job))
         progress.end()
     return stopped
 

@@ -8,14 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from batchgen.attempts import Attempts, News
-from batchgen.cluster.daemons import guarded
-from batchgen.cluster.devices import refuse_hidden_gpu
-from batchgen.cluster.join import cluster, refuse_unshared
 from batchgen.engine.actors import Job, StageActor
-from batchgen.engine.demand import await_room, watched
 from batchgen.engine.memory import memory_facts
-from batchgen.engine.pools import Pools, described, pools_of
+from batchgen.engine.pools import Pools, pools_of
 from batchgen.engine.shared import SharedAttempts
+from batchgen.engine.start import started
 from batchgen.engine.stream import stream_of
 from batchgen.errors import DoesNotFit, OutOfMemory, RetryShard
 from batchgen.models.scorers import load_scorers
@@ -128,26 +125,14 @@ def score_pools(
     progress: Progress,
     interrupt: Callable[[str], None],
 ) -> Iterator[Pools]:
-    """Starts Ray here, or joins the cluster at ``address``; yields the pool for ``shards`` shards.
-
-    Inside, ``interrupt`` is called if Ray or nodes that the pool needs are lost.
-
-    Raises:
-        UsageError: a GPU cannot be used, the pool will never fit, or a node cannot see a folder.
-    """
+    """The pool that scores ``shards`` shards, see ``started``."""
 
     def pools(nodes_may_join: bool) -> Pools:
         return [(Score, one) for _, one in pools_of(plan, shards, nodes_may_join)]
 
-    progress.enter_phase(f"joining Ray at {address}" if address else "starting Ray")
-    with cluster(address) as joined:
-        refuse_hidden_gpu(plan.spec)
-        await_room(pools(joined), joined, progress.say)
-        found = pools(joined)
-        refuse_unshared([ledger.store.path(PLAN)] if ledger.store.local else [])
-        progress.enter_phase(f"loading the scorers on {described(found)}")
-        with guarded(interrupt), watched(found, interrupt):
-            yield found
+    paths = [ledger.store.path(PLAN)] if ledger.store.local else []
+    with started(plan, pools, paths, "the scorers", address, progress, interrupt) as found:
+        yield found
 
 
 def score_stream(
