@@ -31,6 +31,13 @@ _SHARD = 1000  # images of a materialised file
 _ENDINGS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp"}  # by their first bytes
 
 
+UNFINISHED = "UNFINISHED.txt"  # there from the first file on until the set is complete
+_TOLD = (
+    "batchgen mix has not written all of this training set: it is at work, or it was interrupted.\n"
+    "If it is no longer at work, remove this folder and mix again.\n"
+)
+
+
 def write_mix(mixed: Mixed, target: Store, form: str | None = None) -> None:
     """Write the training set to an empty folder; the manifest last.
 
@@ -43,7 +50,8 @@ def write_mix(mixed: Mixed, target: Store, form: str | None = None) -> None:
     """
     if form is None:
         check_places(mixed)
-    else:
+    target.put(UNFINISHED, _TOLD.encode())
+    if form is not None:
         _write_images(mixed, target, form)
     if mixed.left_out:
         rows = [asdict(one) for one in mixed.left_out]
@@ -51,6 +59,7 @@ def write_mix(mixed: Mixed, target: Store, form: str | None = None) -> None:
     target.put(CARD, card_of(mixed, form).encode())
     target.put(RECORD, (json.dumps(record_of(mixed, form), indent=1) + "\n").encode())
     target.put(MANIFEST, parquet_bytes(manifest_of(mixed)))
+    target.delete(UNFINISHED)
 
 
 def check_target(sources: Sequence[Source], target: Store, form: str | None) -> None:
@@ -60,6 +69,11 @@ def check_target(sources: Sequence[Source], target: Store, form: str | None) -> 
     for one in sources:
         if is_within(target.url, one.images.place):
             raise InputError(f"target {target.url} is inside the set {one.images.place}")
+    if UNFINISHED in target.list(""):
+        raise InputError(
+            f"target {target.url} holds a training set that is not complete ({UNFINISHED}): "
+            "another `batchgen mix` is at work, or it was interrupted; then remove the folder"
+        )
     refuse_unless_empty(target)
 
 

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from batchgen.cli import main
+from batchgen.curate import mix_files
 from batchgen.curate.copies import Ask, find_copies
 from batchgen.curate.mix import plan_mix
 from batchgen.curate.mix_files import write_mix
@@ -381,3 +382,21 @@ def test_archives_have_to_be_materialised(folder: Path, tmp_path: Path) -> None:
 def test_a_place_without_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no manifest\.parquet"):
         MixedImages(str(tmp_path))
+
+
+@pytest.mark.parametrize("form", [None, "image-folder"])
+def test_an_interrupted_mix_says_that_it_is_not_complete(
+    form: str | None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = plan_mix(Mix(str(folder / "real.parquet"), (str(folder / "parquet"),)))
+    target = open_store(str(tmp_path / "mix"))
+    with monkeypatch.context() as patched:
+        patched.setattr(mix_files, "card_of", lambda *given: [].pop())
+        with pytest.raises(IndexError):
+            write_mix(mixed, target, form)
+    assert "remove this folder" in target.read("UNFINISHED.txt").decode()
+    words = ["mix", target.url, "--real", str(folder / "real.parquet")]
+    again = run(*words, "--synthetic", str(folder / "parquet"))
+    assert again.exit_code == 1 and "not complete (UNFINISHED.txt)" in again.output
+    write_mix(mixed, open_store(str(tmp_path / "other")), form)
+    assert not (tmp_path / "other/UNFINISHED.txt").exists()
